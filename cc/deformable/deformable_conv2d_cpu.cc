@@ -1,0 +1,319 @@
+#include "deformable/deformable_conv2d_cpu.h"
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "deformable/cpu_driver.h"
+
+namespace tf_deformable {
+namespace {
+
+constexpr int64_t kPackedBytes = 10 << 20;   // of filters packed at a time
+constexpr int64_t kPlanBytes = 512 << 10;    // of the samples of a tile
+constexpr int64_t kSumsBytes = 512 << 10;    // of the sums of a tile or block
+constexpr int64_t kPartialsBytes = 4 << 20;  // of the gradients that wait to be added up
+constexpr int64_t kTileBlocks = 16;          // a tile is that many register blocks high
+constexpr int64_t kUnitsWanted = 8;          // enough to keep some threads busy
+
+template <typename T>
+const DeformableConv2DKernels<T>& SelectedConv2DKernels() {
+  return SelectedKernels<T>(TF_DEFORMABLE_KERNEL_TABLES(kDeformableConv2DKernels));
+}
+
+// Rows of a panel are read side by side: a stride that is no multiple of a page keeps them out of
+// each other's cache sets.
+template <typename A>
+int64_t PanelRow(int64_t columns) {
+  return RoundUp(columns, kWorkspaceAlignment / sizeof(A)) + kWorkspaceAlignment / sizeof(A);
+}
+
+// Pixels of a tile: some register blocks, fewer if their samples or their sums would not fit.
+template <typename T>
+int64_t TilePixels(const DeformableConv2DKernels<T>& kernels, int64_t pixels,
+                   int64_t samples_per_pixel, int64_t sums_per_pixel) {
+  using A = ComputeType<T>;
+  const int64_t rows = kernels.block_rows;
+  int64_t tile = rows * kTileBlocks;
+  tile = std::min<int64_t>(tile, kPlanBytes / (samples_per_pixel * sizeof(Sample<A>)));
+  tile = std::min<int64_t>(tile, kSumsBytes / (sums_per_pixel * sizeof(A)));
+  tile = std::max(tile / rows * rows, rows);
+  return std::min(tile, std::max<int64_t>(pixels, 1));
+}
+
+}  // namespace
+
+// --- Forward -------------------------------------------------------------------------------------
+
+template <typename T>
+DeformableConv2DForwardPlan<T>::DeformableConv2DForwardPlan(const DeformableConv2DGeometry& g,
+                                                            int num_workers)
+    : kernels_(SelectedConv2DKernels<T>()) {
+  using A = ComputeType<T>;
+  const int64_t depth = g.taps() * g.group_channels();
+  const int64_t column_bytes = depth * sizeof(A);
+  const int64_t group_columns = RoundUp(g.group_filters(), kernels_.lanes);
+  groups_per_slab_ =
+      std::clamp<int64_t>(kPackedBytes / (column_bytes * group_columns), 1, g.groups);
+  filters_per_slab_ = g.group_filters();
+  if (column_bytes * group_columns > kPackedBytes) {
+    filters_per_slab_ = std::max<int64_t>(kPackedBytes / column_bytes / kernels_.panel_columns, 1) *
+                        kernels_.panel_columns;
+    filters_per_slab_ = std::min(filters_per_slab_, g.group_filters());
+  }
+  const int64_t slab_columns = RoundUp(filters_per_slab_, kernels_.lanes);
+
+  job_.geometry = g;
+  job_.packed_group_size = depth * slab_columns;
+  job_.tile_pixels =
+      TilePixels(kernels_, g.output_pixels(), g.offset_groups * g.taps(), slab_columns);
+  job_.panel_row = PanelRow<A>(std::min(depth, kLargestPanel));
+  job_.sums_row = slab_columns;
+  Layout<A> worker;
+  job_.panel_at = worker.Add(job_.tile_pixels * job_.panel_row);
+  job_.sums_at = worker.Add(job_.tile_pixels * job_.sums_row);
+  job_.plan_at = worker.template Add<Sample<A>>(job_.tile_pixels * g.offset_groups * g.taps());
+  worker_size_ = worker.size();
+
+  Layout<A> all;
+  all.Add(groups_per_slab_ * job_.packed_group_size);
+  worker_at_ = all.Add(num_workers * worker_size_);
+  workspace_bytes_ = all.size() * sizeof(A);
+}
+
+template <typename T>
+void DeformableConv2DForwardPlan<T>::Run(const DeformableConv2DForward<T>& tensors,
+                                         Executor& executor, void* workspace) const {
+  using A = ComputeType<T>;
+  const DeformableConv2DGeometry& g = job_.geometry;
+  const int64_t depth = g.taps() * g.group_channels();
+  ForwardJob<T> job = job_;
+  job.inputs = tensors.inputs;
+  job.filters = tensors.filters;
+  job.offsets = tensors.offsets;
+  job.mask = tensors.mask;
+  job.bias = tensors.bias;
+  job.output = tensors.output;
+  job.packed_filters = static_cast<A*>(workspace);
+  A* const worker_space = job.packed_filters + worker_at_;
+
+  const int64_t tiles = CeilDiv(g.output_pixels(), job.tile_pixels);
+  for (int64_t group = 0; group < g.groups; group += groups_per_slab_) {
+    job.first_group = group;
+    job.last_group = std::min(group + groups_per_slab_, g.groups);
+    for (int64_t filter = 0; filter < g.group_filters(); filter += filters_per_slab_) {
+      job.first_filter = filter;
+      job.last_filter = std::min(filter + filters_per_slab_, g.group_filters());
+      const int64_t columns = job.last_filter - job.first_filter;
+      ForEach(executor, job.last_group - job.first_group, depth * columns,
+              [&](int64_t unit, int) { kernels_.pack_filters(job, job.first_group + unit); });
+      const int64_t products = (job.last_group - job.first_group) * depth * columns;
+      ForEach(executor, tiles, 2 * products * job.tile_pixels, [&](int64_t unit, int worker) {
+        kernels_.forward(job, unit, worker_space + worker * worker_size_);
+      });
+    }
+  }
+}
+
+// --- Backward ------------------------------------------------------------------------------------
+
+template <typename T>
+DeformableConv2DBackwardPlan<T>::DeformableConv2DBackwardPlan(const DeformableConv2DGeometry& g,
+                                                              int num_workers)
+    : kernels_(SelectedConv2DKernels<T>()) {
+  using A = ComputeType<T>;
+  const int64_t lanes = kernels_.lanes;
+  const int64_t depth = g.taps() * g.group_channels();
+
+  // Filters: blocks of rows and filters whose sums stay in the cache, enough of them for threads.
+  FiltersGradientJob<T>& f = filters_job_;
+  f.geometry = g;
+  f.rows_per_block =
+      std::clamp<int64_t>(RoundUp(CeilDiv(g.groups * depth, 2 * kUnitsWanted), kernels_.block_rows),
+                          1, kLargestPanel / 2);
+  f.rows_per_block = std::min(f.rows_per_block, depth);
+  f.row_blocks = CeilDiv(depth, f.rows_per_block);
+  f.filters_per_block = std::min<int64_t>(g.group_filters(), 512);
+  f.filter_blocks = CeilDiv(g.group_filters(), f.filters_per_block);
+  const int64_t block_columns = RoundUp(f.filters_per_block, lanes);
+  const int64_t block_taps = std::min(CeilDiv(f.rows_per_block, g.group_channels()) + 1, g.taps());
+  const int64_t block_samples =
+      block_taps *
+      std::min(g.offset_groups, CeilDiv(g.group_channels(), g.offset_group_channels()) + 1);
+  f.tile_pixels = TilePixels(kernels_, g.output_pixels(), block_samples, block_columns);
+  f.panel_row = PanelRow<A>(f.rows_per_block);
+  f.sums_row = block_columns;
+  Layout<A> filters_worker;
+  f.panel_at = filters_worker.Add(f.tile_pixels * f.panel_row);
+  f.packed_at = filters_worker.Add(f.tile_pixels * block_columns);
+  f.sums_at = filters_worker.Add(f.rows_per_block * f.sums_row);
+  f.plan_at = filters_worker.template Add<Sample<A>>(f.tile_pixels * block_samples);
+  filters_worker_size_ = filters_worker.size();
+
+  // Inputs: blocks of channels that never straddle a group or an offset group.
+  InputsGradientJob<T>& job = inputs_job_;
+  job.geometry = g;
+  const int64_t widest = std::clamp<int64_t>(
+      RoundUp(CeilDiv(g.batch * g.channels, kUnitsWanted), lanes), 64, kLargestPanel / 2);
+  const int64_t filter_columns = g.taps() * g.group_filters();
+  int64_t packed = 0, largest_slab = 0, widest_block = 0;
+  for (int64_t first = 0; first < g.channels;) {
+    ChannelBlock block;
+    block.first = first;
+    block.group = first / g.group_channels();
+    block.offset_group = first / g.offset_group_channels();
+    block.width = std::min({widest, (block.group + 1) * g.group_channels() - first,
+                            (block.offset_group + 1) * g.offset_group_channels() - first});
+    block.packed_at = packed;
+    const int64_t size = filter_columns * RoundUp(block.width, lanes);
+    const int64_t slab_start = slabs_.empty() ? 0 : blocks_[slabs_.back()].packed_at;
+    if (slabs_.empty() ||
+        (packed + size - slab_start) * static_cast<int64_t>(sizeof(A)) > kPackedBytes) {
+      slabs_.push_back(blocks_.size());
+    }
+    packed += size;
+    blocks_.push_back(block);
+    largest_slab = std::max(largest_slab, packed - blocks_[slabs_.back()].packed_at);
+    widest_block = std::max(widest_block, RoundUp(block.width, lanes));
+    first += block.width;
+  }
+  slabs_.push_back(blocks_.size());
+  job.num_blocks = blocks_.size();
+
+  const int64_t pixel_partials = job.num_blocks * g.taps() * 3 * sizeof(A);
+  const int64_t pixels = std::max<int64_t>(kPartialsBytes / pixel_partials, 1);
+  const int64_t images = std::max<int64_t>(g.batch, 1);
+  const int64_t size = std::max<int64_t>(g.output_size(), 1);
+  // Whole images if they fit, else as many at once as keep the threads busy.
+  images_per_step_ = std::clamp<int64_t>(
+      std::max(pixels / size, CeilDiv(kUnitsWanted, job.num_blocks)), 1, images);
+  pixels_per_step_ = std::clamp<int64_t>(pixels / images_per_step_, 1, size);
+
+  job.tile_pixels =
+      TilePixels(kernels_, pixels_per_step_, g.taps(), std::max(widest_block, g.group_filters()));
+  if (pixels_per_step_ < size) {
+    pixels_per_step_ = RoundUp(pixels_per_step_, job.tile_pixels);
+  }
+  constexpr bool kRounds = !std::is_same_v<T, A>;
+  job.columns_row = widest_block;
+  Layout<A> inputs_worker;
+  job.upstream_at = inputs_worker.Add(kRounds ? job.tile_pixels * g.group_filters() : 0);
+  job.columns_at = inputs_worker.Add(job.tile_pixels * job.columns_row);
+  job.discard_at = inputs_worker.Add(widest_block);
+  job.plan_at = inputs_worker.template Add<Sample<A>>(job.tile_pixels * g.taps());
+  inputs_worker_size_ = inputs_worker.size();
+
+  Layout<A> inputs;
+  packed_at_ = inputs.Add(largest_slab);
+  partials_at_ = inputs.Add(images_per_step_ * job.num_blocks * pixels_per_step_ * g.taps() * 3);
+  grad_inputs_at_ = inputs.Add(kRounds ? images_per_step_ * g.height * g.width * g.channels : 0);
+  inputs_worker_at_ = inputs.Add(num_workers * inputs_worker_size_);
+  // The two passes follow each other and share the workspace.
+  workspace_bytes_ = std::max(inputs.size(), num_workers * filters_worker_size_) * sizeof(A);
+}
+
+template <typename T>
+void DeformableConv2DBackwardPlan<T>::Run(const DeformableConv2DBackward<T>& tensors,
+                                          Executor& executor, void* workspace) const {
+  RunFilters(tensors, executor, static_cast<ComputeType<T>*>(workspace));
+  RunInputs(tensors, executor, static_cast<ComputeType<T>*>(workspace));
+}
+
+template <typename T>
+void DeformableConv2DBackwardPlan<T>::RunFilters(const DeformableConv2DBackward<T>& tensors,
+                                                 Executor& executor,
+                                                 ComputeType<T>* workspace) const {
+  const DeformableConv2DGeometry& g = filters_job_.geometry;
+  if (g.output_pixels() == 0) {
+    const int64_t size = g.taps() * g.group_channels() * g.filters;
+    std::memset(static_cast<void*>(tensors.grad_filters), 0, size * sizeof(T));
+    return;
+  }
+  FiltersGradientJob<T> job = filters_job_;
+  job.inputs = tensors.inputs;
+  job.offsets = tensors.offsets;
+  job.mask = tensors.mask;
+  job.grad_output = tensors.grad_output;
+  job.grad_filters = tensors.grad_filters;
+  ForEach(executor, g.groups * job.row_blocks * job.filter_blocks,
+          2 * g.output_pixels() * job.rows_per_block * job.filters_per_block,
+          [&](int64_t unit, int worker) {
+            kernels_.filters_gradient(job, unit, workspace + worker * filters_worker_size_);
+          });
+}
+
+template <typename T>
+void DeformableConv2DBackwardPlan<T>::RunInputs(const DeformableConv2DBackward<T>& tensors,
+                                                Executor& executor,
+                                                ComputeType<T>* workspace) const {
+  using A = ComputeType<T>;
+  const DeformableConv2DGeometry& g = inputs_job_.geometry;
+  const int64_t image_size = g.height * g.width * g.channels;
+  InputsGradientJob<T> job = inputs_job_;
+  job.inputs = tensors.inputs;
+  job.filters = tensors.filters;
+  job.offsets = tensors.offsets;
+  job.mask = tensors.mask;
+  job.grad_output = tensors.grad_output;
+  job.grad_offsets = tensors.grad_offsets;
+  job.grad_mask = tensors.grad_mask;
+  job.blocks = blocks_.data();
+  job.packed_filters = workspace + packed_at_;
+  job.partials = workspace + partials_at_;
+  A* const worker_space = workspace + inputs_worker_at_;
+  const bool packed_once = slabs_.size() == 2;
+  bool packed = false;
+
+  for (int64_t image = 0; image < g.batch; image += images_per_step_) {
+    job.first_image = image;
+    job.last_image = std::min(image + images_per_step_, g.batch);
+    const int64_t images = job.last_image - job.first_image;
+    if constexpr (std::is_same_v<T, A>) {
+      job.grad_inputs = tensors.grad_inputs + image * image_size;
+    } else {
+      job.grad_inputs = workspace + grad_inputs_at_;
+    }
+    ForEach(executor, images, image_size, [&](int64_t unit, int) {
+      std::memset(job.grad_inputs + unit * image_size, 0, image_size * sizeof(A));
+    });
+    for (int64_t pixel = 0; pixel < g.output_size(); pixel += pixels_per_step_) {
+      job.first_pixel = pixel;
+      job.last_pixel = std::min(pixel + pixels_per_step_, g.output_size());
+      for (size_t slab = 0; slab + 1 < slabs_.size(); ++slab) {
+        job.first_block = slabs_[slab];
+        job.last_block = slabs_[slab + 1];
+        const int64_t blocks = job.last_block - job.first_block;
+        const int64_t block_products = g.taps() * g.group_filters() * blocks_[0].width;
+        if (!packed || !packed_once) {
+          ForEach(executor, blocks, block_products, [&](int64_t unit, int) {
+            kernels_.pack_transposed_filters(job, job.first_block + unit);
+          });
+          packed = true;
+        }
+        ForEach(executor, images * blocks, 2 * block_products * (job.last_pixel - job.first_pixel),
+                [&](int64_t unit, int worker) {
+                  kernels_.inputs_gradient(job, unit, worker_space + worker * inputs_worker_size_);
+                });
+      }
+      ForEach(executor, images, 3 * (job.last_pixel - job.first_pixel) * job.num_blocks * g.taps(),
+              [&](int64_t unit, int) { kernels_.reduce_partials(job, unit); });
+    }
+    if constexpr (!std::is_same_v<T, A>) {
+      ForEach(executor, images, image_size, [&](int64_t unit, int) {
+        kernels_.round(job.grad_inputs + unit * image_size, image_size,
+                       tensors.grad_inputs + (image + unit) * image_size);
+      });
+    }
+  }
+}
+
+template class DeformableConv2DForwardPlan<float>;
+template class DeformableConv2DForwardPlan<double>;
+template class DeformableConv2DForwardPlan<Half>;
+template class DeformableConv2DForwardPlan<BFloat16>;
+template class DeformableConv2DBackwardPlan<float>;
+template class DeformableConv2DBackwardPlan<double>;
+template class DeformableConv2DBackwardPlan<Half>;
+template class DeformableConv2DBackwardPlan<BFloat16>;
+
+}  // namespace tf_deformable

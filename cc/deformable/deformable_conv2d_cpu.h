@@ -1,0 +1,82 @@
+// The deformable convolution and its gradients on the CPU.
+#ifndef TF_DEFORMABLE_CC_DEFORMABLE_DEFORMABLE_CONV2D_CPU_H_
+#define TF_DEFORMABLE_CC_DEFORMABLE_DEFORMABLE_CONV2D_CPU_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "deformable/deformable_conv2d_cpu_kernels.h"
+#include "deformable/deformable_conv2d_geometry.h"
+#include "deformable/executor.h"
+
+namespace tf_deformable {
+
+// Tensors as in DeformableConv2DArguments; `mask` and `bias` may be null.
+template <typename T>
+struct DeformableConv2DForward {
+  const T* inputs;
+  const T* filters;
+  const T* offsets;
+  const T* mask;
+  const T* bias;
+  T* output;  // [N, Ho, Wo, F]
+};
+
+template <typename T>
+struct DeformableConv2DBackward {
+  const T* inputs;
+  const T* filters;
+  const T* offsets;
+  const T* mask;
+  const T* grad_output;
+  T* grad_inputs;
+  T* grad_filters;
+  T* grad_offsets;
+  T* grad_mask;  // null without a mask
+};
+
+// Cuts the work into pieces that fit the caches, from the shapes alone (never from the number of
+// threads: the order of sums must not depend on it). Made for one call: plan, allocate, Run.
+// The workspace is bounded whatever the shape and must be aligned to 64 bytes.
+template <typename T>
+class DeformableConv2DForwardPlan {
+ public:
+  DeformableConv2DForwardPlan(const DeformableConv2DGeometry& geometry, int num_workers);
+  int64_t workspace_bytes() const { return workspace_bytes_; }
+  void Run(const DeformableConv2DForward<T>& tensors, Executor& executor, void* workspace) const;
+
+ private:
+  const DeformableConv2DKernels<T>& kernels_;
+  ForwardJob<T> job_ = {};
+  int64_t groups_per_slab_, filters_per_slab_;
+  int64_t worker_at_, worker_size_;
+  int64_t workspace_bytes_;
+};
+
+template <typename T>
+class DeformableConv2DBackwardPlan {
+ public:
+  DeformableConv2DBackwardPlan(const DeformableConv2DGeometry& geometry, int num_workers);
+  int64_t workspace_bytes() const { return workspace_bytes_; }
+  void Run(const DeformableConv2DBackward<T>& tensors, Executor& executor, void* workspace) const;
+
+ private:
+  void RunFilters(const DeformableConv2DBackward<T>& tensors, Executor& executor,
+                  ComputeType<T>* workspace) const;
+  void RunInputs(const DeformableConv2DBackward<T>& tensors, Executor& executor,
+                 ComputeType<T>* workspace) const;
+
+  const DeformableConv2DKernels<T>& kernels_;
+  FiltersGradientJob<T> filters_job_ = {};
+  int64_t filters_worker_size_;
+  InputsGradientJob<T> inputs_job_ = {};
+  std::vector<ChannelBlock> blocks_;
+  std::vector<int64_t> slabs_;  // first block of each slab of packed filters, then num_blocks
+  int64_t images_per_step_, pixels_per_step_;
+  int64_t packed_at_, partials_at_, grad_inputs_at_, inputs_worker_at_, inputs_worker_size_;
+  int64_t workspace_bytes_;
+};
+
+}  // namespace tf_deformable
+
+#endif  // TF_DEFORMABLE_CC_DEFORMABLE_DEFORMABLE_CONV2D_CPU_H_

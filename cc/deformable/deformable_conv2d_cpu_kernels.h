@@ -1,0 +1,128 @@
+// What the CPU driver (deformable_conv2d_cpu.cc) and the kernels compiled once per instruction set
+// (deformable_conv2d_cpu_kernels.inc) agree on: plain data and function pointers, no inline code.
+#ifndef TF_DEFORMABLE_CC_DEFORMABLE_DEFORMABLE_CONV2D_CPU_KERNELS_H_
+#define TF_DEFORMABLE_CC_DEFORMABLE_DEFORMABLE_CONV2D_CPU_KERNELS_H_
+
+#include <cstdint>
+
+#include "deformable/deformable_conv2d_geometry.h"
+#include "deformable/float_types.h"
+#include "deformable/kernel_table.h"
+
+namespace tf_deformable {
+
+// Where one (pixel, tap, offset group) reads: worked out once, used for every channel.
+// Corners are (y0,x0), (y0,x0+1), (y0+1,x0), (y0+1,x0+1).
+template <typename A>
+struct Sample {
+  int64_t corner[4];  // pixel index into inputs as [N*H*W, C]; -1 where the corner is off the map
+  A weight[4];        // bilinear weight times mask
+  A fraction_y, fraction_x;
+  A mask;
+};
+
+// The most columns that a sampled panel has, and channels that a kernel handles at a time.
+inline constexpr int64_t kLargestPanel = 256;
+
+// Output pixels of all images are numbered 0 .. N*Ho*Wo-1. Pointers to optional tensors may be
+// null.
+
+template <typename T>
+struct ForwardJob {
+  using A = ComputeType<T>;
+  DeformableConv2DGeometry geometry;
+  const T* inputs;
+  const T* filters;
+  const T* offsets;
+  const T* mask;
+  const T* bias;
+  T* output;
+  // The slab of filters that is packed at a time: either some groups with all their filters, or a
+  // range of one group's filters.
+  int64_t first_group, last_group;
+  int64_t first_filter, last_filter;
+  A* packed_filters;  // per group: panels [taps * group_channels, columns]
+  int64_t packed_group_size;
+  int64_t tile_pixels;
+  // Workspace of one worker, as element offsets from its start.
+  int64_t panel_at, panel_row;  // sampled values [tile_pixels, panel_row]
+  int64_t sums_at, sums_row;    // [tile_pixels, sums_row]
+  int64_t plan_at;              // Sample[offset_groups * taps, tile_pixels]
+};
+
+template <typename T>
+struct FiltersGradientJob {
+  using A = ComputeType<T>;
+  DeformableConv2DGeometry geometry;
+  const T* inputs;
+  const T* offsets;
+  const T* mask;
+  const T* grad_output;
+  T* grad_filters;
+  // Unit: (group, block of rows of [taps * group_channels], block of the group's filters).
+  int64_t rows_per_block, row_blocks;
+  int64_t filters_per_block, filter_blocks;
+  int64_t tile_pixels;
+  int64_t panel_at, panel_row;  // sampled values [tile_pixels, panel_row]
+  int64_t packed_at;            // packed grad_output [tile_pixels, filters_per_block]
+  int64_t sums_at, sums_row;    // [rows_per_block, sums_row]
+  int64_t plan_at;
+};
+
+// Channels whose input gradient one thread owns: they share a group and an offset group.
+struct ChannelBlock {
+  int64_t first, width;
+  int64_t group, offset_group;
+  int64_t packed_at;  // of its packed filters, in elements
+};
+
+template <typename T>
+struct InputsGradientJob {
+  using A = ComputeType<T>;
+  DeformableConv2DGeometry geometry;
+  const T* inputs;
+  const T* filters;
+  const T* offsets;
+  const T* mask;
+  const T* grad_output;
+  A* grad_inputs;  // [images, H, W, C], images from first_image on
+  T* grad_offsets;
+  T* grad_mask;
+  const ChannelBlock* blocks;
+  int64_t num_blocks;
+  int64_t first_block, last_block;  // whose filters are packed
+  A* packed_filters;                // per block and tap: panels [group_filters, width]
+  // The step: images [first_image, last_image), pixels [first_pixel, last_pixel) of each.
+  int64_t first_image, last_image;
+  int64_t first_pixel, last_pixel;
+  // Offset and mask gradients of each block: [images, num_blocks, pixels, taps, 3] (dy, dx, mask).
+  A* partials;
+  int64_t tile_pixels;
+  int64_t upstream_at;              // grad_output [tile_pixels, group_filters], if T is not A
+  int64_t columns_at, columns_row;  // gradient of the sampled values [tile_pixels, columns_row]
+  int64_t discard_at;               // takes what is scattered off the map
+  int64_t plan_at;
+};
+
+template <typename T>
+struct DeformableConv2DKernels {
+  using A = ComputeType<T>;
+  // Units of work; each writes memory of its own.
+  void (*pack_filters)(const ForwardJob<T>& job, int64_t group);
+  void (*forward)(const ForwardJob<T>& job, int64_t tile, A* workspace);
+  void (*filters_gradient)(const FiltersGradientJob<T>& job, int64_t unit, A* workspace);
+  void (*pack_transposed_filters)(const InputsGradientJob<T>& job, int64_t block);
+  void (*inputs_gradient)(const InputsGradientJob<T>& job, int64_t unit, A* workspace);
+  void (*reduce_partials)(const InputsGradientJob<T>& job, int64_t image);
+  void (*round)(const A* from, int64_t size, T* to);
+
+  int64_t lanes;          // of A in a vector; packed columns are a multiple of it
+  int64_t block_rows;     // tiles are best a multiple of it
+  int64_t panel_columns;  // filter ranges are best a multiple of it
+};
+
+TF_DEFORMABLE_DECLARE_KERNEL_TABLES(DeformableConv2DKernels, kDeformableConv2DKernels)
+
+}  // namespace tf_deformable
+
+#endif  // TF_DEFORMABLE_CC_DEFORMABLE_DEFORMABLE_CONV2D_CPU_KERNELS_H_

@@ -1,0 +1,2 @@
+#define TF_DEFORMABLE_ISA baseline
+#include "deformable/roi_pool_cpu_kernels.inc"
