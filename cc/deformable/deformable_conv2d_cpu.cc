@@ -41,18 +41,32 @@ int64_t TilePixels(const DeformableConv2DKernels<T>& kernels, int64_t pixels,
   return std::min(tile, std::max<int64_t>(pixels, 1));
 }
 
+bool IsDepthwise(const DeformableConv2DGeometry& g) {
+  return g.groups > 1 && g.group_channels() == 1 && g.group_filters() == 1;
+}
+
+// The geometry that the kernels are given, see deformable_conv2d_cpu_kernels.h.
+DeformableConv2DGeometry KernelGeometry(const DeformableConv2DGeometry& geometry) {
+  DeformableConv2DGeometry g = geometry;
+  if (IsDepthwise(geometry)) g.groups = 1;
+  return g;
+}
+
 }  // namespace
 
 // --- Forward -------------------------------------------------------------------------------------
 
 template <typename T>
-DeformableConv2DForwardPlan<T>::DeformableConv2DForwardPlan(const DeformableConv2DGeometry& g,
-                                                            int num_workers)
+DeformableConv2DForwardPlan<T>::DeformableConv2DForwardPlan(
+    const DeformableConv2DGeometry& geometry, int num_workers)
     : kernels_(SelectedConv2DKernels<T>()) {
   using A = ComputeType<T>;
+  const DeformableConv2DGeometry g = KernelGeometry(geometry);
+  job_.geometry = g;
+  job_.depthwise = IsDepthwise(geometry);
   const int64_t depth = g.taps() * g.group_channels();
   const int64_t column_bytes = depth * sizeof(A);
-  const int64_t group_columns = RoundUp(g.group_filters(), kernels_.lanes);
+  const int64_t group_columns = job_.depthwise ? 1 : RoundUp(g.group_filters(), kernels_.lanes);
   groups_per_slab_ =
       std::clamp<int64_t>(kPackedBytes / (column_bytes * group_columns), 1, g.groups);
   filters_per_slab_ = g.group_filters();
@@ -63,8 +77,7 @@ DeformableConv2DForwardPlan<T>::DeformableConv2DForwardPlan(const DeformableConv
   }
   const int64_t slab_columns = RoundUp(filters_per_slab_, kernels_.lanes);
 
-  job_.geometry = g;
-  job_.packed_group_size = depth * slab_columns;
+  job_.packed_group_size = depth * (job_.depthwise ? 1 : slab_columns);
   job_.tile_pixels =
       TilePixels(kernels_, g.output_pixels(), g.offset_groups * g.taps(), slab_columns);
   job_.panel_row = PanelRow<A>(std::min(depth, kLargestPanel));
@@ -105,9 +118,10 @@ void DeformableConv2DForwardPlan<T>::Run(const DeformableConv2DForward<T>& tenso
       job.first_filter = filter;
       job.last_filter = std::min(filter + filters_per_slab_, g.group_filters());
       const int64_t columns = job.last_filter - job.first_filter;
-      ForEach(executor, job.last_group - job.first_group, depth * columns,
+      const int64_t row_filters = job.depthwise ? 1 : columns;
+      ForEach(executor, job.last_group - job.first_group, depth * row_filters,
               [&](int64_t unit, int) { kernels_.pack_filters(job, job.first_group + unit); });
-      const int64_t products = (job.last_group - job.first_group) * depth * columns;
+      const int64_t products = (job.last_group - job.first_group) * depth * row_filters;
       ForEach(executor, tiles, 2 * products * job.tile_pixels, [&](int64_t unit, int worker) {
         kernels_.forward(job, unit, worker_space + worker * worker_size_);
       });
@@ -118,44 +132,77 @@ void DeformableConv2DForwardPlan<T>::Run(const DeformableConv2DForward<T>& tenso
 // --- Backward ------------------------------------------------------------------------------------
 
 template <typename T>
-DeformableConv2DBackwardPlan<T>::DeformableConv2DBackwardPlan(const DeformableConv2DGeometry& g,
-                                                              int num_workers)
+DeformableConv2DBackwardPlan<T>::DeformableConv2DBackwardPlan(
+    const DeformableConv2DGeometry& geometry, int num_workers)
     : kernels_(SelectedConv2DKernels<T>()) {
+  const bool depthwise = IsDepthwise(geometry);
+  const DeformableConv2DGeometry g = KernelGeometry(geometry);
+  workspace_bytes_ =
+      std::max(PlanFilters(g, depthwise, num_workers), PlanInputs(g, depthwise, num_workers)) *
+      sizeof(ComputeType<T>);
+}
+
+template <typename T>
+int64_t DeformableConv2DBackwardPlan<T>::PlanFilters(const DeformableConv2DGeometry& g,
+                                                     bool depthwise, int num_workers) {
   using A = ComputeType<T>;
   const int64_t lanes = kernels_.lanes;
   const int64_t depth = g.taps() * g.group_channels();
-
-  // Filters: blocks of rows and filters whose sums stay in the cache, enough of them for threads.
+  // Filters: blocks of whole taps (or parts of one) whose sums stay in the cache, and for the
+  // threads' sake segments of the pixels, as many as their sums leave room for.
   FiltersGradientJob<T>& f = filters_job_;
   f.geometry = g;
-  f.rows_per_block =
-      std::clamp<int64_t>(RoundUp(CeilDiv(g.groups * depth, 2 * kUnitsWanted), kernels_.block_rows),
-                          1, kLargestPanel / 2);
-  f.rows_per_block = std::min(f.rows_per_block, depth);
+  f.depthwise = depthwise;
+  f.filters_per_block = depthwise ? 1 : std::min<int64_t>(g.group_filters(), 512);
+  f.filter_blocks = depthwise ? 1 : CeilDiv(g.group_filters(), f.filters_per_block);
+  f.sums_row = depthwise ? 1 : RoundUp(f.filters_per_block, lanes);
+  const int64_t most_rows =
+      std::max<int64_t>(kSumsBytes / 2 / (f.sums_row * sizeof(A)) / lanes * lanes, lanes);
+  const int64_t row_unit = most_rows < g.group_channels() ? lanes : g.group_channels();
+  f.row_blocks = CeilDiv(depth, std::max(most_rows / row_unit * row_unit, row_unit));
+  f.rows_per_block = std::min(RoundUp(CeilDiv(depth, f.row_blocks), row_unit), depth);
   f.row_blocks = CeilDiv(depth, f.rows_per_block);
-  f.filters_per_block = std::min<int64_t>(g.group_filters(), 512);
-  f.filter_blocks = CeilDiv(g.group_filters(), f.filters_per_block);
-  const int64_t block_columns = RoundUp(f.filters_per_block, lanes);
   const int64_t block_taps = std::min(CeilDiv(f.rows_per_block, g.group_channels()) + 1, g.taps());
   const int64_t block_samples =
       block_taps *
       std::min(g.offset_groups, CeilDiv(g.group_channels(), g.offset_group_channels()) + 1);
-  f.tile_pixels = TilePixels(kernels_, g.output_pixels(), block_samples, block_columns);
-  f.panel_row = PanelRow<A>(f.rows_per_block);
-  f.sums_row = block_columns;
+  const int64_t packed_row = depthwise ? g.channels : f.sums_row;
+  f.tile_pixels = TilePixels(kernels_, g.output_pixels(), block_samples, packed_row);
+  const int64_t blocks = g.groups * f.row_blocks * f.filter_blocks;
+  f.sums_size = f.rows_per_block * f.sums_row;
+  const int64_t room = std::max<int64_t>(
+      kPartialsBytes / (blocks * f.sums_size * static_cast<int64_t>(sizeof(A))), 1);
+  const int64_t tiles = CeilDiv(g.output_pixels(), f.tile_pixels);
+  f.segments = std::clamp<int64_t>(std::min({CeilDiv(2 * kUnitsWanted, blocks), room, tiles}), 1,
+                                   2 * kUnitsWanted);
+  f.segment_pixels = std::max<int64_t>(CeilDiv(tiles, f.segments), 1) * f.tile_pixels;
+  f.segments = std::max<int64_t>(CeilDiv(g.output_pixels(), f.segment_pixels), 1);
+  f.panel_row = PanelRow<A>(std::min(f.rows_per_block, kLargestPanel));
   Layout<A> filters_worker;
   f.panel_at = filters_worker.Add(f.tile_pixels * f.panel_row);
-  f.packed_at = filters_worker.Add(f.tile_pixels * block_columns);
-  f.sums_at = filters_worker.Add(f.rows_per_block * f.sums_row);
+  f.packed_at = filters_worker.Add(f.tile_pixels * packed_row);
+  f.sums_at = filters_worker.Add(f.segments > 1 ? 0 : f.sums_size);
   f.plan_at = filters_worker.template Add<Sample<A>>(f.tile_pixels * block_samples);
   filters_worker_size_ = filters_worker.size();
+  Layout<A> filters;
+  filters.Add(f.segments > 1 ? blocks * f.segments * f.sums_size : 0);
+  filters_worker_at_ = filters.Add(num_workers * filters_worker_size_);
+  return filters.size();
+}
+
+template <typename T>
+int64_t DeformableConv2DBackwardPlan<T>::PlanInputs(const DeformableConv2DGeometry& g,
+                                                    bool depthwise, int num_workers) {
+  using A = ComputeType<T>;
+  const int64_t lanes = kernels_.lanes;
 
   // Inputs: blocks of channels that never straddle a group or an offset group.
   InputsGradientJob<T>& job = inputs_job_;
   job.geometry = g;
+  job.depthwise = depthwise;
   const int64_t widest = std::clamp<int64_t>(
       RoundUp(CeilDiv(g.batch * g.channels, kUnitsWanted), lanes), 64, kLargestPanel / 2);
-  const int64_t filter_columns = g.taps() * g.group_filters();
+  const int64_t block_filters = depthwise ? 1 : g.group_filters();
   int64_t packed = 0, largest_slab = 0, widest_block = 0;
   for (int64_t first = 0; first < g.channels;) {
     ChannelBlock block;
@@ -165,7 +212,7 @@ DeformableConv2DBackwardPlan<T>::DeformableConv2DBackwardPlan(const DeformableCo
     block.width = std::min({widest, (block.group + 1) * g.group_channels() - first,
                             (block.offset_group + 1) * g.offset_group_channels() - first});
     block.packed_at = packed;
-    const int64_t size = filter_columns * RoundUp(block.width, lanes);
+    const int64_t size = g.taps() * block_filters * RoundUp(block.width, lanes);
     const int64_t slab_start = slabs_.empty() ? 0 : blocks_[slabs_.back()].packed_at;
     if (slabs_.empty() ||
         (packed + size - slab_start) * static_cast<int64_t>(sizeof(A)) > kPackedBytes) {
@@ -190,14 +237,15 @@ DeformableConv2DBackwardPlan<T>::DeformableConv2DBackwardPlan(const DeformableCo
   pixels_per_step_ = std::clamp<int64_t>(pixels / images_per_step_, 1, size);
 
   job.tile_pixels =
-      TilePixels(kernels_, pixels_per_step_, g.taps(), std::max(widest_block, g.group_filters()));
+      TilePixels(kernels_, pixels_per_step_, g.taps(), std::max(widest_block, block_filters));
   if (pixels_per_step_ < size) {
     pixels_per_step_ = RoundUp(pixels_per_step_, job.tile_pixels);
   }
   constexpr bool kRounds = !std::is_same_v<T, A>;
   job.columns_row = widest_block;
   Layout<A> inputs_worker;
-  job.upstream_at = inputs_worker.Add(kRounds ? job.tile_pixels * g.group_filters() : 0);
+  job.upstream_at =
+      inputs_worker.Add(kRounds ? job.tile_pixels * std::max(widest_block, block_filters) : 0);
   job.columns_at = inputs_worker.Add(job.tile_pixels * job.columns_row);
   job.discard_at = inputs_worker.Add(widest_block);
   job.plan_at = inputs_worker.template Add<Sample<A>>(job.tile_pixels * g.taps());
@@ -208,8 +256,7 @@ DeformableConv2DBackwardPlan<T>::DeformableConv2DBackwardPlan(const DeformableCo
   partials_at_ = inputs.Add(images_per_step_ * job.num_blocks * pixels_per_step_ * g.taps() * 3);
   grad_inputs_at_ = inputs.Add(kRounds ? images_per_step_ * g.height * g.width * g.channels : 0);
   inputs_worker_at_ = inputs.Add(num_workers * inputs_worker_size_);
-  // The two passes follow each other and share the workspace.
-  workspace_bytes_ = std::max(inputs.size(), num_workers * filters_worker_size_) * sizeof(A);
+  return inputs.size();
 }
 
 template <typename T>
@@ -223,6 +270,7 @@ template <typename T>
 void DeformableConv2DBackwardPlan<T>::RunFilters(const DeformableConv2DBackward<T>& tensors,
                                                  Executor& executor,
                                                  ComputeType<T>* workspace) const {
+  using A = ComputeType<T>;
   const DeformableConv2DGeometry& g = filters_job_.geometry;
   if (g.output_pixels() == 0) {
     const int64_t size = g.taps() * g.group_channels() * g.filters;
@@ -235,11 +283,17 @@ void DeformableConv2DBackwardPlan<T>::RunFilters(const DeformableConv2DBackward<
   job.mask = tensors.mask;
   job.grad_output = tensors.grad_output;
   job.grad_filters = tensors.grad_filters;
-  ForEach(executor, g.groups * job.row_blocks * job.filter_blocks,
-          2 * g.output_pixels() * job.rows_per_block * job.filters_per_block,
+  job.sums = workspace;
+  A* const worker_space = workspace + filters_worker_at_;
+  const int64_t blocks = g.groups * job.row_blocks * job.filter_blocks;
+  ForEach(executor, blocks * job.segments,
+          2 * job.segment_pixels * job.rows_per_block * job.filters_per_block,
           [&](int64_t unit, int worker) {
-            kernels_.filters_gradient(job, unit, workspace + worker * filters_worker_size_);
+            kernels_.filters_gradient(job, unit, worker_space + worker * filters_worker_size_);
           });
+  if (job.segments == 1) return;
+  ForEach(executor, blocks, job.segments * job.rows_per_block * job.filters_per_block,
+          [&](int64_t block, int) { kernels_.reduce_segments(job, block); });
 }
 
 template <typename T>
@@ -283,7 +337,8 @@ void DeformableConv2DBackwardPlan<T>::RunInputs(const DeformableConv2DBackward<T
         job.first_block = slabs_[slab];
         job.last_block = slabs_[slab + 1];
         const int64_t blocks = job.last_block - job.first_block;
-        const int64_t block_products = g.taps() * g.group_filters() * blocks_[0].width;
+        const int64_t block_products =
+            g.taps() * (job.depthwise ? 1 : g.group_filters()) * blocks_[0].width;
         if (!packed || !packed_once) {
           ForEach(executor, blocks, block_products, [&](int64_t unit, int) {
             kernels_.pack_transposed_filters(job, job.first_block + unit);

@@ -61,6 +61,9 @@ class DeformableConv2DBackwardPlan {
   void Run(const DeformableConv2DBackward<T>& tensors, Executor& executor, void* workspace) const;
 
  private:
+  // Each pass follows the other in the same workspace; returns the elements that it needs of it.
+  int64_t PlanFilters(const DeformableConv2DGeometry& geometry, bool depthwise, int num_workers);
+  int64_t PlanInputs(const DeformableConv2DGeometry& geometry, bool depthwise, int num_workers);
   void RunFilters(const DeformableConv2DBackward<T>& tensors, Executor& executor,
                   ComputeType<T>* workspace) const;
   void RunInputs(const DeformableConv2DBackward<T>& tensors, Executor& executor,
@@ -68,7 +71,7 @@ class DeformableConv2DBackwardPlan {
 
   const DeformableConv2DKernels<T>& kernels_;
   FiltersGradientJob<T> filters_job_ = {};
-  int64_t filters_worker_size_;
+  int64_t filters_worker_at_, filters_worker_size_;
   InputsGradientJob<T> inputs_job_ = {};
   std::vector<ChannelBlock> blocks_;
   std::vector<int64_t> slabs_;  // first block of each slab of packed filters, then num_blocks

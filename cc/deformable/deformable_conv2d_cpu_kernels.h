@@ -31,6 +31,7 @@ template <typename T>
 struct ForwardJob {
   using A = ComputeType<T>;
   DeformableConv2DGeometry geometry;
+  bool depthwise;
   const T* inputs;
   const T* filters;
   const T* offsets;
@@ -54,18 +55,25 @@ template <typename T>
 struct FiltersGradientJob {
   using A = ComputeType<T>;
   DeformableConv2DGeometry geometry;
+  bool depthwise;
   const T* inputs;
   const T* offsets;
   const T* mask;
   const T* grad_output;
   T* grad_filters;
-  // Unit: (group, block of rows of [taps * group_channels], block of the group's filters).
+  // Unit: (segment of the pixels, group, block of rows of [taps * group_channels], block of the
+  // group's filters).
+  int64_t segment_pixels, segments;
   int64_t rows_per_block, row_blocks;
   int64_t filters_per_block, filter_blocks;
   int64_t tile_pixels;
+  A* sums;  // of all units, sums_size each; used if there is more than one segment
+  int64_t sums_row, sums_size;
+  // Workspace of one worker, as element offsets from its start.
   int64_t panel_at, panel_row;  // sampled values [tile_pixels, panel_row]
-  int64_t packed_at;            // packed grad_output [tile_pixels, filters_per_block]
-  int64_t sums_at, sums_row;    // [rows_per_block, sums_row]
+  int64_t packed_at;            // packed grad_output [tile_pixels, filters_per_block]; depthwise:
+                                // [tile_pixels, channels]
+  int64_t sums_at;              // [rows_per_block, sums_row], if there is one segment
   int64_t plan_at;
 };
 
@@ -80,6 +88,7 @@ template <typename T>
 struct InputsGradientJob {
   using A = ComputeType<T>;
   DeformableConv2DGeometry geometry;
+  bool depthwise;
   const T* inputs;
   const T* filters;
   const T* offsets;
@@ -111,6 +120,7 @@ struct DeformableConv2DKernels {
   void (*pack_filters)(const ForwardJob<T>& job, int64_t group);
   void (*forward)(const ForwardJob<T>& job, int64_t tile, A* workspace);
   void (*filters_gradient)(const FiltersGradientJob<T>& job, int64_t unit, A* workspace);
+  void (*reduce_segments)(const FiltersGradientJob<T>& job, int64_t block);
   void (*pack_transposed_filters)(const InputsGradientJob<T>& job, int64_t block);
   void (*inputs_gradient)(const InputsGradientJob<T>& job, int64_t unit, A* workspace);
   void (*reduce_partials)(const InputsGradientJob<T>& job, int64_t image);
