@@ -40,15 +40,16 @@ Axis ResolveAxis(int64_t input, int64_t kernel, int64_t stride, int64_t dilation
 
 std::string CheckAttributes(const DeformableConv2DArguments& a) {
   if (!AllInRange(a.strides, 2, 1)) {
-    return Message("strides must be 2 positive integers (y, x), got " + ToString(a.strides));
+    return Message("strides must be 2 positive integers (y, x), got " + ListToString(a.strides));
   }
   if (!AllInRange(a.dilations, 2, 1)) {
-    return Message("dilations must be 2 positive integers (y, x), got " + ToString(a.dilations));
+    return Message("dilations must be 2 positive integers (y, x), got " +
+                   ListToString(a.dilations));
   }
   if (a.padding == Padding::kExplicit && !AllInRange(a.explicit_paddings, 4, 0)) {
     return Message(
         "explicit padding must be 4 non-negative integers (top, bottom, left, right), got " +
-        ToString(a.explicit_paddings));
+        ListToString(a.explicit_paddings));
   }
   return "";
 }
@@ -118,12 +119,12 @@ std::string ParseDeformableConv2D(const DeformableConv2DArguments& a,
       return Message(
           "inputs channels must be a multiple of the filters' input channels (C = groups * "
           "filters.shape[2]), got C=" +
-          ToString(g.channels) + " and filters shape " + ToString(a.filters));
+          DimensionToString(g.channels) + " and filters shape " + ToString(a.filters));
     }
     g.groups = g.channels / filter_channels;
     if (Known(g.filters) && g.filters % g.groups != 0) {
       return Message("filters output channels must be a multiple of groups, got F=" +
-                     ToString(g.filters) + " and groups=" + ToString(g.groups));
+                     DimensionToString(g.filters) + " and groups=" + DimensionToString(g.groups));
     }
   }
 
@@ -151,8 +152,8 @@ std::string ParseDeformableConv2D(const DeformableConv2DArguments& a,
   const bool channels_wrong = Known(offset_channels) && Known(taps) &&
                               (offset_channels == 0 || offset_channels % (2 * taps) != 0);
   if (channels_wrong || MapDiffers(a.offsets, g)) {
-    return MapMessage("offsets", "[N,Ho,Wo,G*2*kh*kw]", g, "G*" + ToString(Product(taps, 2)),
-                      a.offsets);
+    return MapMessage("offsets", "[N,Ho,Wo,G*2*kh*kw]", g,
+                      "G*" + DimensionToString(Product(taps, 2)), a.offsets);
   }
   if (Known(offset_channels) && Known(taps)) {
     g.offset_groups = offset_channels / (2 * taps);
@@ -161,18 +162,18 @@ std::string ParseDeformableConv2D(const DeformableConv2DArguments& a,
   }
   if (Known(g.channels) && Known(g.offset_groups) && g.channels % g.offset_groups != 0) {
     return Message("inputs channels must be a multiple of the offset groups, got C=" +
-                   ToString(g.channels) + " and G=" + ToString(g.offset_groups));
+                   DimensionToString(g.channels) + " and G=" + DimensionToString(g.offset_groups));
   }
   const int64_t mask_channels = Product(g.offset_groups, taps);
   if (a.mask && (Differ(mask.dim(3), mask_channels) || MapDiffers(mask, g))) {
-    return MapMessage("mask", "[N,Ho,Wo,G*kh*kw]", g, ToString(mask_channels), mask);
+    return MapMessage("mask", "[N,Ho,Wo,G*kh*kw]", g, DimensionToString(mask_channels), mask);
   }
   if (a.bias && Differ(bias.dim(0), g.filters)) {
     return Message("bias must have shape [F] = " + ToString({g.filters}) + ", got shape " +
                    ToString(bias));
   }
   if (a.grad_output && (Differ(grad_output.dim(3), g.filters) || MapDiffers(grad_output, g))) {
-    return MapMessage("grad_output", "[N,Ho,Wo,F]", g, ToString(g.filters), grad_output);
+    return MapMessage("grad_output", "[N,Ho,Wo,F]", g, DimensionToString(g.filters), grad_output);
   }
   return "";
 }

@@ -21,7 +21,7 @@ std::string ToText(float value) {
 std::string CheckAttributes(const RoIPoolArguments& a) {
   if (!AllInRange(a.output_size, 2, 1)) {
     return Message("output_size must be 2 positive integers (ph, pw), got " +
-                   ToString(a.output_size));
+                   ListToString(a.output_size));
   }
   if (!AllInRange({a.group_size}, 1, 1)) {
     return Message("group_size must be a positive integer, got " + std::to_string(a.group_size));
@@ -91,7 +91,7 @@ std::string ParseRoIPool(const RoIPoolArguments& a, RoIPoolGeometry* geometry) {
     if (g.channels == 0 || g.channels % maps != 0) {
       return Message(
           "inputs channels must be a positive multiple of group_size*group_size, got C=" +
-          ToString(g.channels) + " and group_size=" + ToString(g.group_size));
+          DimensionToString(g.channels) + " and group_size=" + DimensionToString(g.group_size));
     }
     g.depth = g.channels / maps;
   } else {
@@ -109,14 +109,14 @@ std::string ParseRoIPool(const RoIPoolArguments& a, RoIPoolGeometry* geometry) {
     if (Differ(offsets.dim(0), g.boxes) || offsets.dim(1) == 0 || offsets.dim(2) == 0 ||
         offsets.dim(3) == 0 || Differ(offsets.dim(4), 2)) {
       return ShapeMessage("offsets", "[R,part_h,part_w,classes,2]",
-                          "[" + ToString(g.boxes) + ",>=1,>=1,>=1,2]", offsets);
+                          "[" + DimensionToString(g.boxes) + ",>=1,>=1,>=1,2]", offsets);
     }
     g.part_height = offsets.dim(1);
     g.part_width = offsets.dim(2);
     g.classes = offsets.dim(3);
     if (Known(g.depth) && Known(g.classes) && g.depth % g.classes != 0) {
       return Message("output channels must be a multiple of the offset classes, got D=" +
-                     ToString(g.depth) + " and classes=" + ToString(g.classes));
+                     DimensionToString(g.depth) + " and classes=" + DimensionToString(g.classes));
     }
   }
   const auto pooled_differs = [&](const Shape& shape) {
@@ -137,8 +137,9 @@ std::string ParseRoIPool(const RoIPoolArguments& a, RoIPoolGeometry* geometry) {
 std::string CheckBoxIndices(const RoIPoolGeometry& g, const int32_t* box_indices) {
   for (int64_t i = 0; i < g.boxes; ++i) {
     if (box_indices[i] < -1 || box_indices[i] >= g.batch) {
-      return Message("box_indices must be -1 (padding) or in [0,N) = [0," + ToString(g.batch) +
-                     "), got " + std::to_string(box_indices[i]) + " at " + std::to_string(i));
+      return Message("box_indices must be -1 (padding) or in [0,N) = [0," +
+                     DimensionToString(g.batch) + "), got " + std::to_string(box_indices[i]) +
+                     " at " + std::to_string(i));
     }
   }
   return "";

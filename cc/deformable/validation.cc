@@ -17,7 +17,13 @@ bool AllInRange(const std::vector<int64_t>& values, size_t count, int64_t lowest
          });
 }
 
-std::string ToString(int64_t value) { return Known(value) ? std::to_string(value) : "?"; }
+std::string DimensionToString(int64_t size) { return Known(size) ? std::to_string(size) : "?"; }
+
+std::string ListToString(const std::vector<int64_t>& values) {
+  std::string text;
+  for (int64_t value : values) text += (text.empty() ? "" : ",") + std::to_string(value);
+  return "[" + text + "]";
+}
 
 std::string RankError(const char* op, const char* name, const char* layout, int rank,
                       const Shape& shape) {

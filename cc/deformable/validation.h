@@ -28,8 +28,11 @@ int64_t FirstKnown(std::initializer_list<int64_t> values);
 // True for `count` values, each in [lowest, kLargestAttribute].
 bool AllInRange(const std::vector<int64_t>& values, size_t count, int64_t lowest);
 
-// The value, or "?".
-std::string ToString(int64_t value);
+// A dimension: its size, or "?".
+std::string DimensionToString(int64_t size);
+
+// Values of an attribute, as "[2,-1]": unlike in a shape, -1 means -1.
+std::string ListToString(const std::vector<int64_t>& values);
 
 // "<op>: <name> must have rank <rank> <layout>, got shape [..]"; empty if the rank is right.
 std::string RankError(const char* op, const char* name, const char* layout, int rank,

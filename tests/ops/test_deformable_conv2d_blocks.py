@@ -1,0 +1,102 @@
+"""Shapes large enough that the kernels cut them into blocks, against the reference.
+
+The cases of the other files are small, so that the oracle's loops end; they fit into one block of
+everything. Here every limit of cc/deformable/deformable_conv2d_cpu.cc is exceeded by some case, in
+every instruction set that the processor has.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from tests.ops.deformable_conv2d_cases import Case, assert_close, evaluate
+from tf_deformable import config
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+SQUARE = {"kernel": (3, 3), "strides": (1, 1), "dilations": (1, 1), "padding": "SAME"}
+CASES = {
+    "panels and channel blocks": Case(
+        batch=1, size=(11, 9), channels=300, filters=40, groups=1, offset_groups=1, **SQUARE
+    ),
+    "slabs of packed filters": Case(
+        batch=1, size=(4, 5), channels=1030, filters=700, groups=1, offset_groups=1, **SQUARE
+    ),
+    "blocks of filters": Case(
+        batch=1, size=(5, 4), channels=20, filters=1100, groups=1, offset_groups=2, **SQUARE
+    ),
+    "tiles and segments": Case(
+        batch=3, size=(40, 33), channels=24, filters=20, groups=2, offset_groups=3, **SQUARE
+    ),
+    "steps of pixels": Case(
+        batch=2, size=(120, 110), channels=64, filters=4, groups=1, offset_groups=16, **SQUARE
+    ),
+    "many samples a pixel": Case(
+        batch=1,
+        size=(9, 9),
+        channels=32,
+        filters=8,
+        groups=1,
+        offset_groups=32,
+        kernel=(7, 7),
+        strides=(1, 1),
+        dilations=(1, 1),
+        padding="SAME",
+    ),
+    "depthwise": Case(
+        batch=2, size=(14, 13), channels=300, filters=300, groups=300, offset_groups=2, **SQUARE
+    ),
+    "depthwise, offsets of its own each": Case(
+        batch=2, size=(6, 7), channels=5, filters=5, groups=5, offset_groups=5, **SQUARE
+    ),
+    "depthwise with a multiplier": Case(
+        batch=1, size=(6, 7), channels=12, filters=24, groups=12, offset_groups=3, **SQUARE
+    ),
+}
+
+# From the narrowest to the widest, each with a flag that /proc/cpuinfo has for it.
+INSTRUCTION_SETS = {"baseline": "sse2", "avx2": "avx2", "avx512": "avx512vl"}
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float64, tf.bfloat16], ids=lambda d: d.name)
+@pytest.mark.parametrize("name", CASES)
+def test_blocks_add_up(name: str, dtype: tf.DType) -> None:
+    case = CASES[name]
+    arrays = case.arrays(dtype)
+    # The reference in float64, from the same (rounded) values.
+    exact = {argument: array.astype("float64") for argument, array in arrays.items()}
+    with config.use_backend("reference"):
+        expected = evaluate(exact, **case.attributes())
+    with config.use_backend("native"):
+        got = evaluate(arrays, **case.attributes())
+    assert_close(got, {n: t.numpy() for n, t in expected.items()}, dtype)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_narrower_instruction_sets_pass_the_operators_tests(isa: str) -> None:
+    """The widest one is what all other tests run on; the same tests again on the others."""
+    flags = pathlib.Path("/proc/cpuinfo").read_text().split()
+    supported = [name for name, flag in INSTRUCTION_SETS.items() if flag in flags]
+    if isa not in supported[:-1]:
+        pytest.skip(f"this processor has {supported}; the last is what the other tests run on")
+    files = ["test_deformable_conv2d.py", "test_deformable_conv2d_blocks.py", "test_roi_pool.py"]
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
+            *("-k", "(native or blocks) and not narrower"),
+            *(str(ROOT / "tests/ops" / file) for file in files),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "TF_DEFORMABLE_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert "TF_DEFORMABLE_CPU_ISA must be" not in run.stderr  # the variable was not refused
