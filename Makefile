@@ -1,0 +1,101 @@
+# `make demo` and `make test` are all a newcomer needs: each sets up what it lacks in .venv, once.
+#
+# To override: PYTHON (a Python 3.10 to 3.13), CXX, CXXFLAGS and LDFLAGS (see setup.py), TEST_ARGS,
+# DEMO_ARGS, and TF_DEFORMABLE_PURE_PYTHON=1 to do without a compiler.
+
+PYTHON ?= python3 python3.13 python3.12 python3.11 python3.10 python
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# The folders are listed too: they change when a file goes.
+CXX_SOURCES := $(shell find cc)
+CXX_FORMATTED := $(filter %.cc %.h %.inc,$(CXX_SOURCES))
+
+ifeq ($(filter-out 0,$(TF_DEFORMABLE_PURE_PYTHON)),)
+LIBRARY := tf_deformable/libtf_deformable.so
+INSTALLED := $(VENV)/installed-native
+else
+LIBRARY :=
+INSTALLED := $(VENV)/installed-pure-python
+endif
+
+.PHONY: help demo test build lint format clean compiler
+
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 16
+
+demo: $(INSTALLED)-demo $(LIBRARY) ## train on handwritten digits, export, serve, draw
+	$(BIN)/python examples/digits_demo.py $(DEMO_ARGS)
+
+test: $(INSTALLED)-test $(LIBRARY) ## run all tests, those of the layers under both Kerases
+	$(BIN)/python -m pytest $(TEST_ARGS)
+	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest $(TEST_ARGS) tests/layers tests/serving
+
+build: $(VENV)/build-requirements ## compile what changed: sources, flags, compiler or TensorFlow
+	$(BIN)/python setup.py build_ext --inplace
+
+lint: $(VENV)/dev-tools ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FORMATTED)
+	$(BIN)/mypy
+
+format: $(VENV)/dev-tools ## mend what lint says about style, where that can be done by a program
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CXX_FORMATTED)
+
+clean: ## remove what was built (not .venv)
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f tf_deformable/libtf_deformable.so tf_deformable/PURE_PYTHON $(VENV)/installed-*
+
+# Setting up. A file in .venv says that a step is done; it is done again when what it reads changes.
+
+# Asked before TensorFlow is downloaded, not after.
+compiler:
+	@command -v $(firstword $(CXX)) > /dev/null || { \
+		echo "There is no C++ compiler ($(CXX)): install g++ (Debian and Ubuntu: apt install g++;" \
+			"Fedora: dnf install gcc-c++), or set TF_DEFORMABLE_PURE_PYTHON=1 to do without." >&2; \
+		exit 1; \
+	}
+
+# A candidate counts only if it runs: version managers leave commands on the PATH that do not.
+$(VENV)/created: | $(if $(LIBRARY),compiler)
+	@unfit=; \
+	for python in $(PYTHON); do \
+		"$$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
+			> /dev/null 2>&1 || continue; \
+		if "$$python" -c 'import ensurepip, venv' > /dev/null 2>&1; then \
+			echo "Setting up .venv with $$("$$python" --version), once; TensorFlow is a large download."; \
+			"$$python" -m venv $(VENV) && touch $@ && exit 0; \
+			exit 1; \
+		fi; \
+		unfit=$$python; \
+	done; \
+	if [ -n "$$unfit" ]; then \
+		echo "$$unfit cannot make virtual environments: install its venv module (Debian and Ubuntu:" \
+			"apt install python3-venv), or name another Python: make PYTHON=/path/to/python" >&2; \
+	else \
+		echo "There is no Python 3.10 to 3.13 among these: $(PYTHON). Install one" \
+			"(Debian and Ubuntu: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python" >&2; \
+	fi; \
+	exit 1
+
+$(VENV)/build-requirements: pyproject.toml $(VENV)/created
+	@$(PIP_INSTALL) --upgrade pip
+	@sed -n '/^requires = \[/,/^\]/s/^ *"\(.*\)",$$/\1/p' pyproject.toml | xargs $(PIP_INSTALL) --upgrade
+	@touch $@
+
+$(VENV)/dev-tools: pyproject.toml $(VENV)/build-requirements
+	@$(PIP_INSTALL) --group dev
+	@touch $@
+
+$(INSTALLED)-%: pyproject.toml setup.py $(VENV)/build-requirements | $(LIBRARY)
+	@echo "Installing tf_deformable[$*] into .venv"
+	@$(PIP_INSTALL) --no-build-isolation --editable '.[$*]'
+	@touch $@
+
+tf_deformable/libtf_deformable.so: $(CXX_SOURCES) setup.py $(VENV)/build-requirements
+	@$(BIN)/python setup.py build_ext --inplace

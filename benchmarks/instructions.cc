@@ -1,0 +1,142 @@
+// Calls the kernels some times on fixed shapes, without TensorFlow, so that a tool can count their
+// instructions in a second or two. Usage: instructions OPERATOR forward|backward CALLS
+//
+// Linked with the objects of cc/deformable (see instructions.py).
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "deformable/deformable_conv2d_cpu.h"
+#include "deformable/roi_pool_cpu.h"
+
+namespace {
+
+using namespace tf_deformable;
+
+class Serial : public Executor {
+ public:
+  int num_workers() const override { return 1; }
+  void Run(int64_t units, int64_t, Task task, const void* context) override {
+    for (int64_t unit = 0; unit < units; ++unit) task(context, unit, 0);
+  }
+};
+
+// Numbers in [-1, 1), the same in every run and with every library.
+std::vector<float> Random(int64_t size, uint32_t state) {
+  std::vector<float> numbers(size);
+  for (float& number : numbers) {
+    state = state * 1664525u + 1013904223u;
+    number = static_cast<float>(state >> 8) / (1 << 23) - 1;
+  }
+  return numbers;
+}
+
+void Fail(const char* reason) {
+  std::fprintf(stderr, "instructions: %s\n", reason);
+  std::exit(2);
+}
+
+template <typename Plan, typename Work>
+void Call(const Plan& plan, int calls, const Work& work) {
+  constexpr std::align_val_t kAlignment{64};
+  void* const workspace = ::operator new(plan.workspace_bytes(), kAlignment);
+  Serial executor;
+  for (int i = 0; i < calls; ++i) work(executor, workspace);
+  ::operator delete(workspace, kAlignment);
+}
+
+void DeformableConv2D(bool backward, int calls) {
+  constexpr int64_t kSize = 20, kChannels = 64, kTaps = 9;
+  constexpr int64_t kPixels = kSize * kSize;
+  DeformableConv2DArguments arguments;
+  arguments.inputs = Shape({1, kSize, kSize, kChannels});
+  arguments.filters = Shape({3, 3, kChannels, kChannels});
+  arguments.offsets = Shape({1, kSize, kSize, kTaps * 2});
+  arguments.strides = arguments.dilations = {1, 1};
+  DeformableConv2DGeometry geometry;
+  const std::string error = ParseDeformableConv2D(arguments, &geometry);
+  if (!error.empty()) Fail(error.c_str());
+
+  const std::vector<float> inputs = Random(kPixels * kChannels, 1);
+  const std::vector<float> filters = Random(kTaps * kChannels * kChannels, 2);
+  std::vector<float> offsets = Random(kPixels * kTaps * 2, 3);
+  for (float& offset : offsets) offset *= 3;
+  std::vector<float> output = Random(kPixels * kChannels, 4);
+  if (!backward) {
+    const DeformableConv2DForwardPlan<float> plan(geometry, 1);
+    Call(plan, calls, [&](Executor& executor, void* workspace) {
+      plan.Run({inputs.data(), filters.data(), offsets.data(), nullptr, nullptr, output.data()},
+               executor, workspace);
+    });
+  } else {
+    std::vector<float> grad_inputs(inputs.size()), grad_filters(filters.size());
+    std::vector<float> grad_offsets(offsets.size());
+    const DeformableConv2DBackwardPlan<float> plan(geometry, 1);
+    Call(plan, calls, [&](Executor& executor, void* workspace) {
+      plan.Run({inputs.data(), filters.data(), offsets.data(), nullptr, output.data(),
+                grad_inputs.data(), grad_filters.data(), grad_offsets.data(), nullptr},
+               executor, workspace);
+    });
+  }
+}
+
+void RoIPool(int64_t group_size, int64_t depth, int64_t classes, bool backward, int calls) {
+  constexpr int64_t kHeight = 20, kWidth = 30, kBoxes = 4, kBins = 7;
+  const int64_t channels = group_size * group_size * depth;
+  RoIPoolArguments arguments;
+  arguments.inputs = Shape({1, kHeight, kWidth, channels});
+  arguments.boxes = Shape({kBoxes, 4});
+  arguments.box_indices = Shape({kBoxes});
+  arguments.offsets = Shape({kBoxes, kBins, kBins, classes, 2});
+  arguments.output_size = {kBins, kBins};
+  arguments.group_size = group_size;
+  arguments.spatial_scale = 1;
+  arguments.samples_per_bin = 4;
+  arguments.gamma = 0.1f;
+  RoIPoolGeometry geometry;
+  const std::string error = ParseRoIPool(arguments, &geometry);
+  if (!error.empty()) Fail(error.c_str());
+
+  const std::vector<float> inputs = Random(kHeight * kWidth * channels, 1);
+  const std::vector<float> boxes = {2, 3, 12, 20, 1, 1, 18, 28, 5, 9, 9, 12, 8, 2, 17, 15};
+  const std::vector<int32_t> box_indices(kBoxes, 0);
+  const std::vector<float> offsets = Random(kBoxes * kBins * kBins * classes * 2, 2);
+  std::vector<float> output = Random(kBoxes * kBins * kBins * depth, 3);
+  const RoIPoolTensors<float> tensors = {inputs.data(), boxes.data(), box_indices.data(),
+                                         offsets.data(), nullptr};
+  if (!backward) {
+    const RoIPoolForwardPlan<float> plan(geometry, 1);
+    Call(plan, calls, [&](Executor& executor, void* workspace) {
+      plan.Run(tensors, output.data(), executor, workspace);
+    });
+  } else {
+    std::vector<float> grad_inputs(inputs.size()), grad_offsets(offsets.size());
+    const RoIPoolBackwardPlan<float> plan(geometry, 1);
+    Call(plan, calls, [&](Executor& executor, void* workspace) {
+      plan.Run(tensors, output.data(), grad_inputs.data(), grad_offsets.data(), nullptr, executor,
+               workspace);
+    });
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 4) Fail("usage: instructions OPERATOR forward|backward CALLS");
+  const bool backward = std::strcmp(argv[2], "backward") == 0;
+  const int calls = std::atoi(argv[3]);
+  if (std::strcmp(argv[1], "deformable_conv2d") == 0) {
+    DeformableConv2D(backward, calls);
+  } else if (std::strcmp(argv[1], "roi_pool") == 0) {
+    RoIPool(1, 64, 1, backward, calls);
+  } else if (std::strcmp(argv[1], "psroi_pool") == 0) {
+    RoIPool(7, 21, 21, backward, calls);
+  } else {
+    Fail("OPERATOR is deformable_conv2d, roi_pool or psroi_pool");
+  }
+}

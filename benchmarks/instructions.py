@@ -1,0 +1,99 @@
+"""Counts the instructions of the kernels: a guard that neither load nor clock disturbs.
+
+instructions.cc is linked with the objects that a build of the library leaves, and run under
+valgrind, or perf where the processor lets it count. Always the AVX2 kernels, which valgrind knows.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from machine import ROOT, instruction_sets
+
+OBJECTS = ROOT / "build" / "native" / "cc" / "deformable"
+PROGRAM = ROOT / "build" / "benchmarks" / "instructions"
+
+# Millions per call, by g++ 12. Another compiler, and small changes, stay within SLACK; if a change
+# that makes the kernels faster does not, these change with it.
+EXPECTED = {
+    "deformable_conv2d": {
+        ("deformable_conv2d", "forward"): 4.7,
+        ("deformable_conv2d", "backward"): 12.1,
+    },
+    "roi_pool": {
+        ("roi_pool", "forward"): 0.22,
+        ("roi_pool", "backward"): 2.5,
+        ("psroi_pool", "forward"): 2.9,
+        ("psroi_pool", "backward"): 8.1,
+    },
+}
+SLACK = 1.2
+
+
+def within_bounds(benchmark: str) -> bool:
+    """Prints the counts of a benchmark's kernels and tells whether they are as expected."""
+    try:
+        count = _counter()
+    except RuntimeError as reason:
+        print(f"instructions: not counted, {reason}")
+        return True
+    kernels = EXPECTED[benchmark]
+    runs = [[*kernel, calls] for kernel in kernels for calls in ("1", "3")]
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        counts = list(executor.map(count, runs))
+    held = True
+    for (operator, direction), expected in kernels.items():
+        once, thrice = (counts[runs.index([operator, direction, calls])] for calls in ("1", "3"))
+        millions = (thrice - once) / 2e6  # loading and data, done once, cancel out
+        holds = millions <= expected * SLACK
+        held &= holds
+        print(
+            f"{operator} {direction}: {millions:.2f} million instructions, at most "
+            f"{expected * SLACK:.2f}: {'held' if holds else 'NOT HELD'}"
+        )
+    return held
+
+
+def _counter() -> Callable[[list[str]], int]:
+    """Returns what counts the instructions of a call; raises RuntimeError where nothing can."""
+    if "avx2" not in instruction_sets():
+        raise RuntimeError(f"{platform.machine()} without AVX2")
+    if not OBJECTS.exists():
+        raise RuntimeError("the library was not built in this source tree")
+    compiler = os.environ.get("CXX", "g++").split()
+    if shutil.which(compiler[0]) is None:
+        raise RuntimeError(f"no compiler ({compiler[0]})")
+    PROGRAM.parent.mkdir(parents=True, exist_ok=True)
+    source = Path(__file__).with_suffix(".cc")
+    command = [*compiler, "-std=c++17", "-O2", f"-I{ROOT / 'cc'}", str(source)]
+    subprocess.run([*command, *map(str, OBJECTS.glob("*.o")), "-o", str(PROGRAM)], check=True)
+
+    for tool, pattern in (
+        ("valgrind --tool=cachegrind --cache-sim=no --cachegrind-out-file=/dev/null", r"I +refs:"),
+        ("perf stat -x, -e instructions:u", ""),
+    ):
+        if shutil.which(tool.split()[0]) is None:
+            continue
+
+        def count(arguments: list[str], tool: str = tool, pattern: str = pattern) -> int:
+            result = subprocess.run(
+                [*tool.split(), str(PROGRAM), *arguments],
+                capture_output=True,
+                text=True,
+                check=False,
+                env={**os.environ, "TF_DEFORMABLE_CPU_ISA": "avx2"},
+            )
+            found = re.search(pattern + r"\s*([\d,]*\d)", result.stderr)
+            if result.returncode != 0 or found is None:
+                raise RuntimeError(f"{tool.split()[0]} does not count here")
+            return int(found[1].replace(",", ""))
+
+        return count
+    raise RuntimeError("neither valgrind nor perf is there")

@@ -1,0 +1,20 @@
+"""Serves one batch as a process that has TensorFlow and not the package would.
+
+python serve_with_tensorflow.py MODEL INPUTS.npy OUTPUTS.npy [LIBRARY]
+"""
+
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+directory, inputs, outputs, *library = sys.argv[1:]
+for path in library:
+    tf.load_op_library(path)
+model = tf.saved_model.load(directory)
+serve = model.signatures["serving_default"]
+(name,) = serve.structured_input_signature[1]
+(response,) = serve(**{name: tf.constant(np.load(inputs))}).values()
+np.save(outputs, response)
+
+assert "tf_deformable" not in sys.modules

@@ -1,0 +1,77 @@
+"""Deformable convolution for TensorFlow and Keras, with compiled operators.
+
+`DeformableConv2D`, `DeformableRoIPool` and `DeformablePSRoIPool` are the Keras layers,
+`RoIPool` and `PSRoIPool` the plain ones; `deformable_conv2d`, `deformable_roi_pool` and
+`deformable_psroi_pool` are the functions they call. `config` chooses between the compiled operators
+and the reference implementation, and `get_library_path` names the library for programs that load it
+by themselves.
+
+Importing the package is quick and does not import TensorFlow: names are resolved on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tf_deformable._version import __version__
+
+if TYPE_CHECKING:
+    from tf_deformable import config, convert, layers, ops, reference
+    from tf_deformable._native import NativeLibraryError, get_library_path
+    from tf_deformable.layers.deformable_conv2d import DeformableConv2D
+    from tf_deformable.layers.roi_pool import (
+        DeformablePSRoIPool,
+        DeformableRoIPool,
+        PSRoIPool,
+        RoIPool,
+    )
+    from tf_deformable.ops.deformable_conv2d import deformable_conv2d
+    from tf_deformable.ops.roi_pool import deformable_psroi_pool, deformable_roi_pool
+
+__all__ = [
+    "DeformableConv2D",
+    "DeformablePSRoIPool",
+    "DeformableRoIPool",
+    "NativeLibraryError",
+    "PSRoIPool",
+    "RoIPool",
+    "__version__",
+    "config",
+    "convert",
+    "deformable_conv2d",
+    "deformable_psroi_pool",
+    "deformable_roi_pool",
+    "get_library_path",
+    "layers",
+    "ops",
+    "reference",
+]
+
+_MODULES = ("config", "convert", "layers", "ops", "reference")
+_MODULE_OF = {
+    "DeformableConv2D": "layers",
+    "DeformablePSRoIPool": "layers",
+    "DeformableRoIPool": "layers",
+    "NativeLibraryError": "_native",
+    "PSRoIPool": "layers",
+    "RoIPool": "layers",
+    "deformable_conv2d": "ops",
+    "deformable_psroi_pool": "ops",
+    "deformable_roi_pool": "ops",
+    "get_library_path": "_native",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

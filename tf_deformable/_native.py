@@ -1,0 +1,145 @@
+"""Finds, checks and loads the compiled operator library; nothing else.
+
+The library works with the TensorFlow it was built for, up to the patch version. It says which one
+that is in a string among its bytes, so that this can be checked before the dynamic loader fails on
+it, and without importing TensorFlow.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_LIBRARY = Path(__file__).with_name("libtf_deformable.so")
+_PURE_PYTHON_MARKER = Path(__file__).with_name("PURE_PYTHON")  # written by setup.py
+_BUILD_INFO_TAG = b"@TFD_BUILD_INFO@"  # cc/tensorflow/build_info.cc
+
+_load_lock = threading.Lock()
+_loaded: ModuleType | None = None
+
+
+class NativeLibraryError(ImportError):
+    """The operator library is missing, or was built for another TensorFlow."""
+
+
+def load() -> ModuleType:
+    """Loads the operator library and returns the module of its operators.
+
+    The library is checked and loaded once per process; later calls return the same module.
+
+    Returns:
+        What `tf.load_op_library` returns: one Python function per registered operator.
+
+    Raises:
+        NativeLibraryError: The library is missing, was built for another minor version or C++ ABI
+            of TensorFlow than the one running, or does not load.
+    """
+    global _loaded
+    if _loaded is None:
+        with _load_lock:
+            if _loaded is None:
+                _loaded = _check_and_load()
+    return _loaded
+
+
+def get_library_path() -> str:
+    """Returns the path of the operator library, for TensorFlow programs that do not use Python.
+
+    It is the file to hand to `tf.load_op_library`, to `TF_LoadLibrary` of TensorFlow's C API, or to
+    a model server. TensorFlow is not imported, and the library is neither loaded nor checked.
+
+    Raises:
+        NativeLibraryError: There is no library.
+    """
+    if not _LIBRARY.exists():
+        raise _error(f"there is no operator library at {_LIBRARY}")
+    return str(_LIBRARY)
+
+
+def is_available() -> bool:
+    """Tells whether the library is there and fits the TensorFlow installed; does not load it."""
+    try:
+        _check()
+    except NativeLibraryError:
+        return False
+    return True
+
+
+def built_for() -> str:
+    """Returns the version of TensorFlow that the library was built for, as "2.21.0".
+
+    Raises:
+        NativeLibraryError: There is no library, or it does not say what it was built for.
+    """
+    return str(_read_build_info()["tensorflow"])
+
+
+def is_pure_python() -> bool:
+    """Tells whether the package was installed without the library (TF_DEFORMABLE_PURE_PYTHON=1)."""
+    return _PURE_PYTHON_MARKER.exists()
+
+
+def _check_and_load() -> ModuleType:
+    _check()
+    import tensorflow as tf
+
+    try:
+        module: ModuleType = tf.load_op_library(str(_LIBRARY))
+    except (tf.errors.OpError, OSError) as error:
+        raise _error(
+            f"{_LIBRARY}, built for TensorFlow {built_for()}, does not load into TensorFlow "
+            f"{tf.version.VERSION} ({error})"
+        ) from error
+    return module
+
+
+def _check() -> None:
+    """Raises an error unless the library is there and fits the TensorFlow installed."""
+    import tensorflow as tf
+
+    running, running_abi = tf.version.VERSION, int(tf.sysconfig.CXX11_ABI_FLAG)
+    if not _LIBRARY.exists():
+        raise _error(f"there is no operator library for TensorFlow {running} at {_LIBRARY}")
+    info = _read_build_info()
+    built, built_abi = info["tensorflow"], info["cxx11_abi"]
+    if built.split(".")[:2] != running.split(".")[:2]:
+        raise _error(
+            f"{_LIBRARY} was built for TensorFlow {built}, and TensorFlow {running} is running"
+        )
+    if built_abi != running_abi:
+        raise _error(
+            f"{_LIBRARY} was built for TensorFlow {built} with _GLIBCXX_USE_CXX11_ABI={built_abi}, "
+            f"and TensorFlow {running} with _GLIBCXX_USE_CXX11_ABI={running_abi} is running"
+        )
+
+
+def _read_build_info() -> dict[str, Any]:
+    content = Path(get_library_path()).read_bytes()
+    tag = content.find(_BUILD_INFO_TAG + b"{")
+    end = content.find(b"\0", tag)
+    if tag < 0 or end < 0:
+        raise _error(f"{_LIBRARY} does not say which TensorFlow it was built for")
+    info: dict[str, Any] = json.loads(content[tag + len(_BUILD_INFO_TAG) : end])
+    return info
+
+
+def _error(problem: str) -> NativeLibraryError:
+    """Returns the error that says what is wrong and the two ways out."""
+    if is_pure_python():
+        problem += " (the package was installed with TF_DEFORMABLE_PURE_PYTHON=1)"
+    pip_install = f"{sys.executable} -m pip install --no-build-isolation --no-deps"
+    source_tree = _LIBRARY.parents[1]
+    if (source_tree / "setup.py").exists():
+        rebuild = f"{pip_install} -e {source_tree}"
+    else:
+        rebuild = f"{pip_install} --force-reinstall . (in the source tree of tf_deformable)"
+    return NativeLibraryError(
+        f"tf_deformable: {problem}.\n"
+        f"To build the library for the TensorFlow installed: {rebuild}\n"
+        "To do without it, choose the reference implementation: "
+        'tf_deformable.config.set_backend("reference")'
+    )

@@ -1,0 +1,19 @@
+"""Keras layers over the operators, for Keras 3 and for tf-keras (`TF_USE_LEGACY_KERAS=1`)."""
+
+from __future__ import annotations
+
+from tf_deformable.layers.deformable_conv2d import DeformableConv2D
+from tf_deformable.layers.roi_pool import (
+    DeformablePSRoIPool,
+    DeformableRoIPool,
+    PSRoIPool,
+    RoIPool,
+)
+
+__all__ = [
+    "DeformableConv2D",
+    "DeformablePSRoIPool",
+    "DeformableRoIPool",
+    "PSRoIPool",
+    "RoIPool",
+]

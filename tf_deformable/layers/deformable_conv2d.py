@@ -1,0 +1,401 @@
+"""Keras layer: deformable convolution with the branch that predicts its offsets."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tensorflow as tf
+
+from tf_deformable.layers._base import OperatorLayer, as_output_shape
+from tf_deformable.layers._offset_branch import convolution, mask_from_logits, scale_gradient
+from tf_deformable.ops.deformable_conv2d import deformable_conv2d
+from tf_deformable.ops.sampling import sampling_positions
+
+
+@tf.keras.utils.register_keras_serializable(package="tf_deformable")
+class DeformableConv2D(OperatorLayer):
+    """2D convolution that learns where to sample its input.
+
+    A convolution over the input (the offset branch, owned by the layer) predicts, for every
+    output pixel and kernel tap, by how many pixels the tap moves; the kernel is then applied to
+    bilinear samples of the input at the moved positions. With `modulated=True` the branch also
+    predicts a factor for every sample. An untrained layer samples the regular grid: it equals
+    `keras.layers.Conv2D` with the same kernel and bias (times `mask_initial_value`, before the
+    bias, if modulated).
+
+    It takes every argument of `keras.layers.Conv2D`, with the same meaning, and can stand where
+    a `Conv2D` stood; here `strides` and `dilation_rate` may both exceed 1.
+
+    Example:
+    >>> model = tf.keras.Sequential([
+    ...     tf.keras.Input((None, None, 3)),
+    ...     tf.keras.layers.Conv2D(16, 3, strides=2, activation="relu"),
+    ...     tf_deformable.DeformableConv2D(32, 3, padding="same", modulated=True),
+    ...     tf.keras.layers.GlobalAveragePooling2D(),
+    ...     tf.keras.layers.Dense(10),
+    ... ])
+    >>> model(tf.zeros([4, 64, 48, 3])).shape
+    TensorShape([4, 10])
+
+    Where the layer samples, in pixels of the features that it reads:
+
+    >>> layer = model.layers[1]
+    >>> features = model.layers[0](tf.zeros([4, 64, 48, 3]))
+    >>> layer.sampling_positions(features).shape  # N, Ho, Wo, G, kh, kw, (y, x)
+    TensorShape([4, 31, 23, 1, 3, 3, 2])
+
+    Args:
+        filters: int, number of output channels.
+        kernel_size: int or two ints (y, x), size of the kernel.
+        strides: int or two ints (y, x).
+        padding: `"valid"` or `"same"` (case-insensitive), as TensorFlow pads.
+        data_format: `"channels_last"`, `"channels_first"` or None for Keras' own setting. The
+            operator works on channels_last, a channels_first input is transposed on the way.
+        dilation_rate: int or two ints (y, x), distance between the taps of the kernel at rest.
+        groups: int, number of groups the input channels are split into, each convolved with
+            `filters // groups` filters. Must divide the input channels and `filters`.
+        offset_groups: int, number of groups of input channels that move independently: the
+            channels of one group share their offsets (and mask). Must divide the input channels.
+        modulated: bool, whether every sample is also multiplied with a predicted mask
+            (Deformable ConvNets v2).
+        activation: activation function, applied after the bias.
+        use_bias: bool, whether a bias is added to the output. The offset branch always has one.
+        kernel_initializer: initializer of the kernel.
+        bias_initializer: initializer of the bias.
+        kernel_regularizer: regularizer of the kernel.
+        bias_regularizer: regularizer of the bias.
+        activity_regularizer: regularizer of the output.
+        kernel_constraint: constraint of the kernel.
+        bias_constraint: constraint of the bias.
+        mask_initial_value: mask of an untrained modulated layer, `0.5` or `1.0`. With 0.5, as in
+            the paper, the mask is `sigmoid(logits)`, in (0, 1); with 1.0 it is
+            `2 * sigmoid(logits)`, in (0, 2), and the layer starts as a plain convolution.
+        offset_kernel_initializer: initializer of the offset branch's kernel.
+        offset_bias_initializer: initializer of the offset branch's bias.
+        offset_kernel_regularizer: regularizer of the offset branch's kernel.
+        offset_bias_regularizer: regularizer of the offset branch's bias.
+        offset_learning_rate_multiplier: non-negative float; the gradient that reaches the output
+            of the offset branch is multiplied by it, hence also what flows on to the branch's
+            weights and, through the branch, to the input. Optimizers that normalise gradients
+            (Adam and its kin) undo such a factor; there it matters for clipping alone.
+        **kwargs: what every Keras layer takes: `name`, `dtype`, `trainable`.
+
+    Weights (kh, kw the kernel size, C input channels, G `offset_groups`), in this order:
+        kernel: `[kh, kw, C // groups, filters]`.
+        bias: `[filters]`, if `use_bias`.
+        offset_kernel: `[kh, kw, C, D]`, D = 2*G*kh*kw, or 3*G*kh*kw if modulated. The first
+            2*G*kh*kw channels are the offsets in pixels, ordered (offset group, tap row, tap
+            column, (dy, dx)) with the last fastest; the others are the logits of the mask,
+            ordered (offset group, tap row, tap column).
+        offset_bias: `[D]`.
+
+    Input shape:
+        `[batch, height, width, C]` for channels_last, `[batch, C, height, width]` for
+        channels_first. All but C may be unknown. Any real dtype; it is cast to the layer's
+        compute dtype (float16, bfloat16, float32 or float64).
+
+    Output shape:
+        `[batch, new_height, new_width, filters]` for channels_last, `[batch, filters, new_height,
+        new_width]` for channels_first, sizes as `keras.layers.Conv2D` has them.
+
+    Returns:
+        A tensor in the compute dtype, `activation(deformable_conv2d(inputs, ...) + bias)`.
+
+    Raises:
+        ValueError: an argument breaks its rule, `groups` or `offset_groups` does not divide the
+            channels, or the dilated kernel does not fit into the input.
+        RuntimeError: Keras runs on another backend than TensorFlow.
+
+    Sources:
+        Dai et al., Deformable Convolutional Networks, ICCV 2017, section 2.1 (operator, offset
+        branch, zero initialisation); Zhu et al., Deformable ConvNets v2, CVPR 2019, equation 1
+        (mask and its initial value 0.5).
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | tuple[int, int],
+        strides: int | tuple[int, int] = 1,
+        padding: str = "valid",
+        data_format: str | None = None,
+        dilation_rate: int | tuple[int, int] = 1,
+        groups: int = 1,
+        offset_groups: int = 1,
+        modulated: bool = False,
+        activation: Any = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        bias_constraint: Any = None,
+        mask_initial_value: float = 0.5,
+        offset_kernel_initializer: Any = "zeros",
+        offset_bias_initializer: Any = "zeros",
+        offset_kernel_regularizer: Any = None,
+        offset_bias_regularizer: Any = None,
+        offset_learning_rate_multiplier: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(activity_regularizer=activity_regularizer, **kwargs)
+        self.filters = self._positive_integer("filters", filters)
+        self.kernel_size = self._positive_pair("kernel_size", kernel_size)
+        self.strides = self._positive_pair("strides", strides)
+        self.padding = self._choice("padding", padding, ("valid", "same"))
+        self.data_format = self._choice(
+            "data_format",
+            tf.keras.backend.image_data_format() if data_format is None else data_format,
+            ("channels_last", "channels_first"),
+        )
+        self.dilation_rate = self._positive_pair("dilation_rate", dilation_rate)
+        self.groups = self._positive_integer("groups", groups)
+        if self.filters % self.groups:
+            raise self._error("filters", f"must be a multiple of groups={self.groups}", filters)
+        self.offset_groups = self._positive_integer("offset_groups", offset_groups)
+        self.modulated = self._boolean("modulated", modulated)
+        self.activation = tf.keras.activations.get(activation)
+        self.use_bias = bool(use_bias)
+        self.kernel_initializer = tf.keras.initializers.get(kernel_initializer)
+        self.bias_initializer = tf.keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = tf.keras.regularizers.get(kernel_regularizer)
+        self.bias_regularizer = tf.keras.regularizers.get(bias_regularizer)
+        self.kernel_constraint = tf.keras.constraints.get(kernel_constraint)
+        self.bias_constraint = tf.keras.constraints.get(bias_constraint)
+        if mask_initial_value not in (0.5, 1.0):
+            raise self._error("mask_initial_value", "must be 0.5 or 1.0", mask_initial_value)
+        self.mask_initial_value = float(mask_initial_value)
+        self.offset_kernel_initializer = tf.keras.initializers.get(offset_kernel_initializer)
+        self.offset_bias_initializer = tf.keras.initializers.get(offset_bias_initializer)
+        self.offset_kernel_regularizer = tf.keras.regularizers.get(offset_kernel_regularizer)
+        self.offset_bias_regularizer = tf.keras.regularizers.get(offset_bias_regularizer)
+        self.offset_learning_rate_multiplier = self._finite_number(
+            "offset_learning_rate_multiplier", offset_learning_rate_multiplier, at_least=0
+        )
+        self.input_spec = tf.keras.layers.InputSpec(ndim=4)
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the weights for inputs of this shape, whose channels must be known."""
+        if self.built:
+            return
+        shape = self._input_shape(input_shape)
+        channel_axis = 1 if self.data_format == "channels_first" else 3
+        channels = shape[channel_axis]
+        if channels is None:
+            raise self._error("inputs", "must have a known number of channels", shape)
+        for argument in ("groups", "offset_groups"):
+            divisor = getattr(self, argument)
+            if channels % divisor:
+                raise self._error(
+                    "inputs channels", f"must be a multiple of {argument}={divisor}", channels
+                )
+        self.compute_output_shape(shape)  # Refuses a kernel that does not fit.
+
+        taps = self.offset_groups * math.prod(self.kernel_size)
+        branch_outputs = (3 if self.modulated else 2) * taps
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(*self.kernel_size, channels // self.groups, self.filters),
+            initializer=self.kernel_initializer,
+            regularizer=self.kernel_regularizer,
+            constraint=self.kernel_constraint,
+        )
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias",
+                shape=(self.filters,),
+                initializer=self.bias_initializer,
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+            )
+        self.offset_kernel = self.add_weight(
+            name="offset_kernel",
+            shape=(*self.kernel_size, channels, branch_outputs),
+            initializer=self.offset_kernel_initializer,
+            regularizer=self.offset_kernel_regularizer,
+        )
+        self.offset_bias = self.add_weight(
+            name="offset_bias",
+            shape=(branch_outputs,),
+            initializer=self.offset_bias_initializer,
+            regularizer=self.offset_bias_regularizer,
+        )
+        self.input_spec = tf.keras.layers.InputSpec(ndim=4, axes={channel_axis: channels})
+        self.built = True
+
+    def call(self, inputs: Any) -> tf.Tensor:
+        """Returns the activated convolution of the inputs at the predicted positions."""
+        features = self._channels_last(inputs)
+        offsets, mask = self._offset_branch(features)
+        outputs = deformable_conv2d(
+            features,
+            self._cast(self.kernel),
+            offsets,
+            mask,
+            bias=self._cast(self.bias) if self.use_bias else None,
+            strides=self.strides,
+            padding=self.padding.upper(),
+            dilations=self.dilation_rate,
+        )
+        return self.activation(self._in_data_format(outputs))
+
+    def compute_offsets(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Predicts the offsets and the mask that the layer uses for these inputs.
+
+        They are what `tf_deformable.deformable_conv2d` takes with `data_format` "NHWC" for
+        channels_last and "NCHW" for channels_first.
+
+        Args:
+            inputs: a tensor as the layer is called with. In a model, the input of this layer:
+                `tf.keras.Model(model.inputs, layer.input)(images)`.
+
+        Returns:
+            offsets: `[N, Ho, Wo, G*kh*kw*2]`, in pixels of the input, last axis ordered (offset
+                group, tap row, tap column, (dy, dx)), in the compute dtype.
+            mask: `[N, Ho, Wo, G*kh*kw]`, None if the layer is not modulated.
+            Both have their channels second for channels_first.
+
+        Raises:
+            ValueError: the layer has not been built (called) yet.
+        """
+        offsets, mask = self._offset_branch(self._channels_last(inputs))
+        return self._in_data_format(offsets), None if mask is None else self._in_data_format(mask)
+
+    def sampling_positions(self, inputs: Any) -> tf.Tensor:
+        """Returns where the layer samples these inputs.
+
+        Args:
+            inputs: a tensor as the layer is called with, see `compute_offsets`.
+
+        Returns:
+            `[N, Ho, Wo, G, kh, kw, 2]`, for every output pixel, offset group and tap the position
+            (y, x) in pixels of the input, (0, 0) the centre of its first pixel, for both data
+            formats; float32, or float64 if the layer computes in float64. Positions outside
+            the input are what the padding, or an offset, makes them: samples there are zero.
+
+        Raises:
+            ValueError: the layer has not been built (called) yet.
+        """
+        features = self._channels_last(inputs)
+        offsets, _ = self._offset_branch(features)
+        return sampling_positions(
+            offsets,
+            kernel_size=self.kernel_size,
+            input_size=tf.shape(features)[1:3],
+            strides=self.strides,
+            padding=self.padding.upper(),
+            dilations=self.dilation_rate,
+        )
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns the shape of the output for inputs of this shape, None where it is unknown."""
+        shape = self._input_shape(input_shape)
+        spatial = shape[2:] if self.data_format == "channels_first" else shape[1:3]
+        extents = [
+            (kernel - 1) * dilation + 1
+            for kernel, dilation in zip(self.kernel_size, self.dilation_rate, strict=True)
+        ]
+        new_spatial: list[int | None] = []
+        for size, extent, stride in zip(spatial, extents, self.strides, strict=True):
+            if size is None:
+                new_spatial.append(None)
+            elif self.padding == "same":
+                new_spatial.append(-(-size // stride))
+            elif size >= extent:
+                new_spatial.append((size - extent) // stride + 1)
+            else:
+                raise self._error(
+                    "the dilated kernel", f"of extent {extents} must fit into the inputs", shape
+                )
+        if self.data_format == "channels_first":
+            return as_output_shape((shape[0], self.filters, *new_spatial))
+        return as_output_shape((shape[0], *new_spatial, self.filters))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, serialised."""
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "strides": self.strides,
+            "padding": self.padding,
+            "data_format": self.data_format,
+            "dilation_rate": self.dilation_rate,
+            "groups": self.groups,
+            "offset_groups": self.offset_groups,
+            "modulated": self.modulated,
+            "activation": tf.keras.activations.serialize(self.activation),
+            "use_bias": self.use_bias,
+            "mask_initial_value": self.mask_initial_value,
+            "offset_learning_rate_multiplier": self.offset_learning_rate_multiplier,
+            **{
+                name: tf.keras.initializers.serialize(getattr(self, name))
+                for name in (
+                    "kernel_initializer",
+                    "bias_initializer",
+                    "offset_kernel_initializer",
+                    "offset_bias_initializer",
+                )
+            },
+            **{
+                name: tf.keras.regularizers.serialize(getattr(self, name))
+                for name in (
+                    "kernel_regularizer",
+                    "bias_regularizer",
+                    "activity_regularizer",
+                    "offset_kernel_regularizer",
+                    "offset_bias_regularizer",
+                )
+            },
+            **{
+                name: tf.keras.constraints.serialize(getattr(self, name))
+                for name in ("kernel_constraint", "bias_constraint")
+            },
+        }
+
+    def _offset_branch(self, features: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Returns the offsets and the mask (or None) for NHWC features, both NHWC."""
+        if not self.built:
+            raise ValueError(f"{type(self).__name__}: the layer must be built (called) first")
+        outputs = convolution(
+            features,
+            self._cast(self.offset_kernel),
+            strides=self.strides,
+            padding=self.padding.upper(),
+            dilations=self.dilation_rate,
+        )
+        outputs = tf.nn.bias_add(outputs, self._cast(self.offset_bias))
+        if self.offset_learning_rate_multiplier != 1.0:
+            outputs = scale_gradient(outputs, self.offset_learning_rate_multiplier)
+        if not self.modulated:
+            return outputs, None
+        taps = self.offset_groups * math.prod(self.kernel_size)
+        offsets, logits = tf.split(outputs, [2 * taps, taps], axis=-1)
+        return offsets, mask_from_logits(logits, self.mask_initial_value)
+
+    def _channels_last(self, inputs: Any) -> tf.Tensor:
+        inputs = self._cast(inputs)
+        if self.data_format == "channels_first":
+            return tf.transpose(inputs, [0, 2, 3, 1])
+        return inputs
+
+    def _in_data_format(self, tensor: tf.Tensor) -> tf.Tensor:
+        if self.data_format == "channels_first":
+            return tf.transpose(tensor, [0, 3, 1, 2])
+        return tensor
+
+    def _input_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        shape = tuple(tf.TensorShape(input_shape).as_list())
+        if len(shape) != 4:
+            raise self._error("inputs", "must have rank 4", shape)
+        return shape
+
+    def _choice(self, argument: str, value: Any, choices: tuple[str, str]) -> str:
+        if not isinstance(value, str) or value.lower() not in choices:
+            rule = f"must be {choices[0]!r} or {choices[1]!r}"
+            raise self._error(argument, rule, value)
+        return value.lower()

@@ -1,0 +1,256 @@
+"""Normalisation of the arguments that the operators share.
+
+Here is checked what a tensor shape cannot tell: kinds, dtypes, names. Rules on shapes and on the
+values of attributes belong to the compiled operator and to the reference, with one message each.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import tensorflow as tf
+
+Pair: TypeAlias = tuple[int, int]
+DataFormat: TypeAlias = Literal["NHWC", "NCHW"]
+# Explicit padding is ((top, bottom), (left, right)).
+Padding: TypeAlias = Literal["SAME", "VALID"] | tuple[Pair, Pair]
+
+_DTYPES = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
+
+
+def pair(op: str, argument: str, value: int | Sequence[int]) -> Pair:
+    """Normalises an integer, meant for both axes, or two integers (y, x).
+
+    Raises:
+        TypeError: not integers.
+        ValueError: not two of them.
+    """
+    rule = f"{op}: {argument} must be an integer or 2 integers (y, x), got {_text(value)}"
+    values = _integers(value, rule)
+    if isinstance(values, int):
+        return values, values
+    if len(values) != 2 or not all(isinstance(v, int) for v in values):
+        raise ValueError(rule)
+    return values[0], values[1]
+
+
+def integer(op: str, argument: str, value: int) -> int:
+    """Normalises an integer.
+
+    Raises:
+        TypeError: not one.
+    """
+    rule = f"{op}: {argument} must be an integer, got {_text(value)}"
+    result = _integers(value, rule)
+    if not isinstance(result, int):
+        raise TypeError(rule)
+    return result
+
+
+def number(op: str, argument: str, value: float) -> float:
+    """Normalises a real number to the nearest float32, which is what operators' attributes are.
+
+    Raises:
+        TypeError: not one.
+    """
+    rule = f"{op}: {argument} must be a number, got {_text(value)}"
+    if isinstance(value, (str, bytes, bool, np.bool_)):
+        raise TypeError(rule)
+    try:
+        with np.errstate(over="ignore"):
+            return float(np.float32(float(value)))
+    except (TypeError, ValueError):
+        raise TypeError(rule) from None
+
+
+def boolean(op: str, argument: str, value: bool) -> bool:
+    """Normalises True or False; numbers are neither.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{op}: {argument} must be True or False, got {_text(value)}")
+    return bool(value)
+
+
+def data_format(op: str, value: str) -> DataFormat:
+    """Checks that the value is "NHWC" or "NCHW".
+
+    Raises:
+        ValueError: anything else.
+    """
+    if value == "NHWC":
+        return "NHWC"
+    if value == "NCHW":
+        return "NCHW"
+    raise ValueError(f'{op}: data_format must be "NHWC" or "NCHW", got {_text(value)}')
+
+
+def padding(op: str, value: str | Sequence[Sequence[int]], layout: DataFormat) -> Padding:
+    """Normalises "SAME", "VALID" (in any case), or one pair per axis of `layout`.
+
+    The spelling is that of `tf.nn.conv2d`.
+
+    Raises:
+        TypeError: neither a string nor integers.
+        ValueError: another string, another number of pairs, or padding of batch or channels.
+    """
+    explicit = "[[0,0],[top,bottom],[left,right],[0,0]]"
+    if layout == "NCHW":
+        explicit = "[[0,0],[0,0],[top,bottom],[left,right]]"
+    rule = f'{op}: padding must be "SAME", "VALID" or {explicit}, got {_text(value)}'
+    if isinstance(value, str):
+        if value.upper() == "SAME":
+            return "SAME"
+        if value.upper() == "VALID":
+            return "VALID"
+        raise ValueError(rule)
+    pads = _integers(value, rule)
+    if isinstance(pads, int):
+        raise TypeError(rule)
+    if len(pads) != 4 or not all(isinstance(p, list) and len(p) == 2 for p in pads):
+        raise ValueError(rule)
+    if not all(isinstance(p, int) for axis in pads for p in axis):
+        raise ValueError(rule)
+    first = 1 if layout == "NHWC" else 2
+    for axis in {0, 1, 2, 3} - {first, first + 1}:
+        if pads[axis] != [0, 0]:
+            raise ValueError(rule)
+    (top, bottom), (left, right) = pads[first : first + 2]
+    return (top, bottom), (left, right)
+
+
+def tensors(
+    op: str, values: Mapping[str, Any], optional: Collection[str] = ()
+) -> dict[str, tf.Tensor | None]:
+    """Converts arguments to tensors of one dtype, the one of the first.
+
+    Python numbers and integer arrays take that dtype. What has a floating dtype of its own keeps
+    it and must match: a silent cast would hide a loss of precision.
+
+    Args:
+        op: name of the operator, for messages.
+        values: argument names to values.
+        optional: those that may be None, and then stay None.
+
+    Raises:
+        TypeError: a value cannot become a tensor.
+        ValueError: the dtype is not supported, or differs from that of the first argument.
+    """
+    first, *_ = values
+    converted: dict[str, tf.Tensor | None] = {}
+    dtype: tf.DType | None = None
+    for argument, value in values.items():
+        if value is None and argument in optional:
+            converted[argument] = None
+            continue
+        tensor = _tensor(op, argument, value, dtype)
+        if dtype is None:
+            dtype = tensor.dtype
+            if dtype not in _DTYPES:
+                raise ValueError(
+                    f"{op}: {argument} must have dtype float16, bfloat16, float32 or float64, "
+                    f"got {dtype.name}"
+                )
+        elif tensor.dtype != dtype:
+            raise ValueError(
+                f"{op}: {argument} must have the dtype of {first} ({dtype.name}), "
+                f"got {tensor.dtype.name}"
+            )
+        converted[argument] = tensor
+    return converted
+
+
+def coordinates(op: str, argument: str, value: Any, dtype: tf.DType) -> tf.Tensor:
+    """Converts positions to a tensor that is float32 or float64.
+
+    Python numbers and integer arrays take the dtype given.
+
+    Raises:
+        TypeError: the value cannot become a tensor.
+        ValueError: another dtype. Half precision would round positions by whole pixels.
+    """
+    tensor = _tensor(op, argument, value, dtype)
+    if tensor.dtype not in (tf.float32, tf.float64):
+        raise ValueError(
+            f"{op}: {argument} must have dtype float32 or float64, got {tensor.dtype.name}"
+        )
+    return tensor
+
+
+def indices(op: str, argument: str, value: Any) -> tf.Tensor:
+    """Converts integers of any dtype to an int32 tensor; those beyond it become its limits.
+
+    Raises:
+        TypeError: the value cannot become a tensor.
+        ValueError: not integers.
+    """
+    is_python = isinstance(value, (int, list, tuple))
+    tensor = _tensor(op, argument, value, tf.int32 if is_python else None)
+    if not tensor.dtype.is_integer:
+        raise ValueError(f"{op}: {argument} must have an integer dtype, got {tensor.dtype.name}")
+    return tf.saturate_cast(tensor, tf.int32)
+
+
+def check_rank(op: str, argument: str, layout: str, tensor: tf.Tensor) -> None:
+    """Refuses a tensor that is known not to have the axes that `layout` names.
+
+    Raises:
+        ValueError: the rank differs.
+    """
+    rank = layout.count(",") + 1
+    if tensor.shape.rank not in (None, rank):
+        raise ValueError(
+            f"{op}: {argument} must have rank {rank} {layout}, got shape {shape_text(tensor)}"
+        )
+
+
+def shape_text(tensor: tf.Tensor) -> str:
+    """The static shape of a tensor as the compiled operators print it: `[2,9,?,4]`."""
+    if tensor.shape.rank is None:
+        return "?"
+    return _text(["?" if size is None else size for size in tensor.shape.as_list()])
+
+
+def _tensor(op: str, argument: str, value: Any, dtype: tf.DType | None) -> tf.Tensor:
+    try:
+        if value is None:
+            raise TypeError("None is not a tensor")
+        if isinstance(value, (np.ndarray, np.generic)):
+            if tf.as_dtype(value.dtype).is_floating:
+                return tf.convert_to_tensor(value)
+            return tf.convert_to_tensor(value, dtype)
+        if isinstance(value, (int, float, list, tuple)):
+            return tf.convert_to_tensor(value, dtype)
+        return tf.convert_to_tensor(value)
+    except (TypeError, ValueError) as error:
+        kind = "None" if value is None else type(value).__name__
+        raise TypeError(f"{op}: {argument} must be convertible to a tensor, got {kind}") from error
+
+
+def _integers(value: Any, rule: str) -> Any:
+    """The nested sequence as lists of Python integers; numpy's integers count."""
+    if isinstance(value, (str, bytes, bool, np.bool_)):
+        raise TypeError(rule)
+    try:
+        return operator.index(value)
+    except TypeError:
+        pass
+    try:
+        items = list(value)
+    except TypeError:
+        raise TypeError(rule) from None
+    return [_integers(item, rule) for item in items]
+
+
+def _text(value: Any) -> str:
+    """Sequences without spaces, as the compiled operators print shapes."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(_text(item) for item in value)}]"
+    return f'"{value}"' if isinstance(value, str) and value != "?" else str(value)

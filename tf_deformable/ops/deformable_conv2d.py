@@ -1,0 +1,251 @@
+"""Deformable convolution: the functional operator, its backends and its gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tf_deformable import _native, config
+from tf_deformable.ops import _arguments
+from tf_deformable.reference import deformable_conv2d as _reference
+
+_OP = "deformable_conv2d"
+_TO_NHWC = (0, 2, 3, 1)
+_TO_NCHW = (0, 3, 1, 2)
+
+
+def deformable_conv2d(
+    inputs: Any,
+    filters: Any,
+    offsets: Any,
+    mask: Any = None,
+    *,
+    bias: Any = None,
+    strides: int | Sequence[int] = 1,
+    padding: str | Sequence[Sequence[int]] = "SAME",
+    dilations: int | Sequence[int] = 1,
+    data_format: str = "NHWC",
+    name: str | None = None,
+) -> tf.Tensor:
+    r"""Deformable convolution: a convolution whose taps read where `offsets` point.
+
+    A convolution sums over a regular grid of taps k around every output pixel p. Deformable
+    convolution (Dai et al. 2017, equation 2) moves every tap of every pixel by a learned offset,
+    and its second version (Zhu et al. 2019, equation 1) also scales it by a learned mask:
+
+        y(p) = sum_k w_k * x(p_k + dp_k) * dm_k,    p_k = p * stride - pad + k * dilation
+
+    The positions are fractional, so x is interpolated bilinearly (Dai et al., equations 3 and 4):
+
+        x(q) = sum_r G(r, q) * x[r],    G(r, q) = max(0, 1-|r_y-q_y|) * max(0, 1-|r_x-q_x|)
+
+    over all pixels r of the map. Outside of the map x is zero: a position counts while
+    -1 < y < H and -1 < x < W, and fades out linearly over the last pixel. Offsets of zero and a
+    mask of one (or None) give exactly `tf.nn.conv2d`. Equation numbers are those of
+    "Deformable Convolutional Networks" (ICCV 2017) and "Deformable ConvNets v2" (CVPR 2019).
+
+    Sizes are written N batch, H, W, C inputs, kh, kw kernel, F output channels, Ho, Wo output map.
+    The number of groups is `C / filters.shape[2]` as in `tf.nn.conv2d`; the number of offset groups
+    G is `offsets.shape[-1] / (2*kh*kw)` and must divide C; input channel c follows the offsets of
+    group `c // (C/G)`. For kernel size, strides, dilations and padding all combinations work.
+
+    Differentiable in inputs, filters, offsets, mask and bias, twice and more. At an integer
+    position the derivative by the offset is the one towards the next larger coordinate.
+
+    Positions are computed in float32 (float64 for float64 tensors) and sums are accumulated in at
+    least float32, whatever the dtype of the tensors. A NaN offset makes NaN what it touches: the
+    output pixel, and its gradients by offsets, mask and filters. Infinite and huge offsets read
+    zeros. An empty batch or map gives an empty or zero result of the right shape.
+
+    The compiled operator computes it, or plain TensorFlow, as `tf_deformable.config` says when the
+    call is made, or traced.
+
+    Example:
+        >>> inputs = tf.random.normal([8, 32, 32, 16])
+        >>> filters = tf.random.normal([3, 3, 16, 24])
+        >>> offsets = tf.zeros([8, 32, 32, 2 * 3 * 3])
+        >>> tf_deformable.deformable_conv2d(inputs, filters, offsets).shape
+        TensorShape([8, 32, 32, 24])
+
+    Args:
+        inputs: `[N, H, W, C]`, or `[N, C, H, W]` with `data_format="NCHW"`. float16, bfloat16,
+            float32 or float64.
+        filters: `[kh, kw, C/groups, F]`, in both data formats.
+        offsets: `[N, Ho, Wo, G*kh*kw*2]` (NCHW: `[N, G*kh*kw*2, Ho, Wo]`), in pixels of `inputs`.
+            The channel axis is (offset group, tap row, tap column, (dy, dx)): dy before dx, the
+            pair varying fastest.
+        mask: `[N, Ho, Wo, G*kh*kw]` (NCHW: `[N, G*kh*kw, Ho, Wo]`), one factor per tap, or None
+            for the first version of the operator. It is used as it is: apply a sigmoid before.
+        bias: `[F]`, added to the output, or None.
+        strides: an integer or (y, x), at least 1.
+        padding: "SAME" or "VALID" (in any case) as `tf.nn.conv2d` has them, or explicit
+            `[[0, 0], [top, bottom], [left, right], [0, 0]]`, in the order of `data_format`.
+        dilations: an integer or (y, x), at least 1; both strides and dilations may exceed 1.
+        data_format: "NHWC", or "NCHW", which is transposed to NHWC and back.
+        name: of the operation in a graph.
+
+    `filters`, `offsets`, `mask` and `bias` have the dtype of `inputs`. Python numbers and integer
+    arrays are converted to it; floating arrays and tensors of another dtype are an error.
+
+    Returns:
+        `[N, Ho, Wo, F]` (NCHW: `[N, F, Ho, Wo]`), in the dtype of `inputs`.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: dtypes differ or are not supported; in a graph, and with the reference backend,
+            shapes that are known and do not fit, strides or dilations below 1, negative padding,
+            or a dilated kernel larger than the padded inputs. Shapes in messages are those of NHWC.
+        tf.errors.InvalidArgumentError: the same, from the compiled operator, in eager mode or for
+            shapes that only the run shows.
+        tf_deformable.NativeLibraryError: the compiled operator is wanted and cannot be loaded.
+    """
+    layout = _arguments.data_format(_OP, data_format)
+    attributes = _Attributes(
+        strides=_arguments.pair(_OP, "strides", strides),
+        padding=_arguments.padding(_OP, padding, layout),
+        dilations=_arguments.pair(_OP, "dilations", dilations),
+    )
+    with tf.name_scope(name or _OP):
+        values = _arguments.tensors(
+            _OP,
+            {
+                "inputs": inputs,
+                "filters": filters,
+                "offsets": offsets,
+                "mask": mask,
+                "bias": bias,
+            },
+            optional=("mask", "bias"),
+        )
+        if layout == "NCHW":
+            for argument, axes in (
+                ("inputs", "[N,C,H,W]"),
+                ("offsets", "[N,G*kh*kw*2,Ho,Wo]"),
+                ("mask", "[N,G*kh*kw,Ho,Wo]"),
+            ):
+                if values[argument] is not None:
+                    _arguments.check_rank(_OP, argument, axes, values[argument])
+                    values[argument] = tf.transpose(values[argument], _TO_NHWC)
+        forward = _native_forward if config.get_backend() == "native" else _reference_forward
+        outputs = forward(**values, attributes=attributes)
+        return tf.transpose(outputs, _TO_NCHW) if layout == "NCHW" else outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class _Attributes:
+    """What is not a tensor, normalised; both backends' spelling of it."""
+
+    strides: _arguments.Pair
+    padding: _arguments.Padding
+    dilations: _arguments.Pair
+
+    def for_native(self) -> dict[str, Any]:
+        named = isinstance(self.padding, str)
+        return {
+            "strides": list(self.strides),
+            "padding": self.padding if named else "EXPLICIT",
+            "explicit_paddings": [] if named else [pad for axis in self.padding for pad in axis],
+            "dilations": list(self.dilations),
+        }
+
+    def for_reference(self) -> dict[str, Any]:
+        return {"strides": self.strides, "padding": self.padding, "dilations": self.dilations}
+
+    @classmethod
+    def of(cls, op: tf.Operation) -> _Attributes:
+        """The attributes of a registered operator."""
+        padding = tf.compat.as_str(op.get_attr("padding"))
+        if padding == "EXPLICIT":
+            top, bottom, left, right = op.get_attr("explicit_paddings")
+            padding = ((top, bottom), (left, right))
+        return cls(
+            strides=tuple(op.get_attr("strides")),
+            padding=padding,
+            dilations=tuple(op.get_attr("dilations")),
+        )
+
+
+def _reference_forward(
+    inputs: tf.Tensor,
+    filters: tf.Tensor,
+    offsets: tf.Tensor,
+    mask: tf.Tensor | None,
+    bias: tf.Tensor | None,
+    attributes: _Attributes,
+) -> tf.Tensor:
+    return _reference(inputs, filters, offsets, mask, bias=bias, **attributes.for_reference())
+
+
+def _native_forward(
+    inputs: tf.Tensor,
+    filters: tf.Tensor,
+    offsets: tf.Tensor,
+    mask: tf.Tensor | None,
+    bias: tf.Tensor | None,
+    attributes: _Attributes,
+) -> tf.Tensor:
+    return _native.load().tf_deformable_deformable_conv2d(
+        inputs=inputs,
+        filters=filters,
+        offsets=offsets,
+        mask=[] if mask is None else [mask],
+        bias=[] if bias is None else [bias],
+        **attributes.for_native(),
+    )
+
+
+def _native_backward(
+    inputs: tf.Tensor,
+    filters: tf.Tensor,
+    offsets: tf.Tensor,
+    mask: list[tf.Tensor],
+    grad_output: tf.Tensor,
+    attributes: _Attributes,
+) -> list[tf.Tensor]:
+    """Gradients of inputs, filters, offsets and, if there is one, mask."""
+    grads = _native.load().tf_deformable_deformable_conv2d_grad(
+        inputs=inputs,
+        filters=filters,
+        offsets=offsets,
+        mask=mask,
+        grad_output=grad_output,
+        **attributes.for_native(),
+    )
+    return [grads.grad_inputs, grads.grad_filters, grads.grad_offsets, *grads.grad_mask]
+
+
+@tf.RegisterGradient("TFDeformable>DeformableConv2D")
+def _gradient(op: tf.Operation, grad_output: tf.Tensor) -> list[tf.Tensor]:
+    inputs, filters, offsets, *mask_and_bias = op.inputs
+    num_masks = op.get_attr("num_masks")
+    mask, bias = mask_and_bias[:num_masks], mask_and_bias[num_masks:]
+    grads = _native_backward(inputs, filters, offsets, mask, grad_output, _Attributes.of(op))
+    return grads + [_sum_over_pixels(grad_output) for _ in bias]
+
+
+@tf.RegisterGradient("TFDeformable>DeformableConv2DGrad")
+def _second_gradient(op: tf.Operation, *upstream: tf.Tensor) -> list[tf.Tensor]:
+    """Differentiates the reference's gradient: rarely needed, so no kernel of its own."""
+    *primals, grad_output = op.inputs
+    attributes = _Attributes.of(op).for_reference()
+    with tf.GradientTape() as outer:
+        outer.watch([*primals, grad_output])
+        with tf.GradientTape() as inner:
+            inner.watch(primals)
+            output = _reference(*primals, **attributes)
+        grads = inner.gradient(output, primals, output_gradients=grad_output)
+    return outer.gradient(
+        grads,
+        [*primals, grad_output],
+        output_gradients=list(upstream),
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
+
+
+def _sum_over_pixels(grad_output: tf.Tensor) -> tf.Tensor:
+    dtype = grad_output.dtype
+    accumulator = tf.float64 if dtype == tf.float64 else tf.float32
+    return tf.cast(tf.reduce_sum(tf.cast(grad_output, accumulator), axis=[0, 1, 2]), dtype)

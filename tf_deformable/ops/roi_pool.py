@@ -1,0 +1,337 @@
+"""RoI pooling (plain, deformable, position-sensitive, modulated): functional operators.
+
+One registered operator serves them all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tf_deformable import _native, config
+from tf_deformable.ops import _arguments
+from tf_deformable.reference import deformable_roi_pool as _reference
+
+_OP = "deformable_roi_pool"  # messages of both functions bear this name
+
+
+def deformable_roi_pool(
+    inputs: Any,
+    boxes: Any,
+    box_indices: Any,
+    offsets: Any = None,
+    mask: Any = None,
+    *,
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+    samples_per_bin: int = 4,
+    gamma: float = 0.1,
+    aligned: bool = False,
+    name: str | None = None,
+) -> tf.Tensor:
+    r"""Deformable RoI pooling: averages the bins of boxes, each bin moved by its own offset.
+
+    RoI pooling divides a box into ph x pw bins and averages the feature map x in each of them. In
+    its deformable form (Dai et al. 2017, section 2.2, equation 5) every bin is moved as a whole,
+    and with a mask (Zhu et al. 2019, equation 2) also scaled:
+
+        y(i, j) = mask_ij * sum_s x(p0 + p_s + dp_ij) / n_ij
+        dp_ij = gamma * offsets_ij * (height, width of the box)
+
+    The offsets are normalised by the size of the box, so that their scale does not depend on it.
+    p_s are n_ij samples on a regular grid in the bin, x is interpolated bilinearly. Offsets of zero
+    give what offsets of None give: plain RoI pooling by averages. The papers are "Deformable
+    Convolutional Networks" (ICCV 2017) and "Deformable ConvNets v2" (CVPR 2019).
+
+    Where a box of size (h, w) = (y2-y1, x2-x1) lies, and where a bin has its samples, is one of two
+    conventions. Below, scale is `spatial_scale`, n `samples_per_bin`, and s = 0..n-1 a sample along
+    one axis:
+
+    - `aligned=False`, the operator of the authors' release. Box coordinates are indices of pixels,
+      the last one included: they are rounded (halves away from zero), and the box extends from
+      `y1*scale - 0.5` to `(y2+1)*scale - 0.5` on the map, at least 0.1. Samples are at
+      `s / n` of the bin. A sample off the map (below -0.5 or above H-0.5) is left out, n_ij counts
+      the others; a bin with none is 0.
+    - `aligned=True`, as RoIAlign (He et al. 2017, as revised since: half a pixel is subtracted).
+      Box coordinates are continuous, pixel i extends from i to i+1: nothing is rounded, the box
+      extends from `y1*scale - 0.5` to `y2*scale - 0.5`. Samples are at `(s + 0.5) / n` of the bin.
+      A sample off the map (below -1 or above H) is 0 and counts.
+
+    Samples that are kept are moved to the nearest pixel if they lie beyond it.
+
+    Differentiable in inputs, offsets and mask, twice and more; boxes are not differentiated. The
+    derivative by an offset is that of the authors: a sample interpolates between the pixels at the
+    floor and at the ceiling of its position, and so does not contribute along an axis on which it
+    lies on a pixel or was moved to one.
+
+    Positions are computed in float32 (float64 for float64 inputs) and sums are accumulated in at
+    least float32, whatever the dtype of inputs. What is odd has a value:
+
+    - a box with index -1 is padding: 0, whatever else it has, and no gradients;
+    - a box with a NaN or infinite coordinate gives NaN, also for its gradients by offsets and mask,
+      and none for inputs; a NaN offset does the same to its bins;
+    - bins beyond the map, infinite offsets included, are 0. A box with y2 < y1 has, aligned, a
+      negative height, and otherwise the least one;
+    - no boxes, or an empty map, give an empty result, or zeros.
+
+    The compiled operator computes it, or plain TensorFlow, as `tf_deformable.config` says when the
+    call is made, or traced.
+
+    Example:
+        >>> features = tf.random.normal([2, 38, 63, 256])  # of images 16 times as large
+        >>> boxes = tf.constant([[32.0, 48.0, 300.0, 500.0], [0.0, 0.0, 95.0, 63.0]])
+        >>> offsets = tf.zeros([2, 7, 7, 2])
+        >>> tf_deformable.deformable_roi_pool(
+        ...     features, boxes, [0, 1], offsets, output_size=7, spatial_scale=1 / 16
+        ... ).shape
+        TensorShape([2, 7, 7, 256])
+
+    Args:
+        inputs: `[N, H, W, C]`, float16, bfloat16, float32 or float64.
+        boxes: `[R, 4]`, (y1, x1, y2, x2) in pixels of the image, which is `1/spatial_scale` times
+            as large as the map. float32 or float64; Python numbers and integer arrays are
+            converted.
+        box_indices: `[R]`, the image of each box in [0, N), or -1 for padding. Any integer dtype.
+        offsets: `[R, part_h, part_w, 2]`, (dy, dx) in units of the box's height and width and of
+            1/gamma; or None. Bin (i, j) follows part cell `(i*part_h // ph, j*part_w // pw)`.
+        mask: `[R, ph, pw]`, one factor per bin, or None. It is used as it is: apply a sigmoid
+            before.
+        output_size: number of bins, an integer or (ph, pw).
+        spatial_scale: pixels of the map per pixel of the image: 1/16 for features of stride 16.
+        samples_per_bin: number of samples of a bin along each axis, at least 1. With
+            `aligned=True` 0 means one per pixel: the size of the bin, rounded up.
+        gamma: scale of the offsets.
+        aligned: which of the conventions holds.
+        name: of the operation in a graph.
+
+    `offsets` and `mask` have the dtype of `inputs`. Python numbers and integer arrays are converted
+    to it; floating arrays and tensors of another dtype are an error.
+
+    Returns:
+        `[R, ph, pw, C]`, in the dtype of `inputs`.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: dtypes differ or are not supported; in a graph, and with the reference backend,
+            shapes that are known and do not fit, and attributes out of their range. Messages write
+            `offsets` as `[R, part_h, part_w, 1, 2]`.
+        tf.errors.InvalidArgumentError: a box index is neither -1 nor in [0, N); from the compiled
+            operator also the same as before, in eager mode or for shapes that only the run shows.
+        tf_deformable.NativeLibraryError: the compiled operator is wanted and cannot be loaded.
+    """
+    with tf.name_scope(name or "deformable_roi_pool"):
+        values = _arguments.tensors(
+            _OP, {"inputs": inputs, "offsets": offsets, "mask": mask}, optional=("offsets", "mask")
+        )
+        if values["offsets"] is not None:
+            _arguments.check_rank(_OP, "offsets", "[R,part_h,part_w,2]", values["offsets"])
+            values["offsets"] = tf.expand_dims(values["offsets"], 3)
+        return _pool(
+            **values,
+            boxes=boxes,
+            box_indices=box_indices,
+            attributes=_Attributes.normalised(
+                output_size, 1, spatial_scale, samples_per_bin, gamma, aligned
+            ),
+        )
+
+
+def deformable_psroi_pool(
+    inputs: Any,
+    boxes: Any,
+    box_indices: Any,
+    offsets: Any = None,
+    mask: Any = None,
+    *,
+    output_size: int | Sequence[int],
+    group_size: int,
+    spatial_scale: float,
+    samples_per_bin: int = 4,
+    gamma: float = 0.1,
+    aligned: bool = False,
+    name: str | None = None,
+) -> tf.Tensor:
+    r"""Deformable position-sensitive RoI pooling: each bin of a box reads a map of its own.
+
+    Position-sensitive pooling (Dai, Li, He and Sun 2016, "R-FCN") has k x k score maps of D
+    channels, one for each part of an object: bin (i, j) averages the map `(i*k // ph, j*k // pw)`.
+    In its deformable form (Dai et al. 2017, section 2.2) bins are moved by offsets, which may
+    differ for `classes` equal parts of the D channels. Without offsets it is plain
+    position-sensitive pooling, and that, of the offset fields, is how the paper gets the offsets.
+
+    All else, from the formula over the two conventions of `aligned` and the gradients to padding
+    and boxes that are not finite, is as in `tf_deformable.deformable_roi_pool`, which is this with
+    `group_size=1` and one class.
+
+    Example:
+        >>> scores = tf.random.normal([2, 38, 63, 7 * 7 * 21])  # of images 16 times as large
+        >>> boxes = tf.constant([[32.0, 48.0, 300.0, 500.0], [0.0, 0.0, 95.0, 63.0]])
+        >>> offsets = tf.zeros([2, 7, 7, 21, 2])
+        >>> tf_deformable.deformable_psroi_pool(
+        ...     scores, boxes, [0, 1], offsets, output_size=7, group_size=7, spatial_scale=1 / 16
+        ... ).shape
+        TensorShape([2, 7, 7, 21])
+
+    Args:
+        inputs: `[N, H, W, k*k*D]`, float16, bfloat16, float32 or float64. Channels are ordered
+            (map row, map column, D), D varying fastest; `tf_deformable.convert` converts the order
+            (D, map row, map column) of other packages.
+        boxes: `[R, 4]`, (y1, x1, y2, x2) in pixels of the image, which is `1/spatial_scale` times
+            as large as the map. float32 or float64; Python numbers and integer arrays are
+            converted.
+        box_indices: `[R]`, the image of each box in [0, N), or -1 for padding. Any integer dtype.
+        offsets: `[R, part_h, part_w, classes, 2]`, (dy, dx) in units of the box's height and width
+            and of 1/gamma; or None. Bin (i, j) follows part cell
+            `(i*part_h // ph, j*part_w // pw)`, its channel d class `d // (D/classes)`.
+        mask: `[R, ph, pw]`, one factor per bin, or None.
+        output_size: number of bins, an integer or (ph, pw).
+        group_size: k. Most often it is the output size; it need not be.
+        spatial_scale: pixels of the map per pixel of the image: 1/16 for features of stride 16.
+        samples_per_bin: number of samples of a bin along each axis, at least 1. With
+            `aligned=True` 0 means one per pixel: the size of the bin, rounded up.
+        gamma: scale of the offsets.
+        aligned: False for the authors' geometry, True for that of RoIAlign.
+        name: of the operation in a graph.
+
+    Returns:
+        `[R, ph, pw, D]`, in the dtype of `inputs`.
+
+    Raises:
+        TypeError: as `tf_deformable.deformable_roi_pool`, whose name the messages bear.
+        ValueError: likewise; also channels that are not a multiple of k*k, and output channels that
+            are not a multiple of the classes.
+        tf.errors.InvalidArgumentError: likewise.
+        tf_deformable.NativeLibraryError: the compiled operator is wanted and cannot be loaded.
+    """
+    with tf.name_scope(name or "deformable_psroi_pool"):
+        return _pool(
+            **_arguments.tensors(
+                _OP,
+                {"inputs": inputs, "offsets": offsets, "mask": mask},
+                optional=("offsets", "mask"),
+            ),
+            boxes=boxes,
+            box_indices=box_indices,
+            attributes=_Attributes.normalised(
+                output_size, group_size, spatial_scale, samples_per_bin, gamma, aligned
+            ),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Attributes:
+    """What is not a tensor, normalised."""
+
+    output_size: _arguments.Pair
+    group_size: int
+    spatial_scale: float
+    samples_per_bin: int
+    gamma: float
+    aligned: bool
+
+    @classmethod
+    def normalised(
+        cls,
+        output_size: int | Sequence[int],
+        group_size: int,
+        spatial_scale: float,
+        samples_per_bin: int,
+        gamma: float,
+        aligned: bool,
+    ) -> _Attributes:
+        return cls(
+            output_size=_arguments.pair(_OP, "output_size", output_size),
+            group_size=_arguments.integer(_OP, "group_size", group_size),
+            spatial_scale=_arguments.number(_OP, "spatial_scale", spatial_scale),
+            samples_per_bin=_arguments.integer(_OP, "samples_per_bin", samples_per_bin),
+            gamma=_arguments.number(_OP, "gamma", gamma),
+            aligned=_arguments.boolean(_OP, "aligned", aligned),
+        )
+
+    @classmethod
+    def of(cls, op: tf.Operation) -> _Attributes:
+        """The attributes of a registered operator."""
+        values = {field.name: op.get_attr(field.name) for field in dataclasses.fields(cls)}
+        return cls(**{**values, "output_size": tuple(values["output_size"])})
+
+    def for_native(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "output_size": list(self.output_size)}
+
+    def for_reference(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def _pool(
+    inputs: tf.Tensor,
+    boxes: Any,
+    box_indices: Any,
+    offsets: tf.Tensor | None,
+    mask: tf.Tensor | None,
+    attributes: _Attributes,
+) -> tf.Tensor:
+    positions_dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32
+    boxes = _arguments.coordinates(_OP, "boxes", boxes, positions_dtype)
+    box_indices = _arguments.indices(_OP, "box_indices", box_indices)
+    if config.get_backend() == "reference":
+        return _reference(inputs, boxes, box_indices, offsets, mask, **attributes.for_reference())
+    return _native.load().tf_deformable_deformable_ro_i_pool(
+        inputs=inputs,
+        boxes=boxes,
+        box_indices=box_indices,
+        offsets=[] if offsets is None else [offsets],
+        mask=[] if mask is None else [mask],
+        **attributes.for_native(),
+    )
+
+
+@tf.RegisterGradient("TFDeformable>DeformableRoIPool")
+def _gradient(op: tf.Operation, grad_output: tf.Tensor) -> list[tf.Tensor | None]:
+    inputs, boxes, box_indices, offsets, mask = _split_inputs(op, op.inputs)
+    grads = _native.load().tf_deformable_deformable_ro_i_pool_grad(
+        inputs=inputs,
+        boxes=boxes,
+        box_indices=box_indices,
+        offsets=offsets,
+        mask=mask,
+        grad_output=grad_output,
+        **_Attributes.of(op).for_native(),
+    )
+    return [grads.grad_inputs, None, None, *grads.grad_offsets, *grads.grad_mask]
+
+
+@tf.RegisterGradient("TFDeformable>DeformableRoIPoolGrad")
+def _second_gradient(op: tf.Operation, *upstream: tf.Tensor) -> list[tf.Tensor | None]:
+    """Differentiates the reference's gradient: rarely needed, so no kernel of its own."""
+    *primals, grad_output = op.inputs
+    inputs, boxes, box_indices, offsets, mask = _split_inputs(op, primals)
+    primals = [inputs, *offsets, *mask]
+    with tf.GradientTape() as outer:
+        outer.watch([*primals, grad_output])
+        with tf.GradientTape() as inner:
+            inner.watch(primals)
+            output = _reference(
+                inputs,
+                boxes,
+                box_indices,
+                offsets[0] if offsets else None,
+                mask[0] if mask else None,
+                **_Attributes.of(op).for_reference(),
+            )
+        grads = inner.gradient(output, primals, output_gradients=grad_output)
+    second, *others = outer.gradient(
+        grads,
+        [*primals, grad_output],
+        output_gradients=list(upstream),
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
+    return [second, None, None, *others]
+
+
+def _split_inputs(op: tf.Operation, tensors: Sequence[tf.Tensor]) -> tuple[Any, ...]:
+    """Inputs, boxes, box indices, and the lists of offsets and masks, of none or one each."""
+    inputs, boxes, box_indices, *rest = tensors
+    num_offsets = op.get_attr("num_offsets")
+    return inputs, boxes, box_indices, rest[:num_offsets], rest[num_offsets:]

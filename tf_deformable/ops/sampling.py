@@ -1,0 +1,202 @@
+"""Where the operators sample: their offsets as absolute positions.
+
+The samples of a convolution, and the bins of a box:
+
+    q[n, p, g, k] = p * stride - pad + k * dilation + offsets[n, p, g, k]
+    bin[r, i, j] = corner + (i, j) * bin_size + gamma * offsets[r, i, j] * box_size
+
+(Dai et al., Deformable Convolutional Networks, ICCV 2017, sections 2.1 and 2.2.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tf_deformable.ops import _arguments
+from tf_deformable.reference.roi_pool import _round
+
+_OPERATOR = "sampling_positions"
+_LEAST_BOX_SIZE = 0.1  # in pixels of the map, unless aligned
+
+
+def sampling_positions(
+    offsets: Any,
+    *,
+    kernel_size: int | Sequence[int],
+    input_size: Any,
+    strides: int | Sequence[int] = 1,
+    padding: str | Sequence[Sequence[int]] = "SAME",
+    dilations: int | Sequence[int] = 1,
+) -> tf.Tensor:
+    """Returns the positions at which `tf_deformable.deformable_conv2d` samples its inputs.
+
+    Args:
+        offsets: `[N, Ho, Wo, G*kh*kw*2]`, what the operator is given: in pixels of its inputs,
+            last axis = (offset group, tap row, tap column, (dy, dx)), the last fastest. Any
+            floating dtype; batch and spatial sizes may be unknown.
+        kernel_size: int or (kh, kw).
+        input_size: height and width of the operator's inputs, two integers or an integer tensor
+            of shape `[2]`. "SAME" padding follows from it.
+        strides: int or (y, x).
+        padding: "SAME", "VALID" or `[[0,0],[top,bottom],[left,right],[0,0]]`.
+        dilations: int or (y, x).
+
+    Returns:
+        `[N, Ho, Wo, G, kh, kw, 2]`: (y, x) in pixels of the inputs, (0, 0) is the centre of the
+        first pixel. float32, or float64 for float64 offsets. Differentiable.
+
+    Raises:
+        TypeError: kernel_size, strides, padding or dilations is of the wrong kind.
+        ValueError: one of them breaks its rule, or offsets has another rank, or channels that are
+            not a positive multiple of 2*kh*kw.
+    """
+    kernel_size = _positive_pair(_OPERATOR, "kernel_size", kernel_size)
+    strides = _positive_pair(_OPERATOR, "strides", strides)
+    dilations = _positive_pair(_OPERATOR, "dilations", dilations)
+    padding = _arguments.padding(_OPERATOR, padding, "NHWC")
+    offsets = tf.convert_to_tensor(offsets)
+    _arguments.check_rank(_OPERATOR, "offsets", "[N,Ho,Wo,G*kh*kw*2]", offsets)
+    dtype = tf.float64 if offsets.dtype == tf.float64 else tf.float32
+    offsets = _split_channels(tf.cast(offsets, dtype), kernel_size)
+
+    if padding == "SAME":
+        pads = same_padding(input_size, kernel_size, strides, dilations)[:, 0]
+    elif padding == "VALID":
+        pads = tf.constant([0, 0])
+    else:
+        pads = tf.constant([before for before, _ in padding])
+    output_size = tf.shape(offsets)[1:3]
+
+    def undeformed(axis: int) -> tf.Tensor:  # [Ho, kh] or [Wo, kw]
+        starts = tf.range(output_size[axis]) * strides[axis] - pads[axis]
+        taps = tf.range(kernel_size[axis]) * dilations[axis]
+        return tf.cast(starts[:, None] + taps, dtype)
+
+    y = undeformed(0)[:, None, None, :, None] + offsets[..., 0]
+    x = undeformed(1)[:, None, None, :] + offsets[..., 1]
+    return tf.stack([y, x], axis=-1)
+
+
+def bin_boxes(
+    boxes: Any,
+    offsets: Any = None,
+    *,
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+    gamma: float = 0.1,
+    aligned: bool = False,
+) -> tf.Tensor:
+    """Returns the bins that RoI pooling averages, as boxes in the image.
+
+    The arguments are those of `tf_deformable.deformable_roi_pool` and `deformable_psroi_pool`.
+
+    Results are (y1, x1, y2, x2) in the continuous coordinates of the image, in which pixel i
+    extends from i to i+1: the bins of a box without offsets tile the box from (y1, x1) to (y2, x2)
+    if `aligned`, and otherwise, coordinates being indices of pixels, from the rounded (y1, x1) to
+    the rounded (y2+1, x2+1). Matplotlib's `imshow` has pixel i from i-0.5 to i+0.5: subtract 0.5.
+
+    Args:
+        boxes: `[R, 4]`, (y1, x1, y2, x2) in pixels of the image, float32 or float64.
+        offsets: `[R, part_h, part_w, 2]` or `[R, part_h, part_w, classes, 2]`, normalised (dy, dx)
+            of any floating dtype, or None.
+        output_size: number of bins, an integer or (ph, pw).
+        spatial_scale: pixels of the map per pixel of the image. Unless `aligned`, a box has at
+            least 0.1 pixels of the map; it is of no other influence.
+        gamma: scale of the offsets.
+        aligned: which of the two conventions holds.
+
+    Returns:
+        `[R, ph, pw, 4]`, or `[R, ph, pw, classes, 4]` if the offsets have classes, in the dtype of
+        boxes. Differentiable in boxes and offsets.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: boxes or offsets have another shape or dtype, output_size or spatial_scale is
+            not positive.
+    """
+    op = "bin_boxes"
+    output_size = _positive_pair(op, "output_size", output_size)
+    spatial_scale = _arguments.number(op, "spatial_scale", spatial_scale)
+    if not spatial_scale > 0:
+        raise ValueError(f"{op}: spatial_scale must be positive, got {spatial_scale:g}")
+    gamma = _arguments.number(op, "gamma", gamma)
+    boxes = _arguments.coordinates(op, "boxes", boxes, tf.float32)
+    if not boxes.shape.is_compatible_with([None, 4]):
+        raise ValueError(
+            f"{op}: boxes must have shape [R,4], got shape {_arguments.shape_text(boxes)}"
+        )
+
+    low, high = boxes[:, None, None, :2], boxes[:, None, None, 2:]
+    if _arguments.boolean(op, "aligned", aligned):
+        size = high - low
+    else:
+        low = _round(low)
+        size = tf.maximum(_round(high) + 1 - low, _LEAST_BOX_SIZE / spatial_scale)
+    rows, columns = tf.meshgrid(*map(tf.range, output_size), indexing="ij")
+    bin_size = size / tf.constant(output_size, boxes.dtype)
+    starts = low + tf.cast(tf.stack([rows, columns], axis=-1), boxes.dtype) * bin_size
+    if offsets is not None:
+        offsets = _offsets_of_bins(op, tf.convert_to_tensor(offsets), output_size)
+        if offsets.shape.rank == 5:
+            starts, size, bin_size = (t[..., None, :] for t in (starts, size, bin_size))
+        starts += gamma * tf.cast(offsets, boxes.dtype) * size
+    return tf.concat([starts, starts + bin_size], axis=-1)
+
+
+def same_padding(
+    input_size: Any,
+    kernel_size: tuple[int, int],
+    strides: tuple[int, int],
+    dilations: tuple[int, int],
+) -> tf.Tensor:
+    """Returns TensorFlow's "SAME" padding, int32 `[[top, bottom], [left, right]]`.
+
+    Args:
+        input_size: height and width, two integers or an integer tensor of shape `[2]`.
+        kernel_size: kh and kw.
+        strides: y and x.
+        dilations: y and x.
+    """
+    size = tf.cast(input_size, tf.int32)
+    kernel, stride, dilation = (tf.constant(pair) for pair in (kernel_size, strides, dilations))
+    output_size = (size + stride - 1) // stride
+    total = tf.maximum((output_size - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+    return tf.stack([total // 2, total - total // 2], axis=-1)
+
+
+def _positive_pair(op: str, argument: str, value: int | Sequence[int]) -> tuple[int, int]:
+    pair = _arguments.pair(op, argument, value)
+    if min(pair) < 1:
+        raise ValueError(f"{op}: {argument} must be positive, got [{pair[0]},{pair[1]}]")
+    return pair
+
+
+def _split_channels(offsets: tf.Tensor, kernel_size: tuple[int, int]) -> tf.Tensor:
+    """`[N, Ho, Wo, G*kh*kw*2]` to `[N, Ho, Wo, G, kh, kw, 2]`."""
+    kernel_height, kernel_width = kernel_size
+    per_group = 2 * kernel_height * kernel_width
+    channels = offsets.shape[-1]
+    if channels is not None and (channels == 0 or channels % per_group):
+        raise ValueError(
+            f"{_OPERATOR}: offsets channels must be a positive multiple of 2*kh*kw={per_group}, "
+            f"got {channels}"
+        )
+    batch, height, width, depth = tf.unstack(tf.shape(offsets), num=4)
+    groups = (depth if channels is None else channels) // per_group
+    return tf.reshape(offsets, [batch, height, width, groups, kernel_height, kernel_width, 2])
+
+
+def _offsets_of_bins(op: str, offsets: tf.Tensor, output_size: tuple[int, int]) -> tf.Tensor:
+    """Offsets of parts, `[R, part_h, part_w, ...]`, to those of bins, `[R, ph, pw, ...]`."""
+    if offsets.shape.rank not in (4, 5) or offsets.shape[-1] not in (2, None):
+        raise ValueError(
+            f"{op}: offsets must have shape [R,part_h,part_w,2] or [R,part_h,part_w,classes,2], "
+            f"got shape {_arguments.shape_text(offsets)}"
+        )
+    for axis, bins in enumerate(output_size, start=1):
+        part = tf.range(bins) * tf.shape(offsets)[axis] // bins
+        offsets = tf.gather(offsets, part, axis=axis)
+    return offsets

@@ -1,0 +1,10 @@
+"""The operators in plain TensorFlow: the oracle of the kernels, and the portable fallback.
+
+Nothing here needs the compiled library. The functions are differentiable any number of times, run
+under `jit_compile=True`, and cost several times the memory of the compiled operators.
+"""
+
+from tf_deformable.reference.deformable_conv2d import deformable_conv2d
+from tf_deformable.reference.roi_pool import deformable_roi_pool
+
+__all__ = ["deformable_conv2d", "deformable_roi_pool"]

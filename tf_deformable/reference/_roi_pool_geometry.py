@@ -1,0 +1,232 @@
+"""Geometry and validation of the reference RoI pooling.
+
+The counterpart of `cc/deformable/roi_pool_geometry.cc`: the same rules in the same order with the
+same messages, checked wherever the static shapes allow it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tf_deformable.reference._geometry import (
+    _LARGEST_ATTRIBUTE,
+    Dim,
+    Pair,
+    _differ,
+    _dims,
+    _first_known,
+    _known,
+    _text,
+)
+
+_OPERATOR = "deformable_roi_pool"
+
+
+@dataclasses.dataclass(frozen=True)
+class RoIPoolGeometry:
+    """The attributes and all sizes of one pooling, each static where it can be known statically."""
+
+    batch: Dim
+    height: Dim
+    width: Dim
+    boxes: Dim
+    depth: Dim  # output channels
+    part_height: Dim
+    part_width: Dim
+    classes: Dim
+    pooled_height: int
+    pooled_width: int
+    group_size: int
+    spatial_scale: float
+    samples_per_bin: int  # 0: as many as the bin has pixels
+    gamma: float
+    aligned: bool
+
+
+def roi_pool_geometry(
+    inputs: tf.Tensor,
+    boxes: tf.Tensor,
+    box_indices: tf.Tensor,
+    offsets: tf.Tensor | None,
+    mask: tf.Tensor | None,
+    *,
+    output_size: Pair,
+    group_size: int,
+    spatial_scale: float,
+    samples_per_bin: int,
+    gamma: float,
+    aligned: bool,
+) -> RoIPoolGeometry:
+    """Checks the arguments of one call and derives every size from them.
+
+    Args:
+        inputs: `[N, H, W, k*k*D]`.
+        boxes: `[R, 4]`.
+        box_indices: `[R]`.
+        offsets: `[R, part_h, part_w, classes, 2]` or None.
+        mask: `[R, ph, pw]` or None.
+        output_size: (ph, pw).
+        group_size: k.
+        spatial_scale: pixels of the map per pixel of the image.
+        samples_per_bin: along each axis; 0, if aligned: as many as the bin has pixels.
+        gamma: scale of the offsets.
+        aligned: RoIAlign's geometry instead of the authors'.
+
+    Returns:
+        The geometry; sizes that the static shapes do not tell are scalar tensors.
+
+    Raises:
+        ValueError: the static shapes or the attributes break a rule; the message names the
+            argument, the rule and what was got.
+    """
+    _check_attributes(output_size, group_size, spatial_scale, samples_per_bin, gamma, aligned)
+    _check_rank("inputs", "[N,H,W,k*k*D]", 4, inputs)
+    _check_rank("boxes", "[R,4]", 2, boxes)
+    _check_rank("box_indices", "[R]", 1, box_indices)
+    _check_rank("offsets", "[R,part_h,part_w,classes,2]", 5, offsets)
+    _check_rank("mask", "[R,ph,pw]", 3, mask)
+
+    batch, height, width, channels = _dims(inputs, 4)
+    maps = group_size * group_size
+    if _known(channels) and (channels == 0 or channels % maps):
+        raise _error(
+            "inputs channels must be a positive multiple of group_size*group_size, "
+            f"got C={channels} and group_size={group_size}"
+        )
+    boxes_dims, (indices_count,) = _dims(boxes, 2), _dims(box_indices, 1)
+    offsets_dims = [boxes_dims[0], 1, 1, 1, 2] if offsets is None else _dims(offsets, 5)
+    mask_dims = [boxes_dims[0], *output_size] if mask is None else _dims(mask, 3)
+    count = _first_known(boxes_dims[0], indices_count, offsets_dims[0], mask_dims[0])
+    if _differ(boxes_dims, [count, 4]):
+        raise _shape_error("boxes", "[R,4]", [count, 4], boxes)
+    if _differ([indices_count], [count]):
+        raise _shape_error("box_indices", "[R]", [count], box_indices)
+
+    _, part_height, part_width, classes, _ = offsets_dims
+    depth = channels // maps
+    if offsets is not None:
+        empty = any(_known(dim) and dim == 0 for dim in (part_height, part_width, classes))
+        if empty or _differ(offsets_dims, [count, part_height, part_width, classes, 2]):
+            expected = [count, ">=1", ">=1", ">=1", 2]
+            raise _shape_error("offsets", "[R,part_h,part_w,classes,2]", expected, offsets)
+        if _known(depth, classes) and depth % classes:
+            raise _error(
+                "output channels must be a multiple of the offset classes, "
+                f"got D={depth} and classes={classes}"
+            )
+    if mask is not None and _differ(mask_dims, [count, *output_size]):
+        raise _shape_error("mask", "[R,ph,pw]", [count, *output_size], mask)
+    _assert_at_run_time("inputs", "[N,H,W,k*k*D]", [channels % maps], [0])
+    _assert_at_run_time("boxes", "[R,4]", boxes_dims, [boxes_dims[0], 4])
+    # One box (one part row) for all would be a silent broadcast, not an error.
+    _assert_at_run_time("box_indices", "[R]", [indices_count], boxes_dims[:1])
+    _assert_at_run_time(
+        "offsets",
+        "[R,part_h,part_w,classes,2]",
+        [offsets_dims[0], offsets_dims[4]],
+        [boxes_dims[0], 2],
+    )
+    _assert_at_run_time("mask", "[R,ph,pw]", mask_dims, [boxes_dims[0], *output_size])
+
+    return RoIPoolGeometry(
+        batch=batch,
+        height=height,
+        width=width,
+        boxes=count,
+        depth=depth,
+        part_height=part_height,
+        part_width=part_width,
+        classes=classes,
+        pooled_height=output_size[0],
+        pooled_width=output_size[1],
+        group_size=group_size,
+        # The compiled operator's attributes are float32, for float64 tensors too.
+        spatial_scale=float(np.float32(spatial_scale)),
+        samples_per_bin=samples_per_bin,
+        gamma=float(np.float32(gamma)),
+        aligned=aligned,
+    )
+
+
+def check_box_indices(box_indices: tf.Tensor, batch: Dim) -> tf.Tensor:
+    """Returns the indices, checked when they are known: in eager mode now, in a graph when it runs.
+
+    Compilers drop the check.
+
+    Raises:
+        tf.errors.InvalidArgumentError: an index is neither -1 nor in [0, batch).
+    """
+    wrong = (box_indices < -1) | (tf.cast(box_indices, tf.int64) >= batch)
+    places = tf.range(tf.size(box_indices))
+    place = tf.reduce_min(tf.where(wrong, places, tf.int32.max))  # the first that is wrong
+    value = tf.reduce_sum(tf.where(places == place, box_indices, 0))
+    rule = f"{_OPERATOR}: box_indices must be -1 (padding) or in [0,N) = [0,"
+    message = [rule, batch, "), got ", value, " at ", place]
+    if not tf.executing_eagerly():
+        with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(wrong), message)]):
+            return tf.identity(box_indices)
+    if tf.reduce_any(wrong):
+        raise tf.errors.InvalidArgumentError(None, None, "".join(f"{part}" for part in message))
+    return box_indices
+
+
+def _check_attributes(
+    output_size: Pair,
+    group_size: int,
+    spatial_scale: float,
+    samples_per_bin: int,
+    gamma: float,
+    aligned: bool,
+) -> None:
+    if not all(_is_between(size, 1) for size in output_size):
+        raise _error(
+            f"output_size must be 2 positive integers (ph, pw), got {_text(list(output_size))}"
+        )
+    if not _is_between(group_size, 1):
+        raise _error(f"group_size must be a positive integer, got {group_size}")
+    if not _is_between(samples_per_bin, 0 if aligned else 1):
+        raise _error(
+            "samples_per_bin must be a positive integer (or 0 with aligned=True: as many as "
+            f"pixels), got {samples_per_bin}"
+        )
+    if not (np.isfinite(np.float32(spatial_scale)) and np.float32(spatial_scale) > 0):
+        raise _error(f"spatial_scale must be finite and positive, got {spatial_scale:g}")
+    if not np.isfinite(np.float32(gamma)):
+        raise _error(f"gamma must be finite, got {gamma:g}")
+
+
+def _is_between(value: int, lowest: int) -> bool:
+    return lowest <= value <= _LARGEST_ATTRIBUTE
+
+
+def _check_rank(name: str, layout: str, rank: int, tensor: tf.Tensor | None) -> None:
+    if tensor is not None and tensor.shape.rank not in (None, rank):
+        raise _error(f"{name} must have rank {rank} {layout}, got shape {_text(tensor.shape)}")
+
+
+def _assert_at_run_time(
+    name: str, layout: str, got: Sequence[Dim], expected: Sequence[Dim]
+) -> None:
+    """Checks sizes that cannot be checked statically."""
+    if not _known(*got, *expected):
+        tf.debugging.assert_equal(
+            tf.stack([tf.cast(dim, tf.int64) for dim in got]),
+            tf.stack([tf.cast(dim, tf.int64) for dim in expected]),
+            message=f"{_OPERATOR}: {name} must have shape {layout}",
+        )
+
+
+def _shape_error(
+    name: str, layout: str, expected: Sequence[Dim | str], got: tf.Tensor
+) -> ValueError:
+    return _error(
+        f"{name} must have shape {layout} = {_text(list(expected))}, got shape {_text(got.shape)}"
+    )
+
+
+def _error(rule: str) -> ValueError:
+    return ValueError(f"{_OPERATOR}: {rule}")
