@@ -94,7 +94,8 @@ $(VENV)/dev-tools: pyproject.toml $(VENV)/build-requirements
 
 $(INSTALLED)-%: pyproject.toml setup.py $(VENV)/build-requirements | $(LIBRARY)
 	@echo "Installing tf_deformable[$*] into .venv"
-	@$(PIP_INSTALL) --no-build-isolation --editable '.[$*]'
+	@# The warning is setuptools' own, about what an editable install is.
+	@PYTHONWARNINGS=ignore $(PIP_INSTALL) --no-build-isolation --editable '.[$*]'
 	@touch $@
 
 tf_deformable/libtf_deformable.so: $(CXX_SOURCES) setup.py $(VENV)/build-requirements

@@ -24,12 +24,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow: its not
 import numpy as np
 import tensorflow as tf
 from digits import CANVAS, SCAN, SIZES, ZOOM_EDGES, Digits, Splits, load
-from digits_picture import draw_sampling
+from digits_picture import draw_sampling, reach
 from scipy.stats import binomtest
 
 import tf_deformable
 
 BATCH = 64
+LEARNING_RATE = 4e-3
+DRAWN = (3, 4, 8)  # digits in the picture
 DEFORMABLE_LAYERS = ("deformable_1", "deformable_2")
 
 
@@ -72,9 +74,7 @@ def main() -> None:
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     serve(deformable.model, data.test, arguments.output)
-    picture = arguments.output / "sampling.png"
-    draw_sampling(deformable.model, DEFORMABLE_LAYERS, data.test, picture)
-    print(f"\nWhere the deformable filters look: {picture}")
+    look(deformable.model, data.test, arguments.output / "sampling.png")
     print(f"The demo took {time.perf_counter() - started:.0f} s.")
 
 
@@ -146,7 +146,10 @@ def build_network(
 def train(model: tf.keras.Model, data: Splits, epochs: int) -> Result:
     """Trains a network and lets it classify the test images."""
     steps = epochs * -(-len(data.training) // BATCH)
-    schedule = tf.keras.optimizers.schedules.CosineDecay(3e-3, steps)
+    warmup = steps // 5  # at once, the full rate would throw the offsets far away
+    schedule = tf.keras.optimizers.schedules.CosineDecay(
+        0.0, steps - warmup, warmup_target=LEARNING_RATE, warmup_steps=warmup
+    )
     model.compile(
         optimizer=tf.keras.optimizers.Adam(schedule),
         loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -209,6 +212,16 @@ def serve(model: tf.keras.Model, test: Digits, output: Path) -> None:
         f"{same:,} of {len(test):,} classes are those of this process; "
         f"the outputs differ by at most {np.abs(here - there).max():.1g}."
     )
+
+
+def look(model: tf.keras.Model, test: Digits, picture: Path) -> None:
+    """Says and draws where the deformable layers sample."""
+    distances, regular = reach(model, DEFORMABLE_LAYERS[-1], test)
+    reached = ", ".join(f"{size} {d:.1f}" for size, d in zip(SIZES, distances, strict=True))
+    print("\nMean distance, in pixels, from a unit in the middle of a digit to its samples:")
+    print(f"{reached}; on the regular grid {regular:.1f}. Picture: {picture}")
+    scans = [int(test.scans[test.labels == label][0]) for label in DRAWN]
+    draw_sampling(model, DEFORMABLE_LAYERS, scans, picture)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
-from digits import CANVAS, SCAN, SIZES, ZOOM_EDGES, Array, Pose, load_scans, render
+from digits import CANVAS, SCAN, SIZES, ZOOM_EDGES, Array, Digits, Pose, load_scans, render
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import center_of_mass, map_coordinates
 
 # `[H, W, taps, 2]`: for every unit of a layer, the positions (y, x) that its taps sample, in cells
 # of the map it reads.
@@ -44,9 +44,9 @@ def draw_sampling(
     scan_images = load_scans()[0]
     for size, block in enumerate(blocks):
         low, high = SCAN * ZOOM_EDGES[size : size + 2]
-        block.suptitle(f"{SIZES[size]} digits ({low:.0f} to {high:.0f} pixels)", y=0.985, size=12)
+        block.suptitle(f"{SIZES[size]} digits ({low:.0f} to {high:.0f} pixels)", y=0.975, size=12)
         axes = block.subplots(len(scans), 2, squeeze=False)
-        block.subplots_adjust(0.03, 0.01, 0.97, 0.89, wspace=0.04, hspace=0.04)
+        block.subplots_adjust(0.03, 0.01, 0.97, 0.91, wspace=0.04, hspace=0.04)
         axes[0, 0].set_title("regular grid", size=10)
         axes[0, 1].set_title("learned", size=10)
 
@@ -107,6 +107,26 @@ def follow(fields: Sequence[Field], unit: Points) -> Points:
         ).reshape(-1, 2)
         points = points[np.all((points > -1) & (points < (height, width)), axis=-1)]
     return points
+
+
+def reach(model: tf.keras.Model, layer: str, test: Digits) -> tuple[Points, float]:
+    """Returns how far from a unit in the middle of a digit its samples are, in pixels.
+
+    That is one mean distance per size class, and the one of the regular grid.
+    """
+    images = test.images[..., 0]
+    middles = np.array([center_of_mass(image) for image in images])
+    units = np.round((middles - FIRST_CELL) / CELL).astype(int)
+    (regular,), (learned,) = sampling_fields(model, [layer], images)
+    units = units.clip(0, np.array(learned.shape[1:3]) - 1)
+
+    def distance(field: Field) -> Points:  # [N]
+        samples = field[np.arange(len(units)), units[:, 0], units[:, 1]]
+        return CELL * np.linalg.norm(samples - units[:, np.newaxis], axis=-1).mean(axis=-1)
+
+    distances = distance(learned)
+    of_classes = [distances[test.sizes == size].mean() for size in range(len(SIZES))]
+    return np.array(of_classes), float(distance(regular).mean())
 
 
 def draw_panel(axis: Axes, image: Array, fields: Sequence[Field], unit: NDArray[np.int_]) -> None:

@@ -1,4 +1,4 @@
-"""The bins of a box as boxes in the image: numbers worked out by hand, and what the operator reads."""
+"""Bins as boxes in the image, against numbers worked out by hand and what the operator reads."""
 
 import numpy as np
 import pytest

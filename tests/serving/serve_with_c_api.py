@@ -1,8 +1,9 @@
 """Serves one batch through TensorFlow's C API, as a serving binary would: no Python TensorFlow.
 
-python serve_with_c_api.py LIBTENSORFLOW MODEL INPUT OUTPUT INPUTS.npy OUTPUTS.npy [LIBRARY]
+python serve_with_c_api.py LIBTENSORFLOW MODEL INPUTS.npz OUTPUT OUTPUTS.npy [LIBRARY]
 
-LIBTENSORFLOW exports the C API, INPUT and OUTPUT are names of operations in the graph.
+LIBTENSORFLOW exports the C API. INPUTS.npz holds the inputs under the names of their operations in
+the graph, OUTPUT is the name of the operation to fetch.
 """
 
 import ctypes
@@ -19,7 +20,7 @@ class Output(ctypes.Structure):
     _fields_ = [("operation", ctypes.c_void_p), ("index", ctypes.c_int)]
 
 
-libtensorflow, directory, input_name, output_name, inputs, outputs, *library = sys.argv[1:]
+libtensorflow, directory, inputs, output_name, outputs, *library = sys.argv[1:]
 tf = ctypes.CDLL(libtensorflow)
 for function in (
     "TF_NewStatus",
@@ -63,28 +64,36 @@ session = ctypes.c_void_p(
 )
 check()
 
-batch = np.load(inputs)
-assert batch.dtype == np.float32
-request = ctypes.c_void_p(
-    tf.TF_AllocateTensor(
+
+def tensor_of(array):
+    """The array as a `TF_Tensor`."""
+    assert array.dtype == np.float32
+    tensor = tf.TF_AllocateTensor(
         TF_FLOAT,
-        (ctypes.c_int64 * batch.ndim)(*batch.shape),
-        batch.ndim,
-        ctypes.c_size_t(batch.nbytes),
+        (ctypes.c_int64 * array.ndim)(*array.shape),
+        array.ndim,
+        ctypes.c_size_t(array.nbytes),
     )
-)
-ctypes.memmove(tf.TF_TensorData(request), batch.tobytes(), batch.nbytes)
+    ctypes.memmove(tf.TF_TensorData(ctypes.c_void_p(tensor)), array.tobytes(), array.nbytes)
+    return tensor
+
+
+def output_of(name):
+    """The first output of an operation."""
+    return Output(tf.TF_GraphOperationByName(graph, name.encode()), 0)
+
+
+batch = np.load(inputs)
+feeds = (Output * len(batch))(*map(output_of, batch))
+requests = (ctypes.c_void_p * len(batch))(*map(tensor_of, batch.values()))
+fetch = output_of(output_name)
 response = ctypes.c_void_p()
-feed, fetch = (
-    Output(tf.TF_GraphOperationByName(graph, name.encode()), 0)
-    for name in (input_name, output_name)
-)
 tf.TF_SessionRun(
     session,
     None,
-    ctypes.byref(feed),
-    ctypes.byref(request),
-    1,
+    feeds,
+    requests,
+    len(batch),
     ctypes.byref(fetch),
     ctypes.byref(response),
     1,

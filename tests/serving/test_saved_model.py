@@ -14,37 +14,91 @@ import tf_deformable
 HERE = Path(__file__).parent
 
 
+def classifier():
+    """A model, and two requests of different sizes."""
+    model = tf.keras.Sequential(
+        [
+            tf.keras.Input((None, None, 3)),
+            tf.keras.layers.Conv2D(8, 3, activation="relu"),
+            tf_deformable.DeformableConv2D(
+                6,
+                3,
+                padding="same",
+                modulated=True,
+                offset_groups=2,
+                offset_kernel_initializer="he_normal",
+                offset_learning_rate_multiplier=0.1,
+                activation="relu",
+            ),
+            tf.keras.layers.GlobalAveragePooling2D(),
+            tf.keras.layers.Dense(10, activation="softmax"),
+        ]
+    )
+    random = np.random.default_rng(5)
+    requests = [random.normal(size=shape) for shape in ([1, 16, 16, 3], [3, 21, 13, 3])]
+    return model, [images.astype(np.float32) for images in requests]
+
+
+def detector():
+    """A model of images and boxes, and two requests that differ in the number of boxes, too."""
+    images, boxes = tf.keras.Input((None, None, 3)), tf.keras.Input((None, 4))
+    features = tf.keras.layers.Conv2D(8, 3, strides=2, activation="relu")(images)
+    geometry = {"spatial_scale": 0.5, "offset_kernel_initializer": "he_normal", "gamma": 0.5}
+    pooled = [
+        tf_deformable.DeformableRoIPool(2, offset_units=(6,), modulated=True, **geometry),
+        tf_deformable.DeformablePSRoIPool(3, 2, **geometry),
+    ]
+    pooled = tf.keras.layers.concatenate([layer([features, boxes]) for layer in pooled])
+    scores = tf.keras.layers.Dense(5, activation="softmax")(
+        tf.keras.layers.Reshape((-1, 2 * 2 * 11))(pooled)
+    )
+    random = np.random.default_rng(6)
+    requests = []
+    for batch, height, width, count in ((1, 16, 16, 2), (3, 21, 13, 7)):
+        corners = random.uniform(0, 9, [batch, count, 4]) + [0, 0, 9, 9]
+        corners[:, -1] = 0  # padding
+        values = [random.normal(size=[batch, height, width, 3]), corners]
+        requests.append([value.astype(np.float32) for value in values])
+    return tf.keras.Model([images, boxes], scores), requests
+
+
 @pytest.fixture(scope="module")
 def served(request, tmp_path_factory):
     """A model exported with one backend, a request, what is expected, the library to load."""
+    make_model, backend = request.param
     tf.keras.utils.set_random_seed(4)
-    folder = tmp_path_factory.mktemp(request.param)
-    with tf_deformable.config.use_backend(request.param):
-        model = tf.keras.Sequential(
-            [
-                tf.keras.Input((None, None, 3)),
-                tf.keras.layers.Conv2D(8, 3, activation="relu"),
-                tf_deformable.DeformableConv2D(
-                    6,
-                    3,
-                    padding="same",
-                    modulated=True,
-                    offset_groups=2,
-                    offset_kernel_initializer="he_normal",
-                    offset_learning_rate_multiplier=0.1,
-                    activation="relu",
-                ),
-                tf.keras.layers.GlobalAveragePooling2D(),
-                tf.keras.layers.Dense(10, activation="softmax"),
-            ]
-        )
-        model(tf.zeros([1, 16, 16, 3]))  # Another size than the one served.
+    folder = tmp_path_factory.mktemp(backend)
+    with tf_deformable.config.use_backend(backend):
+        model, (other, batch) = make_model()
+        model.predict(other, verbose=0)  # Another size than the one served.
         model.export(str(folder / "model"))
-        images = np.random.default_rng(5).normal(size=[3, 21, 13, 3]).astype(np.float32)
-        np.save(folder / "inputs.npy", images)
-        expected = model.predict(images, verbose=0)
-    library = [tf_deformable.get_library_path()] if request.param == "native" else []
-    return folder, expected, library
+        expected = model.predict(batch, verbose=0)
+    library = [tf_deformable.get_library_path()] if backend == "native" else []
+    return folder, batch, expected, library
+
+
+def served_with(*backends):
+    cases = [(model, backend) for model in (classifier, detector) for backend in backends]
+    return pytest.mark.parametrize(
+        "served", cases, indirect=True, ids=[f"{model.__name__}-{name}" for model, name in cases]
+    )
+
+
+def signature_of(folder):
+    """Names of the inputs, of their operations by rank, and of the output's operation."""
+    saved = saved_model_pb2.SavedModel.FromString((folder / "model/saved_model.pb").read_bytes())
+    signature = saved.meta_graphs[0].signature_def["serving_default"]
+    (output,) = signature.outputs.values()
+    inputs = {len(info.tensor_shape.dim): (key, info) for key, info in signature.inputs.items()}
+    names = {rank: key for rank, (key, _) in inputs.items()}
+    operations = {rank: info.name.split(":")[0] for rank, (_, info) in inputs.items()}
+    return names, operations, output.name.split(":")[0]
+
+
+def save_request(path, names, batch):
+    """Writes the arrays under the names that their ranks have."""
+    np.savez(path, **{names[array.ndim]: array for array in tf.nest.flatten(batch)})
+    return path
 
 
 def run(script, *arguments):
@@ -55,35 +109,24 @@ def run(script, *arguments):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("served", ["native"], indirect=True)
+@served_with("native")
 def test_process_that_imports_only_tensorflow(served):
-    folder, expected, library = served
+    folder, batch, expected, library = served
+    names, _, _ = signature_of(folder)
+    request = save_request(folder / "by_name.npz", names, batch)
     answer = folder / "from_tensorflow.npy"
-    run("serve_with_tensorflow.py", folder / "model", folder / "inputs.npy", answer, *library)
+    run("serve_with_tensorflow.py", folder / "model", request, answer, *library)
     np.testing.assert_allclose(np.load(answer), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("served", ["native", "reference"], indirect=True)
+@served_with("native", "reference")
 def test_c_api(served):
-    folder, expected, library = served
+    folder, batch, expected, library = served
     libtensorflow = Path(tf.sysconfig.get_lib()) / "libtensorflow_cc.so.2"
     if not libtensorflow.exists():
         pytest.skip("this TensorFlow keeps its C API elsewhere")
-    saved = saved_model_pb2.SavedModel.FromString((folder / "model/saved_model.pb").read_bytes())
-    signature = saved.meta_graphs[0].signature_def["serving_default"]
-    names = [
-        tensor.name.split(":")[0]
-        for tensors in (signature.inputs, signature.outputs)
-        for tensor in tensors.values()
-    ]
+    _, operations, output = signature_of(folder)
+    request = save_request(folder / "by_operation.npz", operations, batch)
     answer = folder / "from_c_api.npy"
-    run(
-        "serve_with_c_api.py",
-        libtensorflow,
-        folder / "model",
-        *names,
-        folder / "inputs.npy",
-        answer,
-        *library,
-    )
+    run("serve_with_c_api.py", libtensorflow, folder / "model", request, output, answer, *library)
     np.testing.assert_allclose(np.load(answer), expected, atol=1e-6)

@@ -523,12 +523,11 @@ class DeformableRoIPool(_DeformableRoILayer):
             return
         bins = math.prod(self.output_size)
         size = bins * self._known_channels(input_shape)
-        self.offset_hidden_weights = []
         for layer, units in enumerate(self.offset_units):
             kernel = self.add_weight(
                 name=f"offset_hidden_kernel_{layer}",
                 shape=(size, units),
-                initializer=self.offset_hidden_kernel_initializer,
+                initializer=_fresh(self.offset_hidden_kernel_initializer),
                 regularizer=self.offset_kernel_regularizer,
             )
             bias = self.add_weight(
@@ -537,7 +536,9 @@ class DeformableRoIPool(_DeformableRoILayer):
                 initializer="zeros",
                 regularizer=self.offset_bias_regularizer,
             )
-            self.offset_hidden_weights.append((kernel, bias))
+            # Attributes, not a list: checkpoints of Keras 3 do not look into lists.
+            setattr(self, f"offset_hidden_kernel_{layer}", kernel)
+            setattr(self, f"offset_hidden_bias_{layer}", bias)
             size = units
         branch_outputs = (3 if self.modulated else 2) * bins
         self.offset_kernel = self.add_weight(
@@ -610,7 +611,9 @@ class DeformableRoIPool(_DeformableRoILayer):
             regions.features, regions.boxes, regions.box_indices, **self._geometry()
         )
         outputs = tf.reshape(pooled, [-1, math.prod(pooled.shape[1:])])
-        for kernel, bias in self.offset_hidden_weights:
+        for layer in range(len(self.offset_units)):
+            kernel = getattr(self, f"offset_hidden_kernel_{layer}")
+            bias = getattr(self, f"offset_hidden_bias_{layer}")
             outputs = tf.nn.relu(self._dense(outputs, kernel, bias))
         outputs = self._dense(outputs, self.offset_kernel, self.offset_bias)
         outputs = self._scaled_gradient(outputs)
@@ -626,6 +629,13 @@ class DeformableRoIPool(_DeformableRoILayer):
 
     def _dense(self, inputs: tf.Tensor, kernel: Any, bias: Any) -> tf.Tensor:
         return tf.nn.bias_add(tf.matmul(inputs, self._cast(kernel)), self._cast(bias))
+
+
+def _fresh(initializer: Any) -> Any:
+    """A copy that draws numbers of its own: Keras' initializers repeat theirs when called again."""
+    if hasattr(initializer, "get_config"):
+        return type(initializer).from_config(initializer.get_config())
+    return initializer
 
 
 @tf.keras.utils.register_keras_serializable(package="tf_deformable")

@@ -193,7 +193,7 @@ def indices(op: str, argument: str, value: Any) -> tf.Tensor:
     tensor = _tensor(op, argument, value, tf.int32 if is_python else None)
     if not tensor.dtype.is_integer:
         raise ValueError(f"{op}: {argument} must have an integer dtype, got {tensor.dtype.name}")
-    return tf.saturate_cast(tensor, tf.int32)
+    return tf.saturate_cast(tf.cast(tensor, tf.int64), tf.int32)
 
 
 def check_rank(op: str, argument: str, layout: str, tensor: tf.Tensor) -> None:

@@ -201,7 +201,10 @@ def _axis(
 
     is_nan = is_nan[..., None]
     fraction = position - floor  # in [0, 1)
-    fraction += tf.where(is_nan, base[..., None] + float("nan"), 0)
+    # A term of the position, so that the derivative by the offset is NaN as well.
+    fraction += tf.where(is_nan, tf.constant(float("nan"), dtype), 0) * tf.where(
+        is_nan, base[..., None], 0
+    )
     is_weighed = is_kept | is_nan
     floor_weights = tf.where(is_weighed, 1 - fraction, 0)
     ceil_weights = tf.where(is_weighed, fraction, 0)

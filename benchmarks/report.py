@@ -1,0 +1,390 @@
+"""Puts the results of the benchmarks into docs/benchmarks.md, as tables and plots.
+
+    python benchmarks/report.py [RESULTS.json]...
+
+Without arguments: what `make bench` left in build/benchmarks. The text between the markers of a
+benchmark in docs/benchmarks.md is replaced, all other text stays.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import deformable_conv2d
+import harness
+import roi_pool
+from harness import OURS, Record
+from machine import ROOT
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+PICTURES = PAGE.with_suffix("")
+CONV2D = "TensorFlow conv2d"
+
+
+class Results:
+    """What a benchmark wrote, by section, case, framework, mode and threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.all: dict[str, Any] = json.loads(path.read_text())
+        self._times: dict[tuple[Any, ...], Record] = {}
+        self._memory: dict[tuple[Any, ...], Record] = {}
+        for r in self.all["records"]:
+            key = r["section"], r["case"], r["framework"]
+            if "bytes" in r:
+                self._memory[key] = r
+            elif "seconds" in r and "error" not in r:
+                self._times[(*key, r["mode"], r["threads"])] = r
+
+    def time(self, section: str, case: str, framework: str, mode: str, threads: int) -> Any:
+        """Returns a record, or None."""
+        return self._times.get((section, case, framework, mode, threads))
+
+    def memory(self, section: str, case: str, framework: str) -> Any:
+        """Returns a record, or None."""
+        return self._memory.get((section, case, framework))
+
+    def values(self, key: str, section: str) -> list[Any]:
+        """Returns the different values of a key in a section, in the order they were measured."""
+        records = self.all["records"]
+        return list(dict.fromkeys(r[key] for r in records if r["section"] == section))
+
+
+def milliseconds(record: Record) -> float:
+    """Returns the median over the passes."""
+    return 1e3 * statistics.median(record["seconds"])
+
+
+def ratio(record: Record, to: Record) -> tuple[float, float]:
+    """Returns the median and half the range of the ratios that each pass gives."""
+    pairs = zip(record["seconds"], to["seconds"], strict=True)
+    ratios = [mine / theirs for mine, theirs in pairs]
+    return statistics.median(ratios), (max(ratios) - min(ratios)) / 2
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table in Markdown; the numbers, from the second column on, are right-aligned."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def threads_in_words(threads: int) -> str:
+    """Returns "1 thread"."""
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
+def about_the_run(results: Results) -> str:
+    """Returns machine, versions, date, and what is missing."""
+    a, m = results.all, results.all["machine"]
+    lines = [
+        f"Measured on {a['date']}, commit {a['commit']}: {m['cpu']} ({m['family']}), "
+        f"{m['cores']} cores, {', '.join(m['instruction_sets'])}; {', '.join(m['caches'])}; "
+        f"{m['memory_bytes'] / 2**30:.0f} GiB; {m['system']}. "
+        f"{a['passes']} passes of at least {a['seconds']} s each; {a['minutes']} minutes in all.",
+        "",
+        "Versions: " + ", ".join(f"{name} {v}" for name, v in a["versions"].items()) + ".",
+    ]
+    for name, reason in a["missing"].items():
+        lines += ["", f"Left out: {name} ({reason})."]
+    if a["load"] > 0.5:
+        lines += [
+            "",
+            f"**Other programs were running (load {a['load']:.1f}): these figures are off.**",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def failures(results: Results) -> str:
+    """Returns what could not be measured, and why."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for r in results.all["records"]:
+        if "error" in r and r["framework"] not in results.all["missing"]:
+            where = f"{r['case']} {r['mode']}"
+            reasons.setdefault((r["framework"], r["error"]), []).append(where)
+    lines = [
+        f"- {framework}, {', '.join(dict.fromkeys(cases))}: {reason}"
+        for (framework, reason), cases in reasons.items()
+    ]
+    return "\nNot measured:\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def agreement(results: Results) -> str:
+    """Returns the largest differences to ours in float32."""
+    worst: dict[str, float] = {}
+    for r in results.all["records"]:
+        if r.get("difference") is not None and r["dtype"] == "float32" and r["framework"] != OURS:
+            worst[r["framework"]] = max(worst.get(r["framework"], 0), r["difference"])
+    listed = ", ".join(f"{name} {difference:.0e}" for name, difference in worst.items())
+    return f"\nLargest difference to tf_deformable, of the largest number of a tensor: {listed}.\n"
+
+
+def memory_table(results: Results) -> str:
+    """Returns the peaks of a section's memory, in MB."""
+    cases, names = results.values("case", "shapes"), results.values("framework", "shapes")
+    records = {(c, n): results.memory("shapes", c, n) for c in cases for n in names}
+    present = [n for n in names if any(records[c, n] for c in cases)]
+    if not present:
+        return ""
+
+    def cell(record: Any) -> str:
+        if record is None:
+            return "–"
+        return f"{record['bytes'] / 1e6:.0f}" + ("" if record["mode"] == "step" else " (forward)")
+
+    rows = [[case, *(cell(records[case, name]) for name in present)] for case in cases]
+    return "\n### Peak memory of a step, MB\n\n" + table(["", *present], rows)
+
+
+def conv_table(results: Results, mode: str) -> str:
+    """Returns times over those of the plain convolution."""
+    names = [n for n in results.values("framework", "shapes") if n != CONV2D]
+    present = [
+        n for n in names if any(k[0] == "shapes" and k[2:4] == (n, mode) for k in results._times)
+    ]
+    rows = []
+    for case in deformable_conv2d.SHAPES:
+        for threads in results.values("threads", "shapes"):
+            yardstick = results.time("shapes", case.name, CONV2D, mode, threads)
+            if yardstick is None:
+                continue
+            found = {n: results.time("shapes", case.name, n, mode, threads) for n in present}
+            ratios = {n: ratio(r, yardstick) for n, r in found.items() if r is not None}
+            best = min(ratios, key=ratios.__getitem__, default=None)
+            ms = milliseconds(yardstick)
+            row = [f"{case.name}, {threads_in_words(threads)}", f"{ms:.1f}"]
+            if mode == "forward":
+                row.append(f"{yardstick['operations'] / ms / 1e6:.0f}")
+            for name in present:
+                median, spread = ratios.get(name, (0, 0))
+                text = f"{median:.2f} ± {spread:.2f}" if name in ratios else "–"
+                row.append(f"**{text}**" if name == best else text)
+                if name == OURS:
+                    row.append(f"{deformable_conv2d.AIMS[case.name][mode == 'step']:.2f}")
+            rows.append(row)
+    columns = ["conv2d, ms", "GFLOP/s"] if mode == "forward" else ["conv2d, ms"]
+    for name in present:
+        columns += [name, "aim"] if name == OURS else [name]
+    title = {"forward": "Forward", "step": "Training step"}[mode]
+    return f"\n### {title}, times `tf.nn.conv2d`\n\n" + table(["", *columns], rows)
+
+
+def scaling_table(results: Results) -> str:
+    """Returns how much faster more threads are."""
+    counts = results.values("threads", "shapes")
+    if len(counts) < 2:
+        return ""
+    rows = []
+    for case in results.values("case", "shapes"):
+        row = [case]
+        for name in (CONV2D, OURS):
+            for mode in ("forward", "step"):
+                one, all_ = (
+                    results.time("shapes", case, name, mode, n) for n in (counts[0], counts[-1])
+                )
+                row.append(f"{milliseconds(one) / milliseconds(all_):.2f}" if one and all_ else "–")
+        rows.append(row)
+    header = ["", *(f"{n}, {mode}" for n in ("conv2d", OURS) for mode in ("forward", "step"))]
+    title = f"\n### Speed-up from {threads_in_words(counts[0])} to {counts[-1]}\n\n"
+    return title + table(header, rows)
+
+
+def small_table(results: Results) -> str:
+    """Returns the times of small cases in microseconds."""
+    names = results.values("framework", "small")
+    if not names:
+        return ""
+    rows = []
+    for case in results.values("case", "small"):
+        for mode in results.values("mode", "small"):
+            found = [results.time("small", case, n, mode, 1) for n in names]
+            if any(found):
+                cells = [f"{1e3 * milliseconds(r):.0f}" if r else "–" for r in found]
+                rows.append([f"{case}, {mode}", *cells])
+    return "\n### Small maps, 1 thread, µs a call\n\n" + table(["", *names], rows)
+
+
+def dtypes_table(results: Results) -> str:
+    """Returns the times of other types over those of float32 and of the plain convolution."""
+    rows = []
+    for case in results.values("case", "dtypes"):
+        row = [case]
+        single = f"{case.split()[0]} float32"
+        for mode in ("forward", "step"):
+            ours = results.time("dtypes", case, OURS, mode, 1)
+            conv = results.time("dtypes", case, CONV2D, mode, 1)
+            base = results.time("dtypes", single, OURS, mode, 1)
+            row.append(f"{milliseconds(ours):.1f}" if ours else "–")
+            row.append(f"{milliseconds(ours) / milliseconds(base):.2f}" if ours and base else "–")
+            row.append(f"{milliseconds(ours) / milliseconds(conv):.2f}" if ours and conv else "–")
+        rows.append(row)
+    if not rows:
+        return ""
+    columns = ("{}, ms", "over float32", "over conv2d")
+    header = ["", *(column.format(mode) for mode in ("forward", "step") for column in columns)]
+    return "\n### Other types, 1 thread\n\n" + table(header, rows)
+
+
+def roi_table(results: Results, mode: str) -> str:
+    """Returns times in milliseconds, and over ours."""
+    names = results.values("framework", "shapes")
+    rows = []
+    for case in roi_pool.SHAPES:
+        for threads in results.values("threads", "shapes"):
+            found = {n: results.time("shapes", case.name, n, mode, threads) for n in names}
+            ours = found[OURS]
+            if ours is None:
+                continue
+            row = [f"{case.name}, {threads_in_words(threads)}"]
+            for name, record in found.items():
+                if record is None:
+                    row.append("–")
+                elif name == OURS:
+                    spread = 500 * (max(record["seconds"]) - min(record["seconds"]))
+                    row.append(f"{milliseconds(record):.2f} ± {spread:.2f}")
+                else:
+                    median, spread = ratio(record, ours)
+                    row.append(f"{milliseconds(record):.1f} ({median:.1f} ± {spread:.1f} times)")
+            rows.append(row)
+    title = {"forward": "Forward", "step": "Training step"}[mode]
+    return f"\n### {title}, ms (times tf_deformable)\n\n" + table(["", *names], rows)
+
+
+def conv_plot(results: Results, path: Path) -> None:
+    """Draws the ratios to the plain convolution."""
+    pyplot = import_pyplot()
+    threads = results.values("threads", "shapes")[-1]
+    names = [n for n in results.values("framework", "shapes") if n != CONV2D]
+    cases = results.values("case", "shapes")
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
+    for axis, mode in zip(axes, ("forward", "step"), strict=True):
+        for i, name in enumerate(names):
+            bars = []
+            for j, case in enumerate(cases):
+                record = results.time("shapes", case, name, mode, threads)
+                yardstick = results.time("shapes", case, CONV2D, mode, threads)
+                if record and yardstick:
+                    bars.append((j + (i + 0.5) / len(names) * 0.8 - 0.4, *ratio(record, yardstick)))
+            if bars:
+                x, height, spread = zip(*bars, strict=True)
+                axis.bar(x, height, 0.8 / len(names), yerr=spread, color=f"C{i}", label=name)
+        axis.axhline(1, color="black", linewidth=1)
+        axis.set_yscale("log")
+        axis.set_xticks(range(len(cases)), cases)
+        axis.set_title(f"{mode}, {threads_in_words(threads)}")
+    axes[0].set_ylabel("time / time of tf.nn.conv2d")
+    axes[1].legend(fontsize="small")
+    save(figure, path)
+
+
+def growth_plot(results: Results, path: Path) -> None:
+    """Draws time and memory against the sizes."""
+    pyplot = import_pyplot()
+    cases = results.values("case", "growth")
+    grown = list(dict.fromkeys(case.split("=")[0] for case in cases))
+    names = results.values("framework", "growth")
+    threads = results.values("threads", "growth")[0]
+
+    def milliseconds_of(mode: str) -> Callable[[str, str], float | None]:
+        def get(case: str, name: str) -> float | None:
+            record = results.time("growth", case, name, mode, threads)
+            return milliseconds(record) if record else None
+
+        return get
+
+    def megabytes(case: str, name: str) -> float | None:
+        record = results.memory("growth", case, name)
+        return max(record["bytes"], 1e5) / 1e6 if record else None  # 0 has no place on the axis
+
+    rows = (
+        (f"forward, ms, {threads_in_words(threads)}", milliseconds_of("forward")),
+        (f"step, ms, {threads_in_words(threads)}", milliseconds_of("step")),
+        ("peak memory of a step, MB", megabytes),
+    )
+    figure, axes = pyplot.subplots(
+        len(rows), len(grown), figsize=(12, 10), sharex="col", sharey="row", layout="constrained"
+    )
+    for (label, get), line in zip(rows, axes, strict=True):
+        line[0].set_ylabel(label)
+        for size, axis in zip(grown, line, strict=True):
+            of_size = [case for case in cases if case.startswith(f"{size}=")]
+            for i, name in enumerate(names):
+                points = [(int(case.split("=")[1]), get(case, name)) for case in of_size]
+                points = [point for point in points if point[1] is not None]
+                if points:
+                    axis.plot(*zip(*points, strict=True), "o-", color=f"C{i}", label=name)
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log")
+            axis.grid(alpha=0.3)
+    for size, axis in zip(grown, axes[-1], strict=True):
+        axis.set_xlabel(size)
+    axes[0][0].legend(fontsize="small")
+    save(figure, path)
+
+
+def import_pyplot() -> Any:
+    """Returns matplotlib's pyplot, drawing to files."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes a picture that the page shows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+def conv_report(results: Results) -> str:
+    """Returns the text on the deformable convolution, and draws its plots."""
+    text = about_the_run(results)
+    sections = {record["section"] for record in results.all["records"]}
+    if "shapes" in sections:
+        shapes = [[c.name, c.description] for c in deformable_conv2d.SHAPES]
+        text += "\n" + table(["", "N,H,W,C→F"], shapes)
+        text += conv_table(results, "forward") + conv_table(results, "step")
+        conv_plot(results, PICTURES / "deformable_conv2d.png")
+        text += "\n![Ratios to tf.nn.conv2d](benchmarks/deformable_conv2d.png)\n"
+        text += scaling_table(results) + memory_table(results)
+    text += small_table(results) + dtypes_table(results)
+    if "growth" in sections:
+        growth_plot(results, PICTURES / "deformable_conv2d_growth.png")
+        text += "\n### Growth\n\n![Growth](benchmarks/deformable_conv2d_growth.png)\n"
+    return text + agreement(results) + failures(results)
+
+
+def roi_report(results: Results) -> str:
+    """Returns the text on RoI pooling."""
+    shapes = [[case.name, case.description] for case in roi_pool.SHAPES]
+    text = about_the_run(results) + "\n" + table(["", "300 boxes, 7x7 bins, 4x4 samples"], shapes)
+    text += roi_table(results, "forward") + roi_table(results, "step") + memory_table(results)
+    return text + agreement(results) + failures(results)
+
+
+REPORTS = {"deformable_conv2d": conv_report, "roi_pool": roi_report}
+
+
+def main() -> None:
+    """Rewrites the page."""
+    files = [Path(name) for name in sys.argv[1:]]
+    page = PAGE.read_text()
+    for path in files or [harness.RESULTS / f"{name}.json" for name in REPORTS]:
+        results = Results(path)
+        name = results.all["benchmark"]
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+        if begin not in page or end not in page:
+            sys.exit(f"{PAGE} lacks the markers of {name}")
+        before, rest = page.split(begin)
+        page = before + begin + "\n" + REPORTS[name](results) + "\n" + end + rest.split(end)[1]
+    PAGE.write_text(page)
+    print(f"Wrote {PAGE.relative_to(ROOT)} and {PICTURES.relative_to(ROOT)}/*.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What only the compiled operators promise, and what only their gradient operator can be asked."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.ops.roi_pool_cases import Case
+from tf_deformable import _native
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+_DIGEST = """
+import hashlib
+import tensorflow as tf
+from tests.ops.roi_pool_cases import Case, evaluate
+
+for case in (
+    Case(size=(20, 30), boxes=40, output_size=(7, 7), group_size=7, depth=21, classes=21),
+    Case(size=(20, 30), boxes=40, output_size=(7, 7), group_size=1, depth=83, classes=1),
+):
+    results = evaluate(case.arrays(tf.float32), **case.attributes())
+    for name, tensor in results.items():
+        print(name, hashlib.sha256(tensor.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_the_number_of_threads_does_not_change_a_bit() -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _DIGEST],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+                "TF_DEFORMABLE_BACKEND": "native",
+                "TF_NUM_INTRAOP_THREADS": str(threads),
+                "TF_CPP_MIN_LOG_LEVEL": "3",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for threads in (1, 3)
+    ]
+    outputs = []
+    for process in processes:
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        outputs.append(output.splitlines())
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0]) == 8
+
+
+def _call_gradient_operator(grad_output_shape: list[int]) -> list[tf.Tensor]:
+    case = Case()
+    arguments = {name: tf.constant(array) for name, array in case.arrays().items()}
+    for name in ("offsets", "mask"):
+        arguments[name] = [arguments[name]]
+    arguments["grad_output"] = tf.zeros(grad_output_shape, tf.float64)
+    return _native.load().tf_deformable_deformable_ro_i_pool_grad(**arguments, **case.attributes())
+
+
+@pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("shape", [[5, 4, 3, 5], [5, 3, 4, 6], [4, 4, 3, 6], [5, 4, 1, 6]], ids=str)
+def test_the_gradient_operator_checks_the_upstream_gradient(shape, in_graph: bool) -> None:
+    function = tf.function(_call_gradient_operator) if in_graph else _call_gradient_operator
+    got = str(shape).replace(" ", "")
+    message = f"grad_output must have shape [R,ph,pw,D] = [5,4,3,6], got shape {got}"
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match=re.escape(message)):
+        function(shape)
+
+
+def test_the_gradient_operator_checks_the_rank_of_the_upstream_gradient() -> None:
+    message = "grad_output must have rank 4 [R,ph,pw,D], got shape [5,4,3]"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=re.escape(message)):
+        _call_gradient_operator([5, 4, 3])
+
+
+def test_the_gradient_operator_gives_what_the_tape_gives() -> None:
+    grads = _call_gradient_operator(list(Case().output_shape()))
+
+    assert not any(np.any(g) for g in tf.nest.flatten(grads))  # the upstream gradient is zero
+    assert [g.shape for g in tf.nest.flatten(grads)] == [
+        Case().arrays()[name].shape for name in ("inputs", "offsets", "mask")
+    ]
+
+
+def test_the_operators_are_documented() -> None:
+    module = _native.load()
+    for function in (
+        module.tf_deformable_deformable_ro_i_pool,
+        module.tf_deformable_deformable_ro_i_pool_grad,
+    ):
+        assert "box_indices" in function.__doc__
