@@ -450,9 +450,16 @@ FRAMEWORKS = {
 TENSORFLOW = ("TensorFlow conv2d", harness.OURS, "TensorFlow gather, XLA", "TensorFlow gather")
 SECTIONS = [
     harness.Section("shapes", SHAPES, tuple(FRAMEWORKS), memory=True),
-    harness.Section("small", SMALL, tuple(FRAMEWORKS), modes=("forward", "step", "eager")),
+    harness.Section(
+        "small",
+        SMALL,
+        tuple(FRAMEWORKS),
+        modes=("forward", "step", "eager"),
+        one_thread=True,
+        seconds=0.2,
+    ),
     harness.Section("dtypes", DTYPES, TENSORFLOW[:2], one_thread=True),
-    harness.Section("growth", GROWTH, TENSORFLOW, memory=True),
+    harness.Section("growth", GROWTH, TENSORFLOW, one_thread=True, seconds=0.3, memory=True),
 ]
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ class Section:
     frameworks: tuple[str, ...]
     modes: tuple[str, ...] = ("forward", "step")
     one_thread: bool = False  # not with more
+    seconds: float = 1  # of a pass, times what --seconds says
     memory: bool = False  # too, of the last mode that a framework has
 
 
@@ -248,6 +249,7 @@ class _Run:
     ) -> list[Record]:
         """Times one case in all frameworks."""
         frameworks = self._benchmark.FRAMEWORKS
+        budget = section.seconds * self._arguments.seconds
         records = {name: _record(section, case, name, mode, threads) for name in names}
         ready: dict[str, Worker] = {}
 
@@ -272,7 +274,7 @@ class _Run:
             records[name]["seconds"] = []
 
         def take_turn(name: str, worker: Worker) -> None:
-            seconds = worker.ask("time", seconds=self._arguments.seconds, calls=2)
+            seconds = worker.ask("time", seconds=budget, calls=2)
             records[name]["seconds"].append(seconds)
 
         ours = self._pool.get(OURS, threads)

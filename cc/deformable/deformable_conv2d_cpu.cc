@@ -273,7 +273,8 @@ void DeformableConv2DBackwardPlan<T>::RunFilters(const DeformableConv2DBackward<
   using A = ComputeType<T>;
   const DeformableConv2DGeometry& g = filters_job_.geometry;
   if (g.output_pixels() == 0) {
-    const int64_t size = g.taps() * g.group_channels() * g.filters;
+    const int64_t row_filters = filters_job_.depthwise ? 1 : g.filters;
+    const int64_t size = g.taps() * g.group_channels() * row_filters;
     std::memset(static_cast<void*>(tensors.grad_filters), 0, size * sizeof(T));
     return;
   }
@@ -327,7 +328,7 @@ void DeformableConv2DBackwardPlan<T>::RunInputs(const DeformableConv2DBackward<T
     } else {
       job.grad_inputs = workspace + grad_inputs_at_;
     }
-    ForEach(executor, images, image_size, [&](int64_t unit, int) {
+    ForEach(executor, image_size > 0 ? images : 0, image_size, [&](int64_t unit, int) {
       std::memset(job.grad_inputs + unit * image_size, 0, image_size * sizeof(A));
     });
     for (int64_t pixel = 0; pixel < g.output_size(); pixel += pixels_per_step_) {

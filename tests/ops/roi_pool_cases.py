@@ -14,6 +14,37 @@ from tests.oracles import roi_pool as oracle
 
 Arrays = dict[str, np.ndarray]
 
+# Boxes that are somehow odd, for a map of some 7 x 9 pixels at the scale 0.5.
+NOWHERE = {
+    "above and left": [-100, -90, -50, -60],
+    "below and right": [1000, 900, 1100, 1200],
+    "beside": [2, 1000, 12, 1020],
+}
+ODD = {
+    "inverted": [12, 15, 3, 2],
+    "inverted, upside down": [12.5, 2, 3, 15],
+    "empty": [5, 6, 5, 6],
+    "empty, on the border": [-0.5, 0, -0.5, 0],
+    "tiny": [5.3, 6.1, 5.30001, 6.10001],
+    "one pixel": [4, 4, 5, 5],
+    "halves": [2.5, -0.5, 8.5, 11.5],
+    "the whole map": [0, 0, 14, 18],
+    "more than the map": [-40, -35, 60, 57],
+}
+HUGE = {
+    "huge": [1e30, 1e30, 1.5e30, 2e30],
+    "huge to one side": [0, 0, 1e30, 1e30],
+    "huge to both sides": [-1e30, -1e30, 1e30, 1e30],
+}
+NOT_FINITE = {
+    "NaN first": [np.nan, 2, 12, 15],
+    "NaN last": [3, 2, 12, np.nan],
+    "all NaN": [np.nan] * 4,
+    "infinite": [3, 2, np.inf, 15],
+    "infinite on both sides": [-np.inf, -np.inf, np.inf, np.inf],
+    "infinite and outside": [3, np.inf, 12, np.inf],
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:

@@ -52,6 +52,9 @@ CASES = {
     "depthwise": Case(
         batch=2, size=(14, 13), channels=300, filters=300, groups=300, offset_groups=2, **SQUARE
     ),
+    "depthwise, empty batch": Case(
+        batch=0, size=(6, 7), channels=40, filters=40, groups=40, offset_groups=2, **SQUARE
+    ),
     "depthwise, offsets of its own each": Case(
         batch=2, size=(6, 7), channels=5, filters=5, groups=5, offset_groups=5, **SQUARE
     ),

@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 
 import tf_deformable
 from tests.ops.deformable_conv2d_cases import assert_close
-from tests.ops.roi_pool_cases import Arrays, Case, arrays_and_expected, evaluate
+from tests.ops.roi_pool_cases import (
+    HUGE,
+    NOT_FINITE,
+    NOWHERE,
+    ODD,
+    Arrays,
+    Case,
+    arrays_and_expected,
+    evaluate,
+)
 from tests.oracles import roi_pool as oracle
 from tf_deformable import convert
 
@@ -272,36 +281,6 @@ def test_roi_pooling_is_position_sensitive_pooling_of_one_map() -> None:
 
 # --- Odd boxes and offsets ---
 
-NOWHERE = {
-    "above and left": [-100, -90, -50, -60],
-    "below and right": [1000, 900, 1100, 1200],
-    "beside": [2, 1000, 12, 1020],
-}
-ODD = {
-    "inverted": [12, 15, 3, 2],
-    "inverted, upside down": [12.5, 2, 3, 15],
-    "empty": [5, 6, 5, 6],
-    "empty, on the border": [-0.5, 0, -0.5, 0],
-    "tiny": [5.3, 6.1, 5.30001, 6.10001],
-    "one pixel": [4, 4, 5, 5],
-    "halves": [2.5, -0.5, 8.5, 11.5],
-    "the whole map": [0, 0, 14, 18],
-    "more than the map": [-40, -35, 60, 57],
-}
-HUGE = {
-    "huge": [1e30, 1e30, 1.5e30, 2e30],
-    "huge to one side": [0, 0, 1e30, 1e30],
-    "huge to both sides": [-1e30, -1e30, 1e30, 1e30],
-}
-NOT_FINITE = {
-    "NaN first": [np.nan, 2, 12, 15],
-    "NaN last": [3, 2, 12, np.nan],
-    "all NaN": [np.nan] * 4,
-    "infinite": [3, 2, np.inf, 15],
-    "infinite on both sides": [-np.inf, -np.inf, np.inf, np.inf],
-    "infinite and outside": [3, np.inf, 12, np.inf],
-}
-
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
 @pytest.mark.parametrize(("aligned", "samples"), [(False, 3), (True, 3), (True, 0)])
@@ -330,9 +309,14 @@ def test_odd_boxes(aligned: bool, samples: int, dtype: tf.DType) -> None:
 
 @pytest.mark.parametrize(("aligned", "samples"), [(False, 3), (True, 3), (True, 0)])
 def test_a_box_larger_than_float32_is_nowhere(aligned: bool, samples: int) -> None:
-    case = Case(boxes=1, aligned=aligned, samples_per_bin=samples)
+    case = Case(boxes=3, spatial_scale=1.0, aligned=aligned, samples_per_bin=samples)
     arrays = case.arrays(tf.float32)
-    arrays["boxes"][:] = [-3e38, -3e38, 3e38, 3e38]
+    largest = 3e38
+    arrays["boxes"][:] = [
+        [-largest, -largest, largest, largest],
+        [-largest, 0, largest, 5],
+        [0, largest, 5, -largest],
+    ]
     arrays["box_indices"][:] = 0
 
     for name, tensor in evaluate(arrays, **case.attributes()).items():

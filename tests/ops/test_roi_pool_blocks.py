@@ -35,8 +35,8 @@ CASES = {
 def test_blocks_add_up(name: str, dtype: tf.DType) -> None:
     case = CASES[name]
     if dtype == tf.float32 and case.boxes > 100:
-        # The derivative by an offset jumps where a sample crosses a pixel: among millions of samples
-        # some are so near to one that float32 and float64 see them on different sides.
+        # The derivative by an offset jumps where a sample crosses a pixel: among millions of
+        # samples some are so near to one that float32 and float64 see them on different sides.
         pytest.skip("float32 and float64 positions cannot agree on so many samples")
     arrays = case.arrays(dtype)
     # The reference in float64, from the same values.

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.ops.roi_pool_cases import Case
-from tf_deformable import _native
+from tests.ops.deformable_conv2d_cases import assert_close
+from tests.ops.roi_pool_cases import HUGE, NOT_FINITE, NOWHERE, ODD, Case, evaluate
+from tf_deformable import _native, config
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -57,6 +58,24 @@ def test_the_number_of_threads_does_not_change_a_bit() -> None:
         outputs.append(output.splitlines())
     assert outputs[0] == outputs[1]
     assert len(outputs[0]) == 8
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_many_classes_of_odd_boxes_agree_with_the_reference(aligned: bool) -> None:
+    boxes = [*NOWHERE.values(), *ODD.values(), *HUGE.values(), *NOT_FINITE.values()]
+    case = Case(boxes=len(boxes), depth=2 * 37, classes=37, aligned=aligned)
+    arrays = case.arrays()
+    arrays["boxes"][:] = boxes
+    arrays["offsets"][::3, :, :, ::5, 0] = np.nan
+    arrays["offsets"][1::3, :, :, ::6, 1] = np.inf
+    arrays["offsets"][2::3, :, :, ::7] = -1e30
+    results = {}
+    for backend in ("native", "reference"):
+        with config.use_backend(backend):
+            results[backend] = evaluate(arrays, **case.attributes())
+
+    expected = {name: tensor.numpy() for name, tensor in results["reference"].items()}
+    assert_close(results["native"], expected)
 
 
 def _call_gradient_operator(grad_output_shape: list[int]) -> list[tf.Tensor]:
