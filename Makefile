@@ -1,7 +1,8 @@
 # `make demo` and `make test` are all a newcomer needs: each sets up what it lacks in .venv, once.
 #
 # To override: PYTHON (a Python 3.10 to 3.13), CXX, CXXFLAGS and LDFLAGS (see setup.py), TEST_ARGS,
-# DEMO_ARGS, and TF_DEFORMABLE_PURE_PYTHON=1 to do without a compiler.
+# DEMO_ARGS, BENCH_ARGS, BENCH_PEERS (Pythons that have packages to compare with), and
+# TF_DEFORMABLE_PURE_PYTHON=1 to do without a compiler.
 
 PYTHON ?= python3 python3.13 python3.12 python3.11 python3.10 python
 
@@ -21,17 +22,29 @@ LIBRARY :=
 INSTALLED := $(VENV)/installed-pure-python
 endif
 
-.PHONY: help demo test build lint format clean compiler
+.PHONY: help demo demo-detector test bench bench-quick build lint format clean compiler
 
 help: ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 20
 
 demo: $(INSTALLED)-demo $(LIBRARY) ## train on handwritten digits, export, serve, draw
 	$(BIN)/python examples/digits_demo.py $(DEMO_ARGS)
 
+demo-detector: $(INSTALLED)-demo $(LIBRARY) ## train detectors with plain and with deformable RoI pooling
+	$(BIN)/python examples/detector_demo.py $(DEMO_ARGS)
+
 test: $(INSTALLED)-test $(LIBRARY) ## run all tests, those of the layers under both Kerases
 	$(BIN)/python -m pytest $(TEST_ARGS)
 	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest $(TEST_ARGS) tests/layers tests/serving
+
+bench: $(INSTALLED)-bench $(LIBRARY) ## time it against other packages, an hour, for docs/benchmarks.md
+	$(BIN)/python benchmarks/deformable_conv2d.py $(BENCH_PEERS:%=--peers-python %) $(BENCH_ARGS)
+	$(BIN)/python benchmarks/roi_pool.py $(BENCH_PEERS:%=--peers-python %) $(BENCH_ARGS)
+	$(BIN)/python benchmarks/report.py
+
+bench-quick: $(INSTALLED)-test $(LIBRARY) ## check that no fast path was lost, a minute
+	$(BIN)/python benchmarks/deformable_conv2d.py --quick
+	$(BIN)/python benchmarks/roi_pool.py --quick
 
 build: $(VENV)/build-requirements ## compile what changed: sources, flags, compiler or TensorFlow
 	$(BIN)/python setup.py build_ext --inplace

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -79,7 +80,8 @@ class TensorFlow(Framework):
         raise NotImplementedError
 
     def versions(self) -> dict[str, str]:
-        return {"TensorFlow": self.tf.version.VERSION}
+        one_dnn = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "unset")
+        return {"TensorFlow": f"{self.tf.version.VERSION} (TF_ENABLE_ONEDNN_OPTS={one_dnn})"}
 
     def load(self, case: Any, data: Data) -> Tensors:
         def tensor(array: np.ndarray) -> Any:

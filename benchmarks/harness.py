@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import math
 import os
 import platform
 import re
@@ -147,7 +148,12 @@ class Pool:
         self.missing: dict[str, str] = {}  # why a framework is left out
 
     def get(self, framework: str, threads: int) -> Worker:
-        """Returns the worker; raises WorkerError where there cannot be one."""
+        """Returns the worker; raises WorkerError where there cannot be one.
+
+        Those with another number of threads end: they hold memory.
+        """
+        if any(other != threads for _, other in self._workers):
+            self.stop()
         key = framework, threads
         if key not in self._workers:
             self._workers[key] = self.start(framework, threads)
@@ -233,13 +239,14 @@ class _Run:
                         self.records += records
                         _print_times(records)
         if "memory" in self._arguments.measure and section.memory:
+            self._pool.stop()
             tasks = [
                 (section, name, case, [mode for mode in section.modes if name in able(case, mode)])
                 for case in cases
                 for name in names
                 if frameworks[name].supports(case)
             ]
-            with ThreadPoolExecutor(os.cpu_count()) as executor:
+            with ThreadPoolExecutor(2) as executor:  # memory does not depend on load
                 for record in executor.map(lambda task: self.memory(*task), tasks):
                     self.records.append(record)
                     _print_memory(record)
@@ -377,6 +384,13 @@ def _say(line: str) -> None:
 
 def main(benchmark: ModuleType) -> None:
     """The command line of a benchmark."""
+    try:
+        _main(benchmark)
+    except WorkerError as error:  # of ours; others are left out
+        sys.exit(f"{OURS}: {error}")
+
+
+def _main(benchmark: ModuleType) -> None:
     name = Path(benchmark.__file__).stem
     parser = argparse.ArgumentParser(description=benchmark.__doc__.partition("\n")[0])
     parser.add_argument(
@@ -452,7 +466,7 @@ def _within_bounds(
         here = [b for b in bounds if (b.case, b.mode) == (case, mode)]
         names = [OURS, *(bound.framework for bound in here)]
         records = run.times(Section("quick", [], ()), names, case, mode, 1)
-        best = {r["framework"]: min(r["seconds"], default=float("nan")) for r in records}
+        best = {r["framework"]: min(r.get("seconds") or [math.nan]) for r in records}
         for bound in here:
             ratio = best[OURS] / best[bound.framework]
             held &= ratio <= bound.most

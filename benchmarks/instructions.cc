@@ -51,7 +51,7 @@ void Call(const Plan& plan, int calls, const Work& work) {
 }
 
 void DeformableConv2D(bool backward, int calls) {
-  constexpr int64_t kSize = 20, kChannels = 64, kTaps = 9;
+  constexpr int64_t kSize = 16, kChannels = 48, kTaps = 9;
   constexpr int64_t kPixels = kSize * kSize;
   DeformableConv2DArguments arguments;
   arguments.inputs = Shape({1, kSize, kSize, kChannels});

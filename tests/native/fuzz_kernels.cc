@@ -1,0 +1,257 @@
+// Runs the kernels on random shapes and hostile values, every tensor between two guard pages.
+//
+// What is read or written outside of a tensor ends the process: half of the tensors end where a
+// page without access begins, the others begin where one ends. Results are not looked at. Usage:
+// fuzz_kernels FIRST_SEED LAST_SEED. Linked with the objects of cc/deformable (see
+// test_fuzz_kernels.py), or with those compiled with sanitizers (CONTRIBUTING.md).
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "deformable/cpu_driver.h"
+#include "deformable/deformable_conv2d_cpu.h"
+#include "deformable/roi_pool_cpu.h"
+
+namespace {
+
+using namespace tf_deformable;
+
+std::mt19937 random_state;
+
+int Between(int low, int high) {
+  return std::uniform_int_distribution<int>(low, high)(random_state);
+}
+bool Chance(int one_in) { return Between(1, one_in) == 1; }
+
+// Runs units in reverse order, each on some worker: no order may be relied on.
+class Backwards : public Executor {
+ public:
+  explicit Backwards(int workers) : workers_(workers) {}
+  int num_workers() const override { return workers_; }
+  void Run(int64_t units, int64_t, Task task, const void* context) override {
+    for (int64_t unit = units; unit-- > 0;) task(context, unit, Between(0, workers_ - 1));
+  }
+
+ private:
+  int workers_;
+};
+
+// Memory of exactly so many bytes, with a page without access before or behind it.
+class Guarded {
+ public:
+  explicit Guarded(int64_t bytes, int64_t alignment = 1) {
+    const int64_t page = sysconf(_SC_PAGESIZE);
+    const int64_t inner = RoundUp(std::max<int64_t>(bytes, 1), page);
+    size_ = inner + 2 * page;
+    base_ = static_cast<char*>(
+        mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (base_ == MAP_FAILED) std::abort();
+    mprotect(base_, page, PROT_NONE);
+    mprotect(base_ + page + inner, page, PROT_NONE);
+    data_ = base_ + page + (Chance(2) ? inner - RoundUp(bytes, alignment) : 0);
+  }
+  ~Guarded() { munmap(base_, size_); }
+  Guarded(const Guarded&) = delete;
+  Guarded& operator=(const Guarded&) = delete;
+  char* data() const { return data_; }
+
+ private:
+  char* base_;
+  char* data_;
+  int64_t size_;
+};
+
+float Value(float scale, bool hostile) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  constexpr float kHostile[] = {NAN,     kInfinity, -kInfinity, 1e30f, -1e30f,
+                                3.4e38f, 3e9f,      -1,         -0.5f};
+  if (hostile && Chance(6)) return kHostile[Between(0, std::size(kHostile) - 1)];
+  return std::normal_distribution<float>(0, scale)(random_state);
+}
+
+void Put(float value, float* to) { *to = value; }
+void Put(float value, double* to) { *to = value; }
+void Put(float value, BFloat16* to) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  to->bits = static_cast<uint16_t>(bits >> 16);
+}
+// Any bits are a number: subnormals and all NaNs among them.
+void Put(float value, Half* to) {
+  const float scaled = std::isfinite(value) ? std::min(std::fabs(value), 60.0f) * 500 : 31744;
+  to->bits = static_cast<uint16_t>(scaled) | (std::signbit(value) ? 0x8000 : 0);
+}
+
+template <typename T>
+class Tensor {
+ public:
+  Tensor(int64_t size, float scale = 1, bool hostile = false) : memory_(size * sizeof(T)) {
+    for (int64_t i = 0; i < size; ++i) Put(Value(scale, hostile), data() + i);
+  }
+  T* data() { return reinterpret_cast<T*>(memory_.data()); }
+  T* data_if(bool present) { return present ? data() : nullptr; }
+
+ private:
+  Guarded memory_;
+};
+
+template <typename Plan, typename Work>
+void RunPlan(const Plan& plan, const Work& work) {
+  Guarded workspace(plan.workspace_bytes(), kWorkspaceAlignment);
+  work(workspace.data());
+}
+
+int Divisor(int number) {
+  std::vector<int> divisors;
+  for (int i = 1; i <= number; ++i) {
+    if (number % i == 0) divisors.push_back(i);
+  }
+  return divisors[Between(0, divisors.size() - 1)];
+}
+
+template <typename T>
+void ConvolutionCase(bool hostile) {
+  int groups = Between(1, 4);
+  int group_channels = Between(1, Chance(2) ? 40 : 5),
+      group_filters = Between(1, Chance(2) ? 40 : 5);
+  if (Chance(5)) {  // depthwise
+    groups = Between(2, 70);
+    group_channels = group_filters = 1;
+  } else if (Chance(40)) {  // more than a panel
+    groups = 1;
+    group_channels = Between(257, 600);
+  }
+  const int channels = groups * group_channels, filters = groups * group_filters;
+  const int taps_y = Between(1, 4), taps_x = Between(1, 4);
+  int offset_groups = Divisor(channels);
+  if (offset_groups * taps_y * taps_x > 2000) offset_groups = 1;
+  const bool has_mask = Chance(2), has_bias = Chance(2);
+
+  DeformableConv2DArguments a;
+  a.inputs = Shape({Between(0, 3), Between(0, 14), Between(0, 14), channels});
+  a.filters = Shape({taps_y, taps_x, group_channels, filters});
+  a.strides = {Between(1, 3), Between(1, 3)};
+  a.dilations = {Between(1, 3), Between(1, 3)};
+  a.padding = static_cast<Padding>(Between(0, 2));
+  a.explicit_paddings = {Between(0, 4), Between(0, 4), Between(0, 4), Between(0, 4)};
+  DeformableConv2DGeometry g;
+  if (!ParseDeformableConv2D(a, &g).empty()) return;  // a kernel larger than the map
+  const int64_t samples = offset_groups * g.taps();
+  a.offsets = Shape({g.batch, g.output_height, g.output_width, 2 * samples});
+  g = DeformableConv2DGeometry();
+  if (!ParseDeformableConv2D(a, &g).empty()) std::abort();
+
+  const int64_t pixels = g.output_pixels();
+  const int64_t size = g.batch * g.height * g.width * channels;
+  const int64_t filters_size = g.taps() * group_channels * filters;
+  Tensor<T> inputs(size, 1, hostile), weights(filters_size), bias(filters);
+  Tensor<T> offsets(pixels * samples * 2, 3, hostile), mask(pixels * samples, 1, hostile);
+  Tensor<T> output(pixels * filters), grad_output(pixels * filters, 1, hostile);
+  Tensor<T> grad_inputs(size), grad_filters(filters_size);
+  Tensor<T> grad_offsets(pixels * samples * 2), grad_mask(pixels * samples);
+  Backwards executor(Between(1, 4));
+  if (pixels > 0) {
+    const DeformableConv2DForwardPlan<T> plan(g, executor.num_workers());
+    RunPlan(plan, [&](void* workspace) {
+      plan.Run({inputs.data(), weights.data(), offsets.data(), mask.data_if(has_mask),
+                bias.data_if(has_bias), output.data()},
+               executor, workspace);
+    });
+  }
+  const DeformableConv2DBackwardPlan<T> plan(g, executor.num_workers());
+  RunPlan(plan, [&](void* workspace) {
+    plan.Run(
+        {inputs.data(), weights.data(), offsets.data(), mask.data_if(has_mask), grad_output.data(),
+         grad_inputs.data(), grad_filters.data(), grad_offsets.data(), grad_mask.data_if(has_mask)},
+        executor, workspace);
+  });
+}
+
+template <typename T>
+void RoIPoolCase(bool hostile) {
+  const int batch = Between(0, 3), boxes = Between(0, 9), group_size = Between(1, 4);
+  const int classes = Between(1, Chance(2) ? 25 : 4);
+  const int depth = classes * Between(1, Chance(3) ? 70 : 4);
+  const bool has_offsets = !Chance(4), has_mask = Chance(2);
+
+  RoIPoolArguments a;
+  a.inputs = Shape({batch, Between(0, 12), Between(0, 12), group_size * group_size * depth});
+  a.boxes = Shape({boxes, 4});
+  a.box_indices = Shape({boxes});
+  a.output_size = {Between(1, 5), Between(1, 5)};
+  if (has_offsets) a.offsets = Shape({boxes, Between(1, 5), Between(1, 5), classes, 2});
+  a.group_size = group_size;
+  a.spatial_scale = Chance(2) ? 1 : 0.37f;
+  a.aligned = Chance(2);
+  a.samples_per_bin = Between(a.aligned ? 0 : 1, 10);
+  a.gamma = 0.3f;
+  RoIPoolGeometry g;
+  if (!ParseRoIPool(a, &g).empty()) std::abort();
+
+  const int64_t size = g.batch * g.height * g.width * g.channels;
+  const int64_t pooled = g.boxes * g.bins() * g.depth;
+  const int64_t moved = g.boxes * g.offsets_per_box();
+  Tensor<T> inputs(size, 1, hostile), offsets(moved, 1, hostile);
+  Tensor<T> mask(g.boxes * g.bins(), 1, hostile), grad_output(pooled, 1, hostile);
+  Tensor<T> output(pooled), grad_inputs(size), grad_offsets(moved), grad_mask(g.boxes * g.bins());
+  Tensor<ComputeType<T>> corners(4 * boxes, 20, hostile);
+  Guarded indices(boxes * sizeof(int32_t));
+  auto* const box_indices = reinterpret_cast<int32_t*>(indices.data());
+  for (int i = 0; i < boxes; ++i) box_indices[i] = Between(-1, batch - 1);
+  const RoIPoolTensors<T> tensors = {inputs.data(), corners.data(), box_indices,
+                                     offsets.data_if(has_offsets), mask.data_if(has_mask)};
+  Backwards executor(Between(1, 4));
+  const RoIPoolForwardPlan<T> forward(g, executor.num_workers());
+  RunPlan(forward,
+          [&](void* workspace) { forward.Run(tensors, output.data(), executor, workspace); });
+  const RoIPoolBackwardPlan<T> backward(g, executor.num_workers());
+  RunPlan(backward, [&](void* workspace) {
+    backward.Run(tensors, grad_output.data(), grad_inputs.data(), grad_offsets.data_if(has_offsets),
+                 grad_mask.data_if(has_mask), executor, workspace);
+  });
+}
+
+template <typename T>
+void Case(bool is_convolution, bool hostile) {
+  if (is_convolution) {
+    ConvolutionCase<T>(hostile);
+  } else {
+    RoIPoolCase<T>(hostile);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3) return 2;
+  const int last = std::atoi(argv[2]);
+  for (int seed = std::atoi(argv[1]); seed < last; ++seed) {
+    std::fprintf(stderr, "%d\r", seed);  // the last one seen is the one that failed
+    random_state.seed(seed);
+    const bool is_convolution = Chance(2), hostile = Chance(2);
+    switch (seed % 4) {
+      case 0:
+        Case<float>(is_convolution, hostile);
+        break;
+      case 1:
+        Case<double>(is_convolution, hostile);
+        break;
+      case 2:
+        Case<Half>(is_convolution, hostile);
+        break;
+      case 3:
+        Case<BFloat16>(is_convolution, hostile);
+        break;
+    }
+  }
+  std::puts("all cases ran");
+}
