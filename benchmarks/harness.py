@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -108,15 +108,14 @@ class Worker:
 
     def ask(self, do: str, **arguments: Any) -> Any:
         """Has the worker call a method of worker.Session."""
-        try:
+        with suppress(BrokenPipeError):  # the answer says that it ended
             print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # the answer says that it ended
         return self._answer()
 
     def stop(self) -> None:
         """Ends the process."""
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # it ended by itself
+            self._process.stdin.close()
         self._process.stdout.close()
         try:
             self._process.wait(5)

@@ -2,5 +2,12 @@
 
 from tf_deformable.ops.deformable_conv2d import deformable_conv2d
 from tf_deformable.ops.roi_pool import deformable_psroi_pool, deformable_roi_pool
+from tf_deformable.ops.sampling import bin_boxes, sampling_positions
 
-__all__ = ["deformable_conv2d", "deformable_psroi_pool", "deformable_roi_pool"]
+__all__ = [
+    "bin_boxes",
+    "deformable_conv2d",
+    "deformable_psroi_pool",
+    "deformable_roi_pool",
+    "sampling_positions",
+]
