@@ -50,7 +50,7 @@ class Budget:
     max_scans: int | None = None
 
 
-FULL = Budget(scenes=1000, test_scenes=200, proposals=32, epochs=6)
+FULL = Budget(scenes=800, test_scenes=150, proposals=32, epochs=6)
 QUICK = Budget(scenes=64, test_scenes=16, proposals=16, epochs=1, max_scans=400)
 
 
@@ -204,7 +204,9 @@ def detect(model: tf.keras.Model, scenes: Scenes) -> Detections:
     """Classifies and refines all anchors and keeps the best boxes of each class."""
     proposals = np.tile(anchors(), (len(scenes), 1, 1))
     logits, deltas = model.predict([scenes.images, proposals], batch_size=BATCH, verbose=0)
-    boxes = tf.keras.utils.bounding_boxes.decode_deltas_to_boxes(proposals, deltas, "yxyx", "yxyx")
+    boxes = tf.keras.utils.bounding_boxes.decode_deltas_to_boxes(
+        proposals, deltas, "yxyx", "yxyx", variance=VARIANCE
+    )
     found = tf.image.combined_non_max_suppression(
         tf.cast(boxes, tf.float32)[:, :, tf.newaxis],
         tf.nn.softmax(logits)[..., :DIGITS],
