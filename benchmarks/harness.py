@@ -361,7 +361,7 @@ def _record(section: Section, case: Any, framework: str, mode: str, threads: int
 
 def _print_times(records: list[Record]) -> None:
     for r in records:
-        if "seconds" in r:
+        if "error" not in r:
             low, middle, high = (1e3 * f(r["seconds"]) for f in (min, statistics.median, max))
             figure = f"{middle:10.3f} ms ({low:.3f} to {high:.3f}), differs {r['difference']:.1e}"
             if r["outliers"]:
