@@ -245,6 +245,8 @@ class BuildLibrary(build_ext):
 
     def copy_extensions_to_source(self) -> None:
         """Makes the source tree a native one."""
+        for ext in self.extensions:  # a process that has the old one loaded keeps it
+            Path(self.get_ext_filename(ext.name)).unlink(missing_ok=True)
         super().copy_extensions_to_source()
         Path(PACKAGE, PURE_PYTHON_MARKER).unlink(missing_ok=True)
 

@@ -9,12 +9,12 @@
 namespace tf_deformable {
 namespace {
 
-constexpr int64_t kPackedBytes = 10 << 20;   // of filters packed at a time
-constexpr int64_t kPlanBytes = 512 << 10;    // of the samples of a tile
-constexpr int64_t kSumsBytes = 512 << 10;    // of the sums of a tile or block
-constexpr int64_t kPartialsBytes = 4 << 20;  // of the gradients that wait to be added up
-constexpr int64_t kTileBlocks = 16;          // a tile is that many register blocks high
-constexpr int64_t kUnitsWanted = 8;          // enough to keep some threads busy
+constexpr int64_t kPackedBytes = 10 << 20;    // of filters packed at a time
+constexpr int64_t kSamplesBytes = 512 << 10;  // of a tile
+constexpr int64_t kSumsBytes = 512 << 10;     // of the sums of a tile or block
+constexpr int64_t kPartialsBytes = 4 << 20;   // of the gradients that wait to be added up
+constexpr int64_t kTileBlocks = 16;           // a tile is that many register blocks high
+constexpr int64_t kUnitsWanted = 8;           // enough to keep some threads busy
 
 template <typename T>
 const DeformableConv2DKernels<T>& SelectedConv2DKernels() {
@@ -35,7 +35,7 @@ int64_t TilePixels(const DeformableConv2DKernels<T>& kernels, int64_t pixels,
   using A = ComputeType<T>;
   const int64_t rows = kernels.block_rows;
   int64_t tile = rows * kTileBlocks;
-  tile = std::min<int64_t>(tile, kPlanBytes / (samples_per_pixel * sizeof(Sample<A>)));
+  tile = std::min<int64_t>(tile, kSamplesBytes / (samples_per_pixel * sizeof(Sample<A>)));
   tile = std::min<int64_t>(tile, kSumsBytes / (sums_per_pixel * sizeof(A)));
   tile = std::max(tile / rows * rows, rows);
   return std::min(tile, std::max<int64_t>(pixels, 1));
@@ -78,14 +78,16 @@ DeformableConv2DForwardPlan<T>::DeformableConv2DForwardPlan(
   const int64_t slab_columns = RoundUp(filters_per_slab_, kernels_.lanes);
 
   job_.packed_group_size = depth * (job_.depthwise ? 1 : slab_columns);
-  job_.tile_pixels =
-      TilePixels(kernels_, g.output_pixels(), g.offset_groups * g.taps(), slab_columns);
+  job_.all_samples = g.groups > 1;
+  const int64_t pixel_samples = job_.all_samples ? g.offset_groups * g.taps() : 1;
+  job_.tile_pixels = TilePixels(kernels_, g.output_pixels(), pixel_samples, slab_columns);
   job_.panel_row = PanelRow<A>(std::min(depth, kLargestPanel));
   job_.sums_row = slab_columns;
   Layout<A> worker;
   job_.panel_at = worker.Add(job_.tile_pixels * job_.panel_row);
   job_.sums_at = worker.Add(job_.tile_pixels * job_.sums_row);
-  job_.plan_at = worker.template Add<Sample<A>>(job_.tile_pixels * g.offset_groups * g.taps());
+  job_.pixels_at = worker.template Add<TilePixel>(job_.tile_pixels);
+  job_.samples_at = worker.template Add<Sample<A>>(job_.tile_pixels * pixel_samples);
   worker_size_ = worker.size();
 
   Layout<A> all;
@@ -157,17 +159,13 @@ int64_t DeformableConv2DBackwardPlan<T>::PlanFilters(const DeformableConv2DGeome
   f.filter_blocks = depthwise ? 1 : CeilDiv(g.group_filters(), f.filters_per_block);
   f.sums_row = depthwise ? 1 : RoundUp(f.filters_per_block, lanes);
   const int64_t most_rows =
-      std::max<int64_t>(kSumsBytes / 2 / (f.sums_row * sizeof(A)) / lanes * lanes, lanes);
+      std::max<int64_t>(kSumsBytes / (f.sums_row * sizeof(A)) / lanes * lanes, lanes);
   const int64_t row_unit = most_rows < g.group_channels() ? lanes : g.group_channels();
   f.row_blocks = CeilDiv(depth, std::max(most_rows / row_unit * row_unit, row_unit));
   f.rows_per_block = std::min(RoundUp(CeilDiv(depth, f.row_blocks), row_unit), depth);
   f.row_blocks = CeilDiv(depth, f.rows_per_block);
-  const int64_t block_taps = std::min(CeilDiv(f.rows_per_block, g.group_channels()) + 1, g.taps());
-  const int64_t block_samples =
-      block_taps *
-      std::min(g.offset_groups, CeilDiv(g.group_channels(), g.offset_group_channels()) + 1);
   const int64_t packed_row = depthwise ? g.channels : f.sums_row;
-  f.tile_pixels = TilePixels(kernels_, g.output_pixels(), block_samples, packed_row);
+  f.tile_pixels = TilePixels(kernels_, g.output_pixels(), 1, packed_row);
   const int64_t blocks = g.groups * f.row_blocks * f.filter_blocks;
   f.sums_size = f.rows_per_block * f.sums_row;
   const int64_t room = std::max<int64_t>(
@@ -182,7 +180,8 @@ int64_t DeformableConv2DBackwardPlan<T>::PlanFilters(const DeformableConv2DGeome
   f.panel_at = filters_worker.Add(f.tile_pixels * f.panel_row);
   f.packed_at = filters_worker.Add(f.tile_pixels * packed_row);
   f.sums_at = filters_worker.Add(f.segments > 1 ? 0 : f.sums_size);
-  f.plan_at = filters_worker.template Add<Sample<A>>(f.tile_pixels * block_samples);
+  f.pixels_at = filters_worker.template Add<TilePixel>(f.tile_pixels);
+  f.samples_at = filters_worker.template Add<Sample<A>>(f.tile_pixels);
   filters_worker_size_ = filters_worker.size();
   Layout<A> filters;
   filters.Add(f.segments > 1 ? blocks * f.segments * f.sums_size : 0);
@@ -237,18 +236,19 @@ int64_t DeformableConv2DBackwardPlan<T>::PlanInputs(const DeformableConv2DGeomet
   pixels_per_step_ = std::clamp<int64_t>(pixels / images_per_step_, 1, size);
 
   job.tile_pixels =
-      TilePixels(kernels_, pixels_per_step_, g.taps(), std::max(widest_block, block_filters));
+      TilePixels(kernels_, pixels_per_step_, 1, std::max(widest_block, block_filters));
   if (pixels_per_step_ < size) {
     pixels_per_step_ = RoundUp(pixels_per_step_, job.tile_pixels);
   }
   constexpr bool kRounds = !std::is_same_v<T, A>;
   job.columns_row = widest_block;
   Layout<A> inputs_worker;
-  job.upstream_at =
-      inputs_worker.Add(kRounds ? job.tile_pixels * std::max(widest_block, block_filters) : 0);
+  job.upstream_row = PanelRow<A>(std::max(widest_block, block_filters));
+  job.upstream_at = inputs_worker.Add(job.tile_pixels * job.upstream_row);
   job.columns_at = inputs_worker.Add(job.tile_pixels * job.columns_row);
   job.discard_at = inputs_worker.Add(widest_block);
-  job.plan_at = inputs_worker.template Add<Sample<A>>(job.tile_pixels * g.taps());
+  job.pixels_at = inputs_worker.template Add<TilePixel>(job.tile_pixels);
+  job.samples_at = inputs_worker.template Add<Sample<A>>(job.tile_pixels);
   inputs_worker_size_ = inputs_worker.size();
 
   Layout<A> inputs;

@@ -11,7 +11,7 @@
 
 namespace tf_deformable {
 
-// Where one (pixel, tap, offset group) reads: worked out once, used for every channel.
+// Where one (pixel, tap, offset group) reads: worked out once for many channels.
 // Corners are (y0,x0), (y0,x0+1), (y0+1,x0), (y0+1,x0+1).
 template <typename A>
 struct Sample {
@@ -21,11 +21,18 @@ struct Sample {
   A mask;
 };
 
+// An output pixel, and where its filter starts.
+struct TilePixel {
+  int64_t pixel;  // among those of the output
+  int64_t image;  // index of the image's first pixel in inputs
+  int64_t y, x;   // of the first tap, without offset
+};
+
 // The most columns that a sampled panel has, and channels that a kernel handles at a time.
 inline constexpr int64_t kLargestPanel = 256;
 
-// Output pixels of all images are numbered 0 .. N*Ho*Wo-1. Pointers to optional tensors may be
-// null.
+// Output pixels are numbered 0 .. N*Ho*Wo-1 in an order of the kernels' own, image by image (see
+// PixelWalk). Pointers to optional tensors may be null.
 
 template <typename T>
 struct ForwardJob {
@@ -48,7 +55,9 @@ struct ForwardJob {
   // Workspace of one worker, as element offsets from its start.
   int64_t panel_at, panel_row;  // sampled values [tile_pixels, panel_row]
   int64_t sums_at, sums_row;    // [tile_pixels, sums_row]
-  int64_t plan_at;              // Sample[offset_groups * taps, tile_pixels]
+  int64_t pixels_at;            // TilePixel[tile_pixels]
+  int64_t samples_at;           // Sample[tile_pixels] of a tap, or of all offset groups and taps:
+  bool all_samples;             // where several groups use them
 };
 
 template <typename T>
@@ -70,11 +79,11 @@ struct FiltersGradientJob {
   A* sums;  // of all units, sums_size each; used if there is more than one segment
   int64_t sums_row, sums_size;
   // Workspace of one worker, as element offsets from its start.
-  int64_t panel_at, panel_row;  // sampled values [tile_pixels, panel_row]
-  int64_t packed_at;            // packed grad_output [tile_pixels, filters_per_block]; depthwise:
-                                // [tile_pixels, channels]
-  int64_t sums_at;              // [rows_per_block, sums_row], if there is one segment
-  int64_t plan_at;
+  int64_t panel_at, panel_row;    // sampled values [tile_pixels, panel_row]
+  int64_t packed_at;              // packed grad_output [tile_pixels, filters_per_block]; depthwise:
+                                  // [tile_pixels, channels]
+  int64_t sums_at;                // [rows_per_block, sums_row], if there is one segment
+  int64_t pixels_at, samples_at;  // TilePixel and Sample[tile_pixels]
 };
 
 // Channels whose input gradient one thread owns: they share a group and an offset group.
@@ -107,10 +116,10 @@ struct InputsGradientJob {
   // Offset and mask gradients of each block: [images, num_blocks, pixels, taps, 3] (dy, dx, mask).
   A* partials;
   int64_t tile_pixels;
-  int64_t upstream_at;              // grad_output [tile_pixels, group_filters], if T is not A
-  int64_t columns_at, columns_row;  // gradient of the sampled values [tile_pixels, columns_row]
-  int64_t discard_at;               // takes what is scattered off the map
-  int64_t plan_at;
+  int64_t upstream_at, upstream_row;  // grad_output [tile_pixels, upstream_row]
+  int64_t columns_at, columns_row;    // gradient of the sampled values [tile_pixels, columns_row]
+  int64_t discard_at;                 // takes what is scattered off the map
+  int64_t pixels_at, samples_at;      // TilePixel and Sample[tile_pixels]
 };
 
 template <typename T>
