@@ -33,9 +33,9 @@ demo: $(INSTALLED)-demo $(LIBRARY) ## train on handwritten digits, export, serve
 demo-detector: $(INSTALLED)-demo $(LIBRARY) ## train detectors with plain and with deformable RoI pooling
 	$(BIN)/python examples/detector_demo.py $(DEMO_ARGS)
 
-test: $(INSTALLED)-test $(LIBRARY) ## run all tests, those of the layers under both Kerases
+test: $(INSTALLED)-test $(LIBRARY) ## run all tests, those of layers and models under both Kerases
 	$(BIN)/python -m pytest $(TEST_ARGS)
-	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest $(TEST_ARGS) tests/layers tests/serving
+	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest $(TEST_ARGS) tests/layers tests/models tests/serving
 
 bench: $(INSTALLED)-bench $(LIBRARY) ## time it against other packages, an hour, for docs/benchmarks.md
 	$(BIN)/python benchmarks/deformable_conv2d.py $(BENCH_PEERS:%=--peers-python %) $(BENCH_ARGS)

@@ -3,8 +3,8 @@
 `DeformableConv2D`, `DeformableRoIPool` and `DeformablePSRoIPool` are the Keras layers,
 `RoIPool` and `PSRoIPool` the plain ones; `deformable_conv2d`, `deformable_roi_pool` and
 `deformable_psroi_pool` are the functions they call. `config` chooses between the compiled operators
-and the reference implementation, and `get_library_path` names the library for programs that load it
-by themselves.
+and the reference implementation, `models` puts the layers into networks, and `get_library_path`
+names the library for programs that load it by themselves.
 
 Importing the package is quick and does not import TensorFlow: names are resolved on first use.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tf_deformable._version import __version__
 
 if TYPE_CHECKING:
-    from tf_deformable import config, convert, layers, ops, reference
+    from tf_deformable import config, convert, layers, models, ops, reference
     from tf_deformable._native import NativeLibraryError, get_library_path
     from tf_deformable.layers.deformable_conv2d import DeformableConv2D
     from tf_deformable.layers.roi_pool import (
@@ -44,11 +44,12 @@ __all__ = [
     "deformable_roi_pool",
     "get_library_path",
     "layers",
+    "models",
     "ops",
     "reference",
 ]
 
-_MODULES = ("config", "convert", "layers", "ops", "reference")
+_MODULES = ("config", "convert", "layers", "models", "ops", "reference")
 _MODULE_OF = {
     "DeformableConv2D": "layers",
     "DeformablePSRoIPool": "layers",
