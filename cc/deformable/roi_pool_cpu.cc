@@ -10,7 +10,7 @@ namespace tf_deformable {
 namespace {
 
 constexpr int64_t kPartialsBytes = 4 << 20;  // of the gradients that wait to be added up
-constexpr int64_t kUnitsWanted = 8;          // enough to keep some threads busy
+constexpr int64_t kUnitsWanted = 4;          // to keep threads busy; more repeat the bins' geometry
 constexpr int64_t kClearedAtATime = 1 << 16;
 
 template <typename T>
