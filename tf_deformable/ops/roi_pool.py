@@ -35,7 +35,7 @@ def deformable_roi_pool(
     r"""Deformable RoI pooling: averages the bins of boxes, each bin moved by its own offset.
 
     RoI pooling divides a box into ph x pw bins and averages the feature map x in each of them. In
-    its deformable form (Dai et al. 2017, section 2.2, equation 5) every bin is moved as a whole,
+    its deformable form (Dai et al. 2017, section 2.2, equation 6) every bin is moved as a whole,
     and with a mask (Zhu et al. 2019, equation 2) also scaled:
 
         y(i, j) = mask_ij * sum_s x(p0 + p_s + dp_ij) / n_ij

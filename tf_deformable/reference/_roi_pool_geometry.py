@@ -12,18 +12,20 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tf_deformable.reference._geometry import (
-    _LARGEST_ATTRIBUTE,
+from tf_deformable.reference._sizes import (
+    LARGEST_ATTRIBUTE,
+    Checks,
     Dim,
     Pair,
-    _differ,
-    _dims,
-    _first_known,
-    _known,
-    _text,
+    differ,
+    dims,
+    first_known,
+    known,
+    text,
 )
 
 _OPERATOR = "deformable_roi_pool"
+_check = Checks(_OPERATOR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,53 +86,53 @@ def roi_pool_geometry(
             argument, the rule and what was got.
     """
     _check_attributes(output_size, group_size, spatial_scale, samples_per_bin, gamma, aligned)
-    _check_rank("inputs", "[N,H,W,k*k*D]", 4, inputs)
-    _check_rank("boxes", "[R,4]", 2, boxes)
-    _check_rank("box_indices", "[R]", 1, box_indices)
-    _check_rank("offsets", "[R,part_h,part_w,classes,2]", 5, offsets)
-    _check_rank("mask", "[R,ph,pw]", 3, mask)
+    _check.rank("inputs", "[N,H,W,k*k*D]", 4, inputs)
+    _check.rank("boxes", "[R,4]", 2, boxes)
+    _check.rank("box_indices", "[R]", 1, box_indices)
+    _check.rank("offsets", "[R,part_h,part_w,classes,2]", 5, offsets)
+    _check.rank("mask", "[R,ph,pw]", 3, mask)
 
-    batch, height, width, channels = _dims(inputs, 4)
+    batch, height, width, channels = dims(inputs, 4)
     maps = group_size * group_size
-    if _known(channels) and (channels == 0 or channels % maps):
-        raise _error(
+    if known(channels) and (channels == 0 or channels % maps):
+        raise _check.error(
             "inputs channels must be a positive multiple of group_size*group_size, "
             f"got C={channels} and group_size={group_size}"
         )
-    boxes_dims, (indices_count,) = _dims(boxes, 2), _dims(box_indices, 1)
-    offsets_dims = [boxes_dims[0], 1, 1, 1, 2] if offsets is None else _dims(offsets, 5)
-    mask_dims = [boxes_dims[0], *output_size] if mask is None else _dims(mask, 3)
-    count = _first_known(boxes_dims[0], indices_count, offsets_dims[0], mask_dims[0])
-    if _differ(boxes_dims, [count, 4]):
+    boxes_dims, (indices_count,) = dims(boxes, 2), dims(box_indices, 1)
+    offsets_dims = [boxes_dims[0], 1, 1, 1, 2] if offsets is None else dims(offsets, 5)
+    mask_dims = [boxes_dims[0], *output_size] if mask is None else dims(mask, 3)
+    count = first_known(boxes_dims[0], indices_count, offsets_dims[0], mask_dims[0])
+    if differ(boxes_dims, [count, 4]):
         raise _shape_error("boxes", "[R,4]", [count, 4], boxes)
-    if _differ([indices_count], [count]):
+    if differ([indices_count], [count]):
         raise _shape_error("box_indices", "[R]", [count], box_indices)
 
     _, part_height, part_width, classes, _ = offsets_dims
     depth = channels // maps
     if offsets is not None:
-        empty = any(_known(dim) and dim == 0 for dim in (part_height, part_width, classes))
-        if empty or _differ(offsets_dims, [count, part_height, part_width, classes, 2]):
+        empty = any(known(dim) and dim == 0 for dim in (part_height, part_width, classes))
+        if empty or differ(offsets_dims, [count, part_height, part_width, classes, 2]):
             expected = [count, ">=1", ">=1", ">=1", 2]
             raise _shape_error("offsets", "[R,part_h,part_w,classes,2]", expected, offsets)
-        if _known(depth, classes) and depth % classes:
-            raise _error(
+        if known(depth, classes) and depth % classes:
+            raise _check.error(
                 "output channels must be a multiple of the offset classes, "
                 f"got D={depth} and classes={classes}"
             )
-    if mask is not None and _differ(mask_dims, [count, *output_size]):
+    if mask is not None and differ(mask_dims, [count, *output_size]):
         raise _shape_error("mask", "[R,ph,pw]", [count, *output_size], mask)
-    _assert_at_run_time("inputs", "[N,H,W,k*k*D]", [channels % maps], [0])
-    _assert_at_run_time("boxes", "[R,4]", boxes_dims, [boxes_dims[0], 4])
+    _check.at_run_time("inputs", "[N,H,W,k*k*D]", [channels % maps], [0])
+    _check.at_run_time("boxes", "[R,4]", boxes_dims, [boxes_dims[0], 4])
     # One box (one part row) for all would be a silent broadcast, not an error.
-    _assert_at_run_time("box_indices", "[R]", [indices_count], boxes_dims[:1])
-    _assert_at_run_time(
+    _check.at_run_time("box_indices", "[R]", [indices_count], boxes_dims[:1])
+    _check.at_run_time(
         "offsets",
         "[R,part_h,part_w,classes,2]",
         [offsets_dims[0], offsets_dims[4]],
         [boxes_dims[0], 2],
     )
-    _assert_at_run_time("mask", "[R,ph,pw]", mask_dims, [boxes_dims[0], *output_size])
+    _check.at_run_time("mask", "[R,ph,pw]", mask_dims, [boxes_dims[0], *output_size])
 
     return RoIPoolGeometry(
         batch=batch,
@@ -183,50 +185,29 @@ def _check_attributes(
     aligned: bool,
 ) -> None:
     if not all(_is_between(size, 1) for size in output_size):
-        raise _error(
-            f"output_size must be 2 positive integers (ph, pw), got {_text(list(output_size))}"
+        raise _check.error(
+            f"output_size must be 2 positive integers (ph, pw), got {text(list(output_size))}"
         )
     if not _is_between(group_size, 1):
-        raise _error(f"group_size must be a positive integer, got {group_size}")
+        raise _check.error(f"group_size must be a positive integer, got {group_size}")
     if not _is_between(samples_per_bin, 0 if aligned else 1):
-        raise _error(
+        raise _check.error(
             "samples_per_bin must be a positive integer (or 0 with aligned=True: as many as "
             f"pixels), got {samples_per_bin}"
         )
     if not (np.isfinite(np.float32(spatial_scale)) and np.float32(spatial_scale) > 0):
-        raise _error(f"spatial_scale must be finite and positive, got {spatial_scale:g}")
+        raise _check.error(f"spatial_scale must be finite and positive, got {spatial_scale:g}")
     if not np.isfinite(np.float32(gamma)):
-        raise _error(f"gamma must be finite, got {gamma:g}")
+        raise _check.error(f"gamma must be finite, got {gamma:g}")
 
 
 def _is_between(value: int, lowest: int) -> bool:
-    return lowest <= value <= _LARGEST_ATTRIBUTE
-
-
-def _check_rank(name: str, layout: str, rank: int, tensor: tf.Tensor | None) -> None:
-    if tensor is not None and tensor.shape.rank not in (None, rank):
-        raise _error(f"{name} must have rank {rank} {layout}, got shape {_text(tensor.shape)}")
-
-
-def _assert_at_run_time(
-    name: str, layout: str, got: Sequence[Dim], expected: Sequence[Dim]
-) -> None:
-    """Checks sizes that cannot be checked statically."""
-    if not _known(*got, *expected):
-        tf.debugging.assert_equal(
-            tf.stack([tf.cast(dim, tf.int64) for dim in got]),
-            tf.stack([tf.cast(dim, tf.int64) for dim in expected]),
-            message=f"{_OPERATOR}: {name} must have shape {layout}",
-        )
+    return lowest <= value <= LARGEST_ATTRIBUTE
 
 
 def _shape_error(
     name: str, layout: str, expected: Sequence[Dim | str], got: tf.Tensor
 ) -> ValueError:
-    return _error(
-        f"{name} must have shape {layout} = {_text(list(expected))}, got shape {_text(got.shape)}"
+    return _check.error(
+        f"{name} must have shape {layout} = {text(list(expected))}, got shape {text(got.shape)}"
     )
-
-
-def _error(rule: str) -> ValueError:
-    return ValueError(f"{_OPERATOR}: {rule}")

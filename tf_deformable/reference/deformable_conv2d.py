@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_deformable.reference._geometry import (
+from tf_deformable.reference._deformable_conv2d_geometry import (
     DeformableConv2DGeometry,
-    Dim,
     Padding,
-    Pair,
     deformable_conv2d_geometry,
 )
+from tf_deformable.reference._sizes import Dim, Pair
 
 
 def deformable_conv2d(

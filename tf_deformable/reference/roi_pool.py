@@ -15,12 +15,12 @@ import dataclasses
 
 import tensorflow as tf
 
-from tf_deformable.reference._geometry import Dim, Pair
 from tf_deformable.reference._roi_pool_geometry import (
     RoIPoolGeometry,
     check_box_indices,
     roi_pool_geometry,
 )
+from tf_deformable.reference._sizes import Dim, Pair
 
 # A bin of more samples than this weighs each with nothing.
 _MOST_SAMPLES = 2**30

@@ -12,14 +12,22 @@ from typing import Literal, TypeAlias
 
 import tensorflow as tf
 
-# A size that is known while the graph is built, or a scalar int64 tensor.
-Dim: TypeAlias = "int | tf.Tensor"
-Pair: TypeAlias = tuple[int, int]
+from tf_deformable.reference._sizes import (
+    LARGEST_ATTRIBUTE,
+    Checks,
+    Dim,
+    Pair,
+    differ,
+    dims,
+    first_known,
+    known,
+    text,
+)
+
 # Explicit padding is ((top, bottom), (left, right)).
 Padding: TypeAlias = Literal["SAME", "VALID"] | tuple[Pair, Pair]
 
-_OPERATOR = "deformable_conv2d"
-_LARGEST_ATTRIBUTE = 2**31 - 1
+_check = Checks("deformable_conv2d")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,32 +93,32 @@ def deformable_conv2d_geometry(
             argument, the rule and what was got.
     """
     _check_attributes(strides, padding, dilations)
-    _check_rank("inputs", "[N,H,W,C]", 4, inputs)
-    _check_rank("filters", "[kh,kw,C/groups,F]", 4, filters)
-    _check_rank("offsets", "[N,Ho,Wo,G*kh*kw*2]", 4, offsets)
-    _check_rank("mask", "[N,Ho,Wo,G*kh*kw]", 4, mask)
-    _check_rank("bias", "[F]", 1, bias)
+    _check.rank("inputs", "[N,H,W,C]", 4, inputs)
+    _check.rank("filters", "[kh,kw,C/groups,F]", 4, filters)
+    _check.rank("offsets", "[N,Ho,Wo,G*kh*kw*2]", 4, offsets)
+    _check.rank("mask", "[N,Ho,Wo,G*kh*kw]", 4, mask)
+    _check.rank("bias", "[F]", 1, bias)
 
-    batch, height, width, channels = _dims(inputs, 4)
-    kernel_height, kernel_width, group_channels, filter_count = _dims(filters, 4)
-    offsets_dims = _dims(offsets, 4)
-    mask_dims = offsets_dims if mask is None else _dims(mask, 4)
+    batch, height, width, channels = dims(inputs, 4)
+    kernel_height, kernel_width, group_channels, filter_count = dims(filters, 4)
+    offsets_dims = dims(offsets, 4)
+    mask_dims = offsets_dims if mask is None else dims(mask, 4)
 
     if _is(0, kernel_height, kernel_width, group_channels, filter_count):
-        raise _error(
+        raise _check.error(
             "filters must have kernel height, kernel width, input channels and output channels "
-            f"of at least 1, got shape {_text(filters.shape)}"
+            f"of at least 1, got shape {text(filters.shape)}"
         )
-    if _known(channels, group_channels) and (channels == 0 or channels % group_channels):
-        raise _error(
+    if known(channels, group_channels) and (channels == 0 or channels % group_channels):
+        raise _check.error(
             "inputs channels must be a multiple of the filters' input channels "
             f"(C = groups * filters.shape[2]), got C={channels} and filters shape "
-            f"{_text(filters.shape)}"
+            f"{text(filters.shape)}"
         )
     groups = channels // group_channels
-    filter_count = _first_known(filter_count, *([] if bias is None else _dims(bias, 1)))
-    if _known(filter_count, groups) and filter_count % groups:
-        raise _error(
+    filter_count = first_known(filter_count, *([] if bias is None else dims(bias, 1)))
+    if known(filter_count, groups) and filter_count % groups:
+        raise _check.error(
             "filters output channels must be a multiple of groups, "
             f"got F={filter_count} and groups={groups}"
         )
@@ -119,46 +127,46 @@ def deformable_conv2d_geometry(
     y = _resolve_axis(height, kernel_height, strides[0], dilations[0], padding, top_bottom)
     x = _resolve_axis(width, kernel_width, strides[1], dilations[1], padding, left_right)
     if y.kernel_is_too_large or x.kernel_is_too_large:
-        raise _error(
+        raise _check.error(
             "the dilated kernel must fit into the padded inputs, got kernel extent "
-            f"{_text([y.extent, x.extent])} and padded size {_text([y.padded, x.padded])}"
+            f"{text([y.extent, x.extent])} and padded size {text([y.padded, x.padded])}"
         )
 
     inputs_map = [batch, y.output, x.output]
-    batch = _first_known(batch, offsets_dims[0], mask_dims[0])
-    output_height = _first_known(y.output, offsets_dims[1], mask_dims[1])
-    output_width = _first_known(x.output, offsets_dims[2], mask_dims[2])
+    batch = first_known(batch, offsets_dims[0], mask_dims[0])
+    output_height = first_known(y.output, offsets_dims[1], mask_dims[1])
+    output_width = first_known(x.output, offsets_dims[2], mask_dims[2])
     output_map = [batch, output_height, output_width]
 
     taps = kernel_height * kernel_width
-    channels_wrong = _known(offsets_dims[3], taps) and (
+    channels_wrong = known(offsets_dims[3], taps) and (
         offsets_dims[3] == 0 or offsets_dims[3] % (2 * taps) != 0
     )
-    if channels_wrong or _differ(offsets_dims[:3], output_map):
-        raise _error(
+    if channels_wrong or differ(offsets_dims[:3], output_map):
+        raise _check.error(
             "offsets must have shape [N,Ho,Wo,G*2*kh*kw] = "
-            f"{_text([*output_map, f'G*{_text(2 * taps)}'])}, got shape {_text(offsets.shape)}"
+            f"{text([*output_map, f'G*{text(2 * taps)}'])}, got shape {text(offsets.shape)}"
         )
-    _assert_at_run_time("offsets", "[N,Ho,Wo,G*2*kh*kw]", offsets_dims[:3], inputs_map)
+    _check.at_run_time("offsets", "[N,Ho,Wo,G*2*kh*kw]", offsets_dims[:3], inputs_map)
     offset_groups = offsets_dims[3] // (2 * taps)
-    if not _known(offset_groups) and _known(mask_dims[3], taps) and mask_dims[3] % taps == 0:
+    if not known(offset_groups) and known(mask_dims[3], taps) and mask_dims[3] % taps == 0:
         offset_groups = max(mask_dims[3] // taps, 1)
-    if _known(channels, offset_groups) and channels % offset_groups:
-        raise _error(
+    if known(channels, offset_groups) and channels % offset_groups:
+        raise _check.error(
             "inputs channels must be a multiple of the offset groups, "
             f"got C={channels} and G={offset_groups}"
         )
     expected_mask = [*output_map, offset_groups * taps]
-    if mask is not None and _differ(mask_dims, expected_mask):
-        raise _error(
-            f"mask must have shape [N,Ho,Wo,G*kh*kw] = {_text(expected_mask)}, "
-            f"got shape {_text(mask.shape)}"
+    if mask is not None and differ(mask_dims, expected_mask):
+        raise _check.error(
+            f"mask must have shape [N,Ho,Wo,G*kh*kw] = {text(expected_mask)}, "
+            f"got shape {text(mask.shape)}"
         )
     if mask is not None:
-        _assert_at_run_time("mask", "[N,Ho,Wo,G*kh*kw]", mask_dims[:3], inputs_map)
-    if bias is not None and _differ(_dims(bias, 1), [filter_count]):
-        raise _error(
-            f"bias must have shape [F] = {_text([filter_count])}, got shape {_text(bias.shape)}"
+        _check.at_run_time("mask", "[N,Ho,Wo,G*kh*kw]", mask_dims[:3], inputs_map)
+    if bias is not None and differ(dims(bias, 1), [filter_count]):
+        raise _check.error(
+            f"bias must have shape [F] = {text([filter_count])}, got shape {text(bias.shape)}"
         )
 
     return DeformableConv2DGeometry(
@@ -205,88 +213,30 @@ def _resolve_axis(
     padded = size + before + after
     # An empty map has an empty output instead of an error.
     output = _maximum((padded - extent) // stride + 1, 0)
-    too_large = _known(size, padded, extent) and size > 0 and padded < extent
+    too_large = known(size, padded, extent) and size > 0 and padded < extent
     return _Axis(output, before, extent, padded, too_large)
 
 
 def _check_attributes(strides: Pair, padding: Padding, dilations: Pair) -> None:
     for name, values in (("strides", strides), ("dilations", dilations)):
         if not _all_between(values, 2, 1):
-            raise _error(f"{name} must be 2 positive integers (y, x), got {_text(values)}")
+            raise _check.error(f"{name} must be 2 positive integers (y, x), got {text(values)}")
     if not isinstance(padding, str):
         pads = [pad for axis in padding for pad in axis]
         if not _all_between(pads, 4, 0):
-            raise _error(
+            raise _check.error(
                 "explicit padding must be 4 non-negative integers (top, bottom, left, right), "
-                f"got {_text(pads)}"
+                f"got {text(pads)}"
             )
 
 
-def _check_rank(name: str, layout: str, rank: int, tensor: tf.Tensor | None) -> None:
-    if tensor is not None and tensor.shape.rank not in (None, rank):
-        raise _error(f"{name} must have rank {rank} {layout}, got shape {_text(tensor.shape)}")
-
-
 def _all_between(values: Sequence[int], count: int, lowest: int) -> bool:
-    return len(values) == count and all(lowest <= v <= _LARGEST_ATTRIBUTE for v in values)
-
-
-def _assert_at_run_time(
-    name: str, layout: str, got: Sequence[Dim], expected: Sequence[Dim]
-) -> None:
-    """Checks a map that cannot be checked statically; other mismatches stop TensorFlow itself.
-
-    Without this a map with height and width exchanged would be read as one that fits.
-    """
-    if not _known(*got, *expected):
-        tf.debugging.assert_equal(
-            tf.stack([tf.cast(dim, tf.int64) for dim in got]),
-            tf.stack([tf.cast(dim, tf.int64) for dim in expected]),
-            message=f"{_OPERATOR}: {name} must have shape {layout}",
-        )
-
-
-def _dims(tensor: tf.Tensor, rank: int) -> list[Dim]:
-    if tensor.shape.rank is None:
-        # A wrong rank is then an error at run time rather than a wrong size.
-        tensor = tf.ensure_shape(tensor, [None] * rank)
-    static = tensor.shape.as_list()
-    if None not in static:
-        return static
-    dynamic = tf.shape(tensor, out_type=tf.int64)
-    return [dynamic[axis] if size is None else size for axis, size in enumerate(static)]
-
-
-def _known(*dims: Dim) -> bool:
-    return all(isinstance(dim, int) for dim in dims)
+    return len(values) == count and all(lowest <= v <= LARGEST_ATTRIBUTE for v in values)
 
 
 def _is(value: int, *dims: Dim) -> bool:
-    return any(_known(dim) and dim == value for dim in dims)
-
-
-def _differ(got: Sequence[Dim], expected: Sequence[Dim]) -> bool:
-    return any(_known(a, b) and a != b for a, b in zip(got, expected, strict=True))
-
-
-def _first_known(*dims: Dim) -> Dim:
-    return next((dim for dim in dims if _known(dim)), dims[0])
+    return any(known(dim) and dim == value for dim in dims)
 
 
 def _maximum(a: Dim, b: int) -> Dim:
     return max(a, b) if isinstance(a, int) else tf.maximum(a, tf.constant(b, tf.int64))
-
-
-def _text(value: Dim | str | tf.TensorShape | Sequence[Dim | str]) -> str:
-    """A size or a shape as the compiled operator prints it: `[2,9,?,4]`."""
-    if isinstance(value, (int, str)):
-        return str(value)
-    if isinstance(value, tf.TensorShape):
-        value = ["?" if size is None else size for size in value.as_list()]
-    elif not isinstance(value, (list, tuple)):
-        return "?"
-    return f"[{','.join(_text(item) for item in value)}]"
-
-
-def _error(rule: str) -> ValueError:
-    return ValueError(f"{_OPERATOR}: {rule}")
