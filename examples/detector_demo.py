@@ -26,6 +26,7 @@ from digit_scenes import CANVAS, Scenes, compose
 from digits import Array, load
 
 import tf_deformable
+from tf_deformable import analysis
 
 STRIDE = 4  # pixels of the image per cell of the features
 BINS = 5
@@ -93,19 +94,14 @@ def main() -> None:
             *(f"{100 * precision:>11.1f}" for precision in precisions),
         )
     deformable, found = models[-1], detections[-1]
-    pooling = deformable.get_layer("pooling")
     shown = slice(0, 3)
     top = found.boxes[shown, : found.counts[shown].max()]
-    features = tf.keras.Model(deformable.inputs[0], pooling.input[0])(test.images[shown])
-    moved = pooling.bin_boxes([features, top]).numpy()
-    offsets = pooling.compute_offsets([features, top])[0].numpy()
-    print(
-        f"\nDeformable bins move by {np.abs(offsets).mean() * pooling.gamma:.1%} of their box's "
-        "height or width on average."
-    )
+    (bins,) = analysis.roi_bins(deformable, [test.images[shown], top])
+    (offsets,) = analysis.offset_report(deformable, [test.images[shown], top]).layers
+    print(f"\nDeformable bins move by {offsets.mean:.1%} of their box's size on average.")
     arguments.output.mkdir(parents=True, exist_ok=True)
     picture = arguments.output / "bins.png"
-    draw_detections(test.images[shown], found, moved, picture)
+    draw_detections(test.images[shown], found, bins, picture)
     print(f"Picture: {picture}\nThe demo took {time.perf_counter() - started:.0f} s.")
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tf_deformable._version import __version__
 
 if TYPE_CHECKING:
-    from tf_deformable import config, convert, layers, models, ops, reference
+    from tf_deformable import analysis, config, convert, layers, models, ops, reference
     from tf_deformable._native import NativeLibraryError, get_library_path
     from tf_deformable.layers.deformable_conv2d import DeformableConv2D
     from tf_deformable.layers.roi_pool import (
@@ -37,6 +37,7 @@ __all__ = [
     "PSRoIPool",
     "RoIPool",
     "__version__",
+    "analysis",
     "config",
     "convert",
     "deformable_conv2d",
@@ -49,7 +50,7 @@ __all__ = [
     "reference",
 ]
 
-_MODULES = ("config", "convert", "layers", "models", "ops", "reference")
+_MODULES = ("analysis", "config", "convert", "layers", "models", "ops", "reference")
 _MODULE_OF = {
     "DeformableConv2D": "layers",
     "DeformablePSRoIPool": "layers",

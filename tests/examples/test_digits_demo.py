@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 pytest.importorskip("sklearn", reason="the demo's data")
 pytest.importorskip("matplotlib", reason="the demo's picture")
@@ -98,41 +97,12 @@ def test_networks_have_about_as_many_parameters():
     assert 0.0 <= plain / deformable - 1.0 < 0.05  # the benefit of the doubt is the plain one's
 
 
-def test_untrained_layers_sample_the_regular_grid():
+def test_an_untrained_network_reaches_as_far_as_the_regular_grid(splits):
     model = digits_demo.build_deformable()
-    images = np.zeros([2, digits.CANVAS, digits.CANVAS], np.float32)
-    regular, learned = digits_picture.sampling_fields(model, digits_demo.DEFORMABLE_LAYERS, images)
-    for before, after in zip(regular, learned, strict=True):
-        assert before.shape == (2, 10, 10, 9, 2)
-        np.testing.assert_array_equal(before, after)
-    points = digits_picture.follow([field[0] for field in learned], np.array([4.0, 5.0]))
-    assert len(points) == 81
-    assert {tuple(point) for point in points} == {
-        (float(y), float(x)) for y in range(2, 7) for x in range(3, 8)
-    }
-
-
-def test_positions_outside_of_the_map_are_left_out():
-    y, x = np.indices((4, 4))
-    field = np.stack([np.stack([y, x], -1), np.stack([y, x + 2], -1)], axis=2).astype(float)
-    points = digits_picture.follow([field], np.array([1.0, 3.0]))
-    np.testing.assert_array_equal(points, [[1.0, 3.0]])  # x = 5 is beyond the map
-
-
-def test_cells_are_centred_on_the_pixels_that_the_picture_says():
-    """A pixel at the centre of a cell reaches that cell, and the picture's constants say which."""
-    model = digits_demo.build_deformable()
-    features = tf.keras.Model(model.inputs[0], model.get_layer("deformable_1").input)
-    response = np.zeros([digits.CANVAS] * 2)
-    black = np.zeros([1, digits.CANVAS, digits.CANVAS, 1], np.float32)
-    silence = features(black).numpy()[0, 4, 4]
-    for y in range(digits.CANVAS):
-        dot = black.copy()
-        dot[0, y, y] = 1.0
-        response[y, y] = np.abs(features(dot).numpy()[0, 4, 4] - silence).sum()
-    seen = np.flatnonzero(response.diagonal())
-    center = digits_picture.CELL * 4 + digits_picture.FIRST_CELL
-    assert (seen.min() + seen.max()) / 2 == center
+    classes, regular = digits_picture.reach(model, digits_demo.DEFORMABLE_LAYERS[-1], splits.test)
+    # The mean distance from the middle of a 3x3 grid, between units of 4 pixels.
+    assert regular == pytest.approx(4 * (4 + 4 * 2**0.5) / 9)
+    np.testing.assert_allclose(classes, regular, rtol=1e-6)
 
 
 @pytest.mark.slow
