@@ -134,8 +134,6 @@ class _RoILayer(OperatorLayer):
                 "with: make those that boxes pass through with autocast=False)",
                 boxes.dtype.name,
             )
-        if not boxes.dtype.is_floating:
-            boxes = tf.cast(boxes, tf.float64 if features.dtype == tf.float64 else tf.float32)
 
         counts = tf.shape(boxes)[:2]
         if None in (features.shape[0], boxes.shape[0]):

@@ -55,15 +55,20 @@ def number(op: str, argument: str, value: float) -> float:
 
     Raises:
         TypeError: not one.
+        ValueError: float32 has it as infinity, or as zero.
     """
     rule = f"{op}: {argument} must be a number, got {_text(value)}"
     if isinstance(value, (str, bytes, bool, np.bool_)):
         raise TypeError(rule)
     try:
-        with np.errstate(over="ignore"):
-            return float(np.float32(float(value)))
+        given = float(value)
     except (TypeError, ValueError):
         raise TypeError(rule) from None
+    with np.errstate(over="ignore", under="ignore"):
+        nearest = float(np.float32(given))
+    if np.isfinite(given) and (not np.isfinite(nearest) or (nearest == 0) != (given == 0)):
+        raise ValueError(f"{op}: {argument} must be in the range of float32, got {given:g}")
+    return nearest
 
 
 def boolean(op: str, argument: str, value: bool) -> bool:
@@ -168,16 +173,19 @@ def tensors(
 def coordinates(op: str, argument: str, value: Any, dtype: tf.DType) -> tf.Tensor:
     """Converts positions to a tensor that is float32 or float64.
 
-    Python numbers and integer arrays take the dtype given.
+    Python numbers and integers take the dtype given.
 
     Raises:
         TypeError: the value cannot become a tensor.
         ValueError: another dtype. Half precision would round positions by whole pixels.
     """
     tensor = _tensor(op, argument, value, dtype)
+    if tensor.dtype.is_integer:
+        return tf.cast(tensor, dtype)
     if tensor.dtype not in (tf.float32, tf.float64):
         raise ValueError(
-            f"{op}: {argument} must have dtype float32 or float64, got {tensor.dtype.name}"
+            f"{op}: {argument} must have dtype float32, float64 or integers, "
+            f"got {tensor.dtype.name}"
         )
     return tensor
 
@@ -193,7 +201,10 @@ def indices(op: str, argument: str, value: Any) -> tf.Tensor:
     tensor = _tensor(op, argument, value, tf.int32 if is_python else None)
     if not tensor.dtype.is_integer:
         raise ValueError(f"{op}: {argument} must have an integer dtype, got {tensor.dtype.name}")
-    return tf.saturate_cast(tf.cast(tensor, tf.int64), tf.int32)
+    wide = tf.cast(tensor, tf.int64)
+    if tensor.dtype == tf.uint64:  # What int64 cannot hold came out negative.
+        wide = tf.where(wide < 0, tf.int64.max, wide)
+    return tf.saturate_cast(wide, tf.int32)
 
 
 def check_rank(op: str, argument: str, layout: str, tensor: tf.Tensor) -> None:

@@ -68,13 +68,15 @@ def deformable_roi_pool(
     lies on a pixel or was moved to one.
 
     Positions are computed in float32 (float64 for float64 inputs) and sums are accumulated in at
-    least float32, whatever the dtype of inputs. What is odd has a value:
+    least float32, whatever the dtype of inputs; `spatial_scale` and `gamma` are rounded to float32.
+    What is odd has a value:
 
     - a box with index -1 is padding: 0, whatever else it has, and no gradients;
     - a box with a NaN or infinite coordinate gives NaN, also for its gradients by offsets and mask,
       and none for inputs; a NaN offset does the same to its bins;
     - bins beyond the map, infinite offsets included, are 0. A box with y2 < y1 has, aligned, a
-      negative height, and otherwise the least one;
+      negative height (and no samples, if their number follows from it), and otherwise the least
+      one;
     - no boxes, or an empty map, give an empty result, or zeros.
 
     The compiled operator computes it, or plain TensorFlow, as `tf_deformable.config` says when the
@@ -92,8 +94,7 @@ def deformable_roi_pool(
     Args:
         inputs: `[N, H, W, C]`, float16, bfloat16, float32 or float64.
         boxes: `[R, 4]`, (y1, x1, y2, x2) in pixels of the image, which is `1/spatial_scale` times
-            as large as the map. float32 or float64; Python numbers and integer arrays are
-            converted.
+            as large as the map. float32, float64 or integers.
         box_indices: `[R]`, the image of each box in [0, N), or -1 for padding. Any integer dtype.
         offsets: `[R, part_h, part_w, 2]`, (dy, dx) in units of the box's height and width and of
             1/gamma; or None. Bin (i, j) follows part cell `(i*part_h // ph, j*part_w // pw)`.
@@ -180,8 +181,7 @@ def deformable_psroi_pool(
             (map row, map column, D), D varying fastest; `tf_deformable.convert` converts the order
             (D, map row, map column) of other packages.
         boxes: `[R, 4]`, (y1, x1, y2, x2) in pixels of the image, which is `1/spatial_scale` times
-            as large as the map. float32 or float64; Python numbers and integer arrays are
-            converted.
+            as large as the map. float32, float64 or integers.
         box_indices: `[R]`, the image of each box in [0, N), or -1 for padding. Any integer dtype.
         offsets: `[R, part_h, part_w, classes, 2]`, (dy, dx) in units of the box's height and width
             and of 1/gamma; or None. Bin (i, j) follows part cell

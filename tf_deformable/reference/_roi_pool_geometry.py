@@ -166,13 +166,14 @@ def check_box_indices(box_indices: tf.Tensor, batch: Dim) -> tf.Tensor:
     places = tf.range(tf.size(box_indices))
     place = tf.reduce_min(tf.where(wrong, places, tf.int32.max))  # the first that is wrong
     value = tf.reduce_sum(tf.where(places == place, box_indices, 0))
-    rule = f"{_OPERATOR}: box_indices must be -1 (padding) or in [0,N) = [0,"
-    message = [rule, batch, "), got ", value, " at ", place]
+    rule = f"{_OPERATOR}: box_indices must be -1 (padding) or in [0,N)"
     if not tf.executing_eagerly():
+        message = [f"{rule}, N:", batch, "got:", value, "at:", place]  # printed in brackets each
         with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(wrong), message)]):
             return tf.identity(box_indices)
     if tf.reduce_any(wrong):
-        raise tf.errors.InvalidArgumentError(None, None, "".join(f"{part}" for part in message))
+        got = f"{rule} = [0,{batch}), got {value} at {place}"
+        raise tf.errors.InvalidArgumentError(None, None, got)
     return box_indices
 
 
