@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,18 @@ def instruction_sets() -> list[str]:
 
 
 def load() -> float:
-    """Returns how many processes ran or waited in the last minute, on the average."""
-    return os.getloadavg()[0]
+    """Returns how many cores are busy, on the average over two seconds."""
+    seconds = 2
+    before = _busy_ticks()
+    time.sleep(seconds)
+    return (_busy_ticks() - before) / (seconds * os.sysconf("SC_CLK_TCK"))
+
+
+def _busy_ticks() -> int:
+    user, nice, system, _, _, interrupts, soft_interrupts, stolen = map(
+        int, Path("/proc/stat").read_text().split()[1:9]
+    )
+    return user + nice + system + interrupts + soft_interrupts + stolen
 
 
 def commit() -> str:
