@@ -7,6 +7,12 @@ per source file, in parallel, and only for what has changed. The environment ste
     TF_DEFORMABLE_JOBS=N         compilers at a time (default: the processors this process may use)
     CXX                          the compiler (default: g++)
     CXXFLAGS, LDFLAGS            flags, added after those set here
+    TF_DEFORMABLE_CUDA=1 or 0    with the CUDA kernels, or without (default: with, if there is nvcc)
+    TF_DEFORMABLE_CUDA_ARCHITECTURES
+                                 compute capabilities to compile for, the last one as PTX too, for
+                                 what comes after it (default: "80,90"; code for 80 runs on 86, 89)
+    CUDA_HOME                    where bin/nvcc is, if it is not on the PATH
+    NVCC_APPEND_FLAGS            flags for nvcc, which reads them itself
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -50,8 +57,7 @@ OR_PURE_PYTHON = (
 )
 
 # cc/deformable is the arithmetic; it is compiled without TensorFlow's headers, which keeps it free
-# of them. cc/tensorflow registers it. A CUDA unit (*.cu.cc, arithmetic too, called by an adapter)
-# would get its own command line, nvcc's, in NativeBuild.compile_command.
+# of them. cc/tensorflow registers it.
 ADAPTERS = Path("cc/tensorflow")
 SOURCES = sorted([*Path("cc/deformable").rglob("*.cc"), *ADAPTERS.rglob("*.cc")])
 HEADERS = sorted([*Path("cc").rglob("*.h"), *Path("cc").rglob("*.inc")])
@@ -65,6 +71,11 @@ INSTRUCTION_SETS = {
     # g++ 12 warns about its own intrinsics: _mm512_undefined_ps is undefined on purpose.
     "_avx512.cc": [*AVX512, "-Wno-uninitialized"],
 }
+
+# What goes into the library only with CUDA: *.cu.cc, compiled by nvcc, and adapters that call it.
+CUDA_SUFFIX = ".cu.cc"
+CUDA_ADAPTERS = ("_cuda_kernel.cc", "cuda_context.cc")
+DEFAULT_CUDA_ARCHITECTURES = "80,90"
 
 # Asked in a process of its own: TensorFlow takes seconds to import, and logs while it does.
 ASK_TENSORFLOW = """
@@ -127,6 +138,53 @@ def ask_tensorflow() -> dict[str, Any]:
     return json.loads(answer.stdout.splitlines()[-1])
 
 
+class Cuda:
+    """The CUDA compiler."""
+
+    def __init__(self, nvcc: str, host_compiler: str) -> None:
+        """Asks nvcc for its version and libraries."""
+        version = run([nvcc, "--version"]).stdout
+        self.version = version[version.rfind(" V") + 2 :].partition("\n")[0]
+        wanted = os.environ.get("TF_DEFORMABLE_CUDA_ARCHITECTURES") or DEFAULT_CUDA_ARCHITECTURES
+        self.architectures = wanted.replace(",", " ").split()
+        if not all(re.fullmatch(r"\d+[af]?", name) for name in self.architectures):
+            fail(
+                "TF_DEFORMABLE_CUDA_ARCHITECTURES must list compute capabilities as in "
+                f'"{DEFAULT_CUDA_ARCHITECTURES}", got {wanted!r}.'
+            )
+        self.command = [nvcc, "-x", "cu", "-ccbin", host_compiler]
+        for name in self.architectures:
+            self.command += ["-gencode", f"arch=compute_{name},code=sm_{name}"]
+        newest = self.architectures[-1]
+        self.command += ["-gencode", f"arch=compute_{newest},code=compute_{newest}"]
+        # What a dry run would link with is where the libraries are.
+        dry = run([nvcc, "--dryrun", "-x", "cu", os.devnull, "-o", os.devnull]).stderr
+        found = re.search(r"^#\$ LIBRARIES=(.*)$", dry, re.MULTILINE)
+        self.link_flags = [
+            *(shlex.split(found[1]) if found else []),
+            *("-lcudart_static", "-ldl", "-lrt", "-lpthread"),
+            # TensorFlow may bring a CUDA runtime too; neither must get the other's calls.
+            "-Wl,--exclude-libs,libcudart_static.a",
+        ]
+
+    @staticmethod
+    def find(host_compiler: str) -> Cuda | None:
+        """Returns the compiler, or None if there is none, or it is not wanted."""
+        wanted = os.environ.get("TF_DEFORMABLE_CUDA", "")
+        if wanted not in ("", "0", "1"):
+            fail(f"TF_DEFORMABLE_CUDA must be 0 or 1, got {wanted!r}.")
+        if wanted == "0":
+            return None
+        homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+        found = [shutil.which("nvcc", path=os.path.join(home, "bin")) for home in homes]
+        nvcc = next(filter(None, [*found, shutil.which("nvcc")]), None)
+        if nvcc is not None:
+            return Cuda(nvcc, host_compiler)
+        if wanted == "1":
+            fail("TF_DEFORMABLE_CUDA=1 needs nvcc on the PATH, or in the folder bin of CUDA_HOME.")
+        return None
+
+
 class NativeBuild:
     """Compiles and links the library; what it makes on the way is kept in build/native.
 
@@ -147,11 +205,16 @@ class NativeBuild:
         self.tensorflow = ask_tensorflow()
         self.cxx_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
         self.ld_flags = shlex.split(os.environ.get("LDFLAGS", ""))
+        self.cuda = Cuda.find(self.compiler[0])
 
     def build(self) -> Path:
         """Brings the library up to date and returns its path."""
         is_x86 = platform.machine() == "x86_64"
         sources = [s for s in SOURCES if is_x86 or not s.name.endswith(tuple(INSTRUCTION_SETS))]
+        if self.cuda is None:
+            sources = [s for s in sources if not s.name.endswith((CUDA_SUFFIX, *CUDA_ADAPTERS))]
+        # What takes longest is started first.
+        sources.sort(key=lambda source: not source.name.endswith(CUDA_SUFFIX))
         objects = {self.directory / f"{source}.o": source for source in sources}
         with ThreadPoolExecutor(self.jobs) as pool:  # its map drops what is queued when one fails
             list(pool.map(self.compile, objects, objects.values()))
@@ -165,6 +228,8 @@ class NativeBuild:
 
     def compile_command(self, source: Path, target: Path) -> list[str]:
         """Returns the command that compiles `source`; what its flags depend on is its name."""
+        if source.name.endswith(CUDA_SUFFIX):
+            return self.cuda_command(source, target)
         is_adapter = ADAPTERS in source.parents
         command = [*self.compiler, "-c", str(source), "-o", str(target), "-MMD"]
         # NDEBUG as TensorFlow's own build: some of its inline functions differ without.
@@ -181,11 +246,26 @@ class NativeBuild:
                 command += flags
         return command + self.cxx_flags
 
+    def cuda_command(self, source: Path, target: Path) -> list[str]:
+        """Returns the command by which nvcc compiles `source`."""
+        assert self.cuda is not None
+        command = [*self.cuda.command, "-c", str(source), "-o", str(target), "-MMD", "-MF"]
+        command += [str(target.with_suffix(".d")), "-std=c++17", "-O3", "-DNDEBUG", "-Icc"]
+        command += [flag for flag in self.tensorflow["compile_flags"] if flag.startswith("-D")]
+        command += ["-Xcompiler=-fPIC,-Wall,-Wextra"]
+        # A library as small as can be: these compress well, and load once.
+        command += ["-Xfatbin=-compress-all"]
+        if "-Werror" in self.cxx_flags:
+            command += ["-Werror=all-warnings"]
+        return command
+
     def link_command(self, objects: list[Path], target: Path) -> list[str]:
         """Returns the command that links `objects` into the library."""
         command = [*self.compiler, "-shared", *map(str, objects), "-o", str(target)]
         # A symbol that neither we nor TensorFlow define is found now, not when a user loads it.
         command += [*self.tensorflow["link_flags"], "-Wl,-z,defs"]
+        if self.cuda is not None:
+            command += self.cuda.link_flags
         return command + self.cxx_flags + self.ld_flags
 
     def build_info(self) -> str:
@@ -195,7 +275,8 @@ class NativeBuild:
                 "tensorflow": self.tensorflow["version"],
                 "cxx11_abi": self.tensorflow["cxx11_abi"],
                 "compiler": self.compiler_version,
-                "cuda": False,
+                "cuda": self.cuda and self.cuda.version,
+                "cuda_architectures": self.cuda.architectures if self.cuda else [],
             }
         )
 
@@ -217,6 +298,8 @@ class NativeBuild:
     def digest(self, command: list[str], inputs: list[Path]) -> str:
         """Returns what identifies the result of `command` on `inputs`."""
         toolchain = [self.compiler_version, self.tensorflow["version"]]
+        if self.cuda is not None:
+            toolchain += [self.cuda.version, os.environ.get("NVCC_APPEND_FLAGS", "")]
         digest = hashlib.sha256(json.dumps([command, toolchain]).encode())
         for path in inputs:
             digest.update(path.read_bytes() if path.exists() else b"missing")

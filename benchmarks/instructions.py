@@ -73,7 +73,9 @@ def _counter() -> Callable[[list[str]], int]:
     PROGRAM.parent.mkdir(parents=True, exist_ok=True)
     source = Path(__file__).with_suffix(".cc")
     command = [*compiler, "-std=c++17", "-O2", f"-I{ROOT / 'cc'}", str(source)]
-    subprocess.run([*command, *map(str, OBJECTS.glob("*.o")), "-o", str(PROGRAM)], check=True)
+    # Those of CUDA would need its libraries.
+    objects = [str(path) for path in OBJECTS.glob("*.o") if ".cu." not in path.name]
+    subprocess.run([*command, *objects, "-o", str(PROGRAM)], check=True)
 
     for tool, pattern in (
         ("valgrind --tool=cachegrind --cache-sim=no --cachegrind-out-file=/dev/null", r"I +refs:"),

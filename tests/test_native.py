@@ -196,3 +196,17 @@ def test_rebuild_command_names_the_source_tree_if_there_is_one(no_library, tmp_p
     (tmp_path / "setup.py").touch()
     with pytest.raises(NativeLibraryError, match=re.escape(f"--no-deps -e {tmp_path}\n")):
         _native.load()
+
+
+def test_the_library_says_what_it_has_of_cuda():
+    """And has it: kernels are registered on a machine without a GPU too."""
+    from tensorflow.python.framework import kernels
+
+    info = config.build_info()
+    assert info["tensorflow"] == _native.built_for()
+    _native.load()
+    for op in ("DeformableConv2D", "DeformableConv2DGrad", "DeformableRoIPool"):
+        registered = kernels.get_registered_kernels_for_op(f"TFDeformable>{op}").kernel
+        devices = {kernel.device_type for kernel in registered}
+        assert devices == ({"CPU", "GPU"} if info["cuda"] else {"CPU"}), op
+    assert bool(info["cuda_architectures"]) == bool(info["cuda"])

@@ -75,7 +75,7 @@ def built_for() -> str:
     Raises:
         NativeLibraryError: There is no library, or it does not say what it was built for.
     """
-    return str(_read_build_info()["tensorflow"])
+    return str(read_build_info()["tensorflow"])
 
 
 def is_pure_python() -> bool:
@@ -104,7 +104,7 @@ def _check() -> None:
     running, running_abi = tf.version.VERSION, int(tf.sysconfig.CXX11_ABI_FLAG)
     if not _LIBRARY.exists():
         raise _error(f"there is no operator library for TensorFlow {running} at {_LIBRARY}")
-    info = _read_build_info()
+    info = read_build_info()
     built, built_abi = info["tensorflow"], info["cxx11_abi"]
     if built.split(".")[:2] != running.split(".")[:2]:
         raise _error(
@@ -117,7 +117,8 @@ def _check() -> None:
         )
 
 
-def _read_build_info() -> dict[str, Any]:
+def read_build_info() -> dict[str, Any]:
+    """Returns what setup.py wrote into the library (`NativeBuild.build_info`)."""
     content = Path(get_library_path()).read_bytes()
     tag = content.find(_BUILD_INFO_TAG + b"{")
     end = content.find(b"\0", tag)

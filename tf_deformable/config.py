@@ -18,11 +18,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from tf_deformable import _native
 
-__all__ = ["Backend", "get_backend", "set_backend", "use_backend"]
+__all__ = ["Backend", "build_info", "get_backend", "set_backend", "use_backend"]
 
 Backend: TypeAlias = Literal["native", "reference"]
 
@@ -86,6 +86,21 @@ def use_backend(name: Backend) -> Iterator[None]:
         yield
     finally:
         _context_backend.reset(token)
+
+
+def build_info() -> dict[str, Any]:
+    """Tells how the compiled library was built; TensorFlow is not imported.
+
+    Returns:
+        `"tensorflow"`: the version it was built for; `"cxx11_abi"`: 0 or 1; `"compiler"`: its
+        version; `"cuda"`: the version of nvcc, None if the library has no CUDA kernels: then the
+        native operators run on the CPU only; `"cuda_architectures"`: the compute capabilities that
+        these were compiled for, without the dot.
+
+    Raises:
+        NativeLibraryError: There is no library, or it does not say how it was built.
+    """
+    return _native.read_build_info()
 
 
 def _checked(name: str, argument: str) -> Backend:

@@ -7,33 +7,10 @@
 
 #include "deformable/deformable_conv2d_cpu_kernels.h"
 #include "deformable/deformable_conv2d_geometry.h"
+#include "deformable/deformable_conv2d_tensors.h"
 #include "deformable/executor.h"
 
 namespace tf_deformable {
-
-// Tensors as in DeformableConv2DArguments; `mask` and `bias` may be null.
-template <typename T>
-struct DeformableConv2DForward {
-  const T* inputs;
-  const T* filters;
-  const T* offsets;
-  const T* mask;
-  const T* bias;
-  T* output;  // [N, Ho, Wo, F]
-};
-
-template <typename T>
-struct DeformableConv2DBackward {
-  const T* inputs;
-  const T* filters;
-  const T* offsets;
-  const T* mask;
-  const T* grad_output;
-  T* grad_inputs;
-  T* grad_filters;
-  T* grad_offsets;
-  T* grad_mask;  // null without a mask
-};
 
 // Cuts the work into pieces that fit the caches, from the shapes alone (never from the number of
 // threads: the order of sums must not depend on it). Made for one call: plan, allocate, Run.

@@ -8,6 +8,7 @@
 #include "deformable/float_types.h"
 #include "deformable/kernel_table.h"
 #include "deformable/roi_pool_geometry.h"
+#include "deformable/roi_pool_tensors.h"
 
 namespace tf_deformable {
 
@@ -17,17 +18,6 @@ struct AxisTap {
   int64_t at;
   A weight;  // sum of the samples' interpolation weights
   A slope;   // its derivative for the position of the bin
-};
-
-// Boxes are handed over in the type in which positions are computed. Optional tensors may be null.
-template <typename T>
-struct RoIPoolTensors {
-  using A = ComputeType<T>;
-  const T* inputs;
-  const A* boxes;
-  const int32_t* box_indices;
-  const T* offsets;
-  const T* mask;
 };
 
 template <typename T>

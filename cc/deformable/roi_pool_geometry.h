@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "deformable/host_device.h"
 #include "deformable/shape.h"
 
 namespace tf_deformable {
@@ -45,9 +46,9 @@ struct RoIPoolGeometry {
   bool aligned = false;
 
   // Always inlined: see DeformableConv2DGeometry.
-  [[gnu::always_inline]] constexpr int64_t bins() const { return pooled_height * pooled_width; }
-  [[gnu::always_inline]] constexpr int64_t class_depth() const { return depth / classes; }
-  [[gnu::always_inline]] constexpr int64_t offsets_per_box() const {
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t bins() const { return pooled_height * pooled_width; }
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t class_depth() const { return depth / classes; }
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t offsets_per_box() const {
     return part_height * part_width * classes * 2;
   }
 };

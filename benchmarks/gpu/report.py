@@ -1,0 +1,105 @@
+"""Puts the results of the GPU's benchmark into docs/benchmarks.md.
+
+python benchmarks/gpu/report.py [build/gpu/gpu.json]
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- gpu: begin -->\n", "<!-- gpu: end -->"
+
+HEADER = (
+    "case, dtype",
+    "ms",
+    "TFLOP/s",
+    "torchvision ms",
+    "times as fast",
+    "conv2d ms",
+    "times conv2d",
+    "extra memory MB (torchvision)",
+)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _about(machine: dict[str, Any]) -> str:
+    return (
+        f"Measured on {machine['date']}, commit {machine['commit']}: {machine['gpu']}, "
+        f"{machine['multiprocessors']} multiprocessors, {machine['memory'] / 2**30:.0f} GiB. "
+        f"CUDA {machine['cuda']}, PyTorch {machine['torch']}, torchvision "
+        f"{machine['torchvision']}, cuDNN {machine['cudnn']}.\n"
+    )
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Returns everything between the markers."""
+    records = {
+        (r["case"], r["dtype"], r["mode"], r["framework"]): r
+        for r in results["records"]
+        if "seconds" in r
+    }
+    operations = {case["name"]: case["operations"] for case in results["cases"]}
+    parts = [_about(results["machine"])]
+    for mode in ("forward", "step"):
+        rows = []
+        for case, dtype, of_mode, framework in records:
+            if of_mode != mode or framework != "tf_deformable":
+                continue
+
+            def record(name: str, case: str = case, dtype: str = dtype) -> Any:
+                return records.get((case, dtype, mode, name))  # noqa: B023
+
+            def seconds(name: str, record: Any = record) -> float | None:
+                found = record(name)
+                return statistics.median(found["seconds"]) if found else None
+
+            mine, theirs, floor = map(seconds, ("tf_deformable", "torchvision", "conv2d"))
+            assert mine is not None
+            work = operations.get(case, 0) * (1 if mode == "forward" else 3)
+            memory = [record(name) for name in ("tf_deformable", "torchvision")]
+            megabytes = [f"{r['extra_bytes'] / 2**20:.0f}" if r else "" for r in memory]
+            rows.append(
+                [
+                    f"{case}, {dtype}",
+                    f"{mine * 1e3:.3f}",
+                    f"{work / mine / 1e12:.0f}" if work else "",
+                    f"{theirs * 1e3:.3f}" if theirs else "",
+                    f"{theirs / mine:.1f}" if theirs else "",
+                    f"{floor * 1e3:.3f}" if floor else "",
+                    f"{mine / floor:.2f}" if floor else "",
+                    f"{megabytes[0]} ({megabytes[1]})",
+                ]
+            )
+        title = "Forward" if mode == "forward" else "A training step"
+        parts += [f"\n{title}:\n\n", _table(HEADER, rows)]
+    failed = [r for r in results["records"] if "error" in r]
+    for r in failed:
+        name = ", ".join(r[key] for key in ("case", "dtype", "framework", "mode"))
+        parts.append(f"\nNot measured: {name}: {r['error']}\n")
+    return "".join(parts)
+
+
+def main() -> None:
+    """Replaces what is between the markers."""
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "gpu" / "gpu.json"
+    text = PAGE.read_text()
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{PAGE} has no markers {BEGIN.strip()} and {END}")
+    PAGE.write_text(before + BEGIN + tables(json.loads(path.read_text())) + END + after)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+// CUDA OpKernels of TFDeformable>DeformableRoIPool and its gradient.
+
+#include "deformable/roi_pool_cuda.h"
+#include "tensorflow/cuda_context.h"
+#include "tensorflow/roi_pool_kernel.h"
+#include "tensorflow/tf_executor.h"
+
+namespace tf_deformable {
+namespace {
+
+using tensorflow::OpKernelContext;
+
+template <typename S>
+struct Cuda {
+  // They are on the device, where the kernels make NaN of what is wrong.
+  static std::string CheckIndices(const RoIPoolGeometry&, const int32_t*) { return ""; }
+
+  template <typename From, typename To>
+  static absl::Status Convert(OpKernelContext* context, const From* from, int64_t size, To* to) {
+    return ToStatus(ConvertBoxes(from, size, to, CudaStream(context)));
+  }
+
+  static void Forward(OpKernelContext* context, const RoIPoolGeometry& geometry,
+                      const RoIPoolTensors<S>& tensors, S* output) {
+    const RoIPoolForwardCudaPlan<S> plan(geometry, TensorFlowsCudaOptions());
+    tensorflow::Tensor workspace;
+    OP_REQUIRES_OK(context, AllocateWorkspace(context, plan.workspace_bytes(), &workspace));
+    OP_REQUIRES_OK(context,
+                   ToStatus(plan.Run(tensors, output, workspace.data(), CudaStream(context))));
+  }
+
+  static void Backward(OpKernelContext* context, const RoIPoolGeometry& geometry,
+                       const RoIPoolTensors<S>& tensors, const S* grad_output, S* grad_inputs,
+                       S* grad_offsets, S* grad_mask) {
+    const RoIPoolBackwardCudaPlan<S> plan(geometry, TensorFlowsCudaOptions());
+    tensorflow::Tensor workspace;
+    OP_REQUIRES_OK(context, AllocateWorkspace(context, plan.workspace_bytes(), &workspace));
+    OP_REQUIRES_OK(context, ToStatus(plan.Run(tensors, grad_output, grad_inputs, grad_offsets,
+                                              grad_mask, workspace.data(), CudaStream(context))));
+  }
+};
+
+TF_DEFORMABLE_REGISTER_ROI_POOL(tensorflow::DEVICE_GPU, Cuda, Eigen::half)
+TF_DEFORMABLE_REGISTER_ROI_POOL(tensorflow::DEVICE_GPU, Cuda, Eigen::bfloat16)
+TF_DEFORMABLE_REGISTER_ROI_POOL(tensorflow::DEVICE_GPU, Cuda, float)
+TF_DEFORMABLE_REGISTER_ROI_POOL(tensorflow::DEVICE_GPU, Cuda, double)
+
+}  // namespace
+}  // namespace tf_deformable

@@ -1,0 +1,254 @@
+"""Builds the CUDA kernels and calls them, without TensorFlow.
+
+On a machine with a GPU they are compiled by nvcc and get the device's memory, or tensors of
+PyTorch; on any other one they are compiled for the emulation (tests/native/cuda_emulation.h) and
+get NumPy's arrays.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pathlib
+import shlex
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+API = ROOT / "tests" / "gpu" / "kernels_c_api.cc"
+HOST_SOURCES = ("shape", "validation", "deformable_conv2d_geometry", "roi_pool_geometry")
+
+TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
+
+
+def _compile(commands: list[list[str]], link: list[str], jobs: int | None) -> None:
+    def run(command: list[str]) -> None:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
+
+    with ThreadPoolExecutor(jobs or len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(run, commands))
+    run(link)
+
+
+def _sources() -> list[pathlib.Path]:
+    folder = ROOT / "cc" / "deformable"
+    kernels = sorted(folder.glob("*.cu.cc"))
+    return [*kernels, API, *(folder / f"{name}.cc" for name in HOST_SOURCES)]
+
+
+def build_emulation(
+    folder: pathlib.Path, flags: tuple[str, ...] = (), jobs: int | None = None
+) -> pathlib.Path:
+    """Compiles the kernels for this machine's processor; returns the library."""
+    compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    options = ["-x", "c++", "-std=c++17", "-O1", "-march=native", "-fPIC", "-Wno-unknown-pragmas"]
+    options += flags
+    options += [f"-I{ROOT / 'cc'}", f"-I{ROOT / 'tests' / 'native'}"]
+    options += ["-DTF_DEFORMABLE_CUDA_EMULATION"]
+    objects = {folder / f"{source.name}.o": source for source in _sources()}
+    library = folder / "libkernels_emulated.so"
+    _compile(
+        [[*compiler, *options, "-c", str(s), "-o", str(o)] for o, s in objects.items()],
+        [*compiler, "-shared", *flags, *map(str, objects), "-o", str(library)],
+        jobs,
+    )
+    return library
+
+
+def build_cuda(folder: pathlib.Path, architecture: str, jobs: int | None = None) -> pathlib.Path:
+    """Compiles the kernels with nvcc, e.g. for the architecture "sm_90"; returns the library."""
+    nvcc = os.environ.get("NVCC", "nvcc")
+    options = ["-x", "cu", "-std=c++17", "-O3", f"-arch={architecture}", "-lineinfo"]
+    options += ["-Xcompiler=-fPIC", f"-I{ROOT / 'cc'}"]
+    objects = {folder / f"{source.name}.o": source for source in _sources()}
+    library = folder / "libkernels_cuda.so"
+    _compile(
+        [[nvcc, *options, "-c", str(s), "-o", str(o)] for o, s in objects.items()],
+        [nvcc, "-shared", f"-arch={architecture}", "-cudart=static", *map(str, objects)]
+        + ["-o", str(library)],
+        jobs,
+    )
+    return library
+
+
+class HostMemory:
+    """Tensors are arrays of NumPy; bfloat16 is ml_dtypes'."""
+
+    stream = None
+
+    def put(self, array: np.ndarray, dtype: str, misalign: bool = False) -> np.ndarray:
+        import ml_dtypes
+
+        kind = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
+        array = np.ascontiguousarray(array, kind)
+        # Its own memory, aligned as a GPU's, or by one element off.
+        memory = np.empty(array.nbytes + 512, np.uint8)
+        skip = -memory.ctypes.data % 256 + (kind.itemsize if misalign else 0)
+        copy = memory[skip : skip + array.nbytes].view(kind).reshape(array.shape)
+        copy[...] = array
+        return copy
+
+    def get(self, tensor: np.ndarray) -> np.ndarray:
+        return tensor.astype(np.float64)
+
+    def address(self, tensor: np.ndarray) -> int:
+        return tensor.ctypes.data
+
+    def workspace(self, size: int) -> np.ndarray:
+        return self.put(np.full(size, 0xFF, np.uint8), "uint8")
+
+
+class _DeviceArray:
+    """Memory of the device that holds an array; freed with this object."""
+
+    def __init__(self, library: ctypes.CDLL, array: np.ndarray, skip: int = 0) -> None:
+        self.shape, self.dtype = array.shape, array.dtype
+        self._library, self._base = library, library.tf_deformable_allocate(array.nbytes + skip)
+        self.address = self._base + skip
+        library.tf_deformable_copy_to_device(self.address, array.ctypes.data, array.nbytes)
+
+    def numpy(self) -> np.ndarray:
+        array = np.empty(self.shape, self.dtype)
+        self._library.tf_deformable_copy_to_host(array.ctypes.data, self.address, array.nbytes)
+        return array
+
+    def __del__(self) -> None:
+        self._library.tf_deformable_free(self._base)
+
+
+class DeviceMemory(HostMemory):
+    """Tensors are arrays in the memory of the GPU; nothing but the compiled library is needed."""
+
+    def __init__(self, library: pathlib.Path) -> None:
+        self._library = ctypes.CDLL(str(library))
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        for name, result, arguments in [
+            ("allocate", pointer, [size]),
+            ("copy_to_device", None, [pointer, pointer, size]),
+            ("copy_to_host", None, [pointer, pointer, size]),
+            ("free", None, [pointer]),
+        ]:
+            function = getattr(self._library, f"tf_deformable_{name}")
+            function.restype, function.argtypes = result, arguments
+
+    def put(self, array: np.ndarray, dtype: str, misalign: bool = False) -> Any:
+        on_host = super().put(array, dtype)
+        return _DeviceArray(self._library, on_host, on_host.itemsize if misalign else 0)
+
+    def get(self, tensor: Any) -> np.ndarray:
+        return super().get(tensor.numpy())
+
+    def address(self, tensor: Any) -> int:
+        return tensor.address
+
+
+class TorchMemory:
+    """Tensors of PyTorch on the GPU."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.torch = torch
+
+    @property
+    def stream(self) -> int:
+        return self.torch.cuda.current_stream().cuda_stream
+
+    def address(self, tensor: Any) -> int:
+        return tensor.data_ptr()
+
+    def workspace(self, size: int) -> Any:
+        return self.torch.empty([size], dtype=self.torch.uint8, device="cuda")
+
+
+class Kernels:
+    """The compiled kernels, and the memory that they work on."""
+
+    def __init__(self, library: pathlib.Path, memory: HostMemory | TorchMemory) -> None:
+        self.memory = memory
+        self._library = ctypes.CDLL(str(library))
+        self._library.tf_deformable_conv2d.restype = ctypes.c_char_p
+        self._library.tf_deformable_roi_pool.restype = ctypes.c_char_p
+
+    def _call(self, function: Any, *arguments: Any, tensors: list[Any] | None) -> int:
+        address = self.memory.address
+        pointers = [None if t is None else address(t) for t in tensors or []]
+        array = (ctypes.c_void_p * len(pointers))(*pointers)
+        size = ctypes.c_int64(-1)
+
+        def call(workspace: Any) -> None:
+            stream = ctypes.c_void_p(self.memory.stream)
+            at = None if workspace is None else address(workspace)
+            error = function(*arguments, array, ctypes.byref(size), ctypes.c_void_p(at), stream)
+            if error is not None:
+                raise RuntimeError(error.decode())
+
+        call(None)
+        if tensors is not None:
+            call(self.memory.workspace(max(size.value, 1)))
+        return size.value
+
+    def conv2d(
+        self,
+        tensors: list[Any] | None,
+        dtype: str,
+        *,
+        gradient: bool,
+        shapes: list[Any],
+        strides: Any,
+        dilations: Any,
+        padding: Any,
+        tensor_float_32: bool = True,
+        deterministic: bool = False,
+    ) -> int:
+        """Runs the operator, or its gradient, on tensors in the order of the C++ struct.
+
+        Without tensors nothing is run. Returns the size of the workspace in bytes.
+        """
+        sizes = [size for shape in shapes for size in shape]
+        attributes = [*strides, *dilations, *(pad for pads in padding for pad in pads)]
+        return self._call(
+            self._library.tf_deformable_conv2d,
+            TYPES[dtype],
+            int(gradient),
+            (ctypes.c_int64 * len(sizes))(*sizes),
+            (ctypes.c_int64 * len(attributes))(*attributes),
+            int(tensor_float_32),
+            int(deterministic),
+            tensors=tensors,
+        )
+
+    def roi_pool(
+        self,
+        tensors: list[Any] | None,
+        dtype: str,
+        *,
+        gradient: bool,
+        shapes: list[Any],
+        output_size: tuple[int, int],
+        group_size: int,
+        samples_per_bin: int,
+        aligned: bool,
+        spatial_scale: float,
+        gamma: float,
+        deterministic: bool = False,
+    ) -> int:
+        """Like `conv2d`; shapes are those of inputs, boxes and offsets."""
+        inputs, boxes, offsets = shapes
+        sizes = [*inputs, *boxes, *(offsets or [-1] * 5)]
+        integers = [*output_size, group_size, samples_per_bin, int(aligned)]
+        return self._call(
+            self._library.tf_deformable_roi_pool,
+            TYPES[dtype],
+            int(gradient),
+            (ctypes.c_int64 * len(sizes))(*sizes),
+            (ctypes.c_int64 * len(integers))(*integers),
+            (ctypes.c_float * 2)(spatial_scale, gamma),
+            int(deterministic),
+            tensors=tensors,
+        )

@@ -1,0 +1,141 @@
+"""The CUDA kernels compute what the operators promise; run on the CPU, by an emulation.
+
+tests/gpu/run.py does the same, and more of it, on a GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.gpu import deformable_conv2d_checks as conv2d
+from tests.gpu import kernels as gpu
+from tests.gpu import roi_pool_checks as roi_pool
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# Others differ from these in their types only.
+OF_16_BITS = ("lopsided", "vectors", "groups", "depthwise")
+IN_ORDER = ("lopsided", "square tiles", "groups", "depthwise")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    compiler = os.environ.get("CXX", "g++").split()
+    if platform.machine() != "x86_64" or shutil.which(compiler[0]) is None:
+        pytest.skip("needs a C++ compiler for x86-64")
+    # Half a minute; a change of what it is made from makes it anew.
+    return gpu.build_emulation(tmp_path_factory.mktemp("emulation"))
+
+
+@pytest.fixture(scope="module")
+def kernels(library: pathlib.Path) -> gpu.Kernels:
+    return gpu.Kernels(library, gpu.HostMemory())
+
+
+@pytest.mark.parametrize("name", conv2d.CASES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_deformable_conv2d(kernels: gpu.Kernels, name: str, dtype: str) -> None:
+    conv2d.check(kernels, conv2d.CASES[name], dtype)
+
+
+@pytest.mark.parametrize("name", OF_16_BITS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_deformable_conv2d_of_16_bits(kernels: gpu.Kernels, name: str, dtype: str) -> None:
+    conv2d.check(kernels, conv2d.CASES[name], dtype)
+
+
+@pytest.mark.parametrize("name", ["lopsided", "vectors"])
+def test_deformable_conv2d_without_tf32(kernels: gpu.Kernels, name: str) -> None:
+    conv2d.check(kernels, conv2d.CASES[name], "float32", tensor_float_32=False)
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_deformable_conv2d_in_order(kernels: gpu.Kernels, name: str, dtype: str) -> None:
+    conv2d.check(kernels, conv2d.CASES[name], dtype, deterministic=True)
+
+
+@pytest.mark.parametrize("name", ["lopsided", "vectors", "depthwise", "square tiles"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_deformable_conv2d_at_hostile_positions(
+    kernels: gpu.Kernels, name: str, dtype: str
+) -> None:
+    conv2d.check_hostile(kernels, conv2d.CASES[name], dtype)
+
+
+@pytest.mark.parametrize("path", conv2d.GOLDEN, ids=lambda path: path.stem)
+def test_deformable_conv2d_golden_vectors(kernels: gpu.Kernels, path: pathlib.Path) -> None:
+    conv2d.check_golden(kernels, path)
+
+
+@pytest.mark.parametrize("name", roi_pool.CASES)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("in_order", [False, True], ids=["", "in_order"])
+def test_roi_pool(kernels: gpu.Kernels, name: str, dtype: str, in_order: bool) -> None:
+    roi_pool.check(kernels, roi_pool.CASES[name], dtype, deterministic=in_order)
+
+
+@pytest.mark.parametrize("name", ["lopsided", "aligned", "adaptive", "vectors"])
+@pytest.mark.parametrize("in_order", [False, True], ids=["", "in_order"])
+def test_roi_pool_of_odd_boxes(kernels: gpu.Kernels, name: str, in_order: bool) -> None:
+    roi_pool.check_odd_boxes(kernels, roi_pool.CASES[name], "float64", deterministic=in_order)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_roi_pool_of_images_that_are_not_there(kernels: gpu.Kernels, dtype: str) -> None:
+    roi_pool.check_indices(kernels, dtype)
+
+
+@pytest.mark.parametrize("dtype", gpu.TYPES)
+def test_the_workspace_does_not_grow_with_the_batch(kernels: gpu.Kernels, dtype: str) -> None:
+    sizes = []
+    for batch in (1, 64, 4096):
+        case = conv2d.plain(batch=batch, size=(64, 64), channels=256, filters=256)
+        sizes.append(conv2d.workspace_bytes(kernels, case, dtype))
+    assert max(sizes) <= 64 << 20, sizes
+
+
+def test_an_image_that_the_kernels_cannot_count_is_an_error(kernels: gpu.Kernels) -> None:
+    case = conv2d.plain(batch=1, size=(1 << 25, 1), channels=1, filters=1)
+    with pytest.raises(RuntimeError, match=r"2\^24 along an axis, got images of \[33554432,1\]"):
+        conv2d.run_on_nothing(kernels, case, "float32")
+
+
+# Run apart: the emulation ends the process.
+_CHECK = """
+import pathlib, sys
+from tests.gpu import deformable_conv2d_checks as conv2d, kernels as gpu
+kernels = gpu.Kernels(pathlib.Path(sys.argv[1]), gpu.HostMemory())
+conv2d.check(kernels, conv2d.CASES["vectors"], "float32")
+"""
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_order_of_threads_does_not_matter(library: pathlib.Path, seed: int) -> None:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [sys.executable, "-c", _CHECK, str(library)],
+        env={**os.environ, "TF_DEFORMABLE_EMULATION_SEED": str(seed), "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_same_bits_in_order(kernels: gpu.Kernels) -> None:
+    case = dataclasses.replace(conv2d.CASES["square tiles"], batch=1)
+    arrays = case.arrays()
+    first, _ = conv2d.evaluate(kernels, case, arrays, "float32", deterministic=True)
+    again, _ = conv2d.evaluate(kernels, case, arrays, "float32", deterministic=True)
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, again[name], err_msg=name)
