@@ -30,6 +30,7 @@ from tests.gpu.kernels import ROOT, Kernels, TorchMemory
 
 Tensors = dict[str, Any]
 
+DEVICE = "cuda"
 BYTES_CLEARED = 256 << 20
 CYCLES_AHEAD = 2_000_000  # a millisecond and more
 SECONDS_PER_TIME = 0.4
@@ -109,13 +110,13 @@ ROI_CASES = [
 
 def make_data(case: Case, dtype: torch.dtype) -> Tensors:
     """Normal inputs, offsets of 2 pixels, uniform masks; NHWC and HWIO; with grad_output."""
-    generator = torch.Generator("cuda").manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
     shapes = case.shapes()
     shapes["grad_output"] = shapes.pop("output")
     data = {}
     for name, shape in shapes.items():
         draw = torch.rand if name == "mask" else torch.randn
-        tensor = draw(shape, device="cuda", generator=generator)
+        tensor = draw(shape, device=DEVICE, generator=generator)
         if name == "filters":
             tensor *= 1 / math.sqrt(9 * case.channels / case.groups)
         if name == "offsets":
@@ -137,7 +138,7 @@ def ours(kernels: Kernels, case: Case, data: Tensors, dtype: str, **options: boo
     }
     arguments = [data.get(name) for name in NAMES]
     results = {
-        name: torch.full(shape, math.nan, dtype=kind, device="cuda")
+        name: torch.full(shape, math.nan, dtype=kind, device=DEVICE)
         for name, shape in shapes.items()
     }
 
@@ -170,7 +171,7 @@ def torchvisions(case: Case, data: Tensors, autocast: bool = False) -> Any:
     leaves = [t for t in (inputs, filters, offsets, mask) if t is not None]
 
     def forward() -> Tensors:
-        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
             output = torchvision.ops.deform_conv2d(
                 inputs,
                 offsets,
@@ -260,7 +261,7 @@ class Timer:
     """Times calls on the GPU."""
 
     def __init__(self) -> None:
-        self.flush = torch.empty(BYTES_CLEARED, dtype=torch.int8, device="cuda")
+        self.flush = torch.empty(BYTES_CLEARED, dtype=torch.int8, device=DEVICE)
 
     def once(self, call: Callable[[], Any]) -> float:
         """Seconds of one call."""
@@ -323,20 +324,20 @@ def _record(records: list[dict[str, Any]], timer: Timer, call: Any, **key: Any) 
 def roi_functions(kernels: Kernels, case: RoICase, dtype: str) -> dict[str, Any]:
     """Forward and step, of ours and of torchvision's operator of the same size."""
     kind = getattr(torch, dtype)
-    generator = torch.Generator("cuda").manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
     channels = case.group_size**2 * case.depth
     count = case.batch * case.boxes
 
     def normal(*shape: int) -> Any:
-        return torch.randn(shape, device="cuda", generator=generator).to(kind)
+        return torch.randn(shape, device=DEVICE, generator=generator).to(kind)
 
     inputs = normal(case.batch, case.height, case.width, channels)
     grad_output = normal(count, 7, 7, case.depth)
-    scale = torch.tensor([case.height, case.width] * 2, device="cuda", dtype=torch.float32)
-    corners = torch.rand(count, 2, device="cuda", generator=generator) * 0.6
-    sizes = torch.rand(count, 2, device="cuda", generator=generator) * 0.4
+    scale = torch.tensor([case.height, case.width] * 2, device=DEVICE, dtype=torch.float32)
+    corners = torch.rand(count, 2, device=DEVICE, generator=generator) * 0.6
+    sizes = torch.rand(count, 2, device=DEVICE, generator=generator) * 0.4
     boxes = torch.cat([corners, corners + sizes], 1) * scale
-    indices = torch.arange(case.batch, device="cuda", dtype=torch.int32)
+    indices = torch.arange(case.batch, device=DEVICE, dtype=torch.int32)
     indices = indices.repeat_interleave(case.boxes)
     offsets = normal(count, 7, 7, 1, 2) if case.moved else None
     results = {
@@ -367,7 +368,7 @@ def roi_functions(kernels: Kernels, case: RoICase, dtype: str) -> dict[str, Any]
 
     theirs_inputs = _nchw(inputs).contiguous()
     theirs_grad = _nchw(grad_output).contiguous()
-    order = torch.tensor([1, 0, 3, 2], device="cuda")  # x before y
+    order = torch.tensor([1, 0, 3, 2], device=DEVICE)  # x before y
     theirs_boxes = torch.cat([indices[:, None].float(), boxes[:, order]], 1).to(kind)
     ops = torchvision.ops
 

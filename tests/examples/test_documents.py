@@ -9,9 +9,16 @@ import tensorflow as tf
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    "document", ["README.md", "docs/analysis.md", "docs/conventions.md", "docs/serving.md"]
-)
+DOCUMENTS = [
+    "README.md",
+    "docs/analysis.md",
+    "docs/conventions.md",
+    "docs/gpu.md",
+    "docs/serving.md",
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_code_runs(document, tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / document).read_text(), re.M | re.S)
     assert blocks

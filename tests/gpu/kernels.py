@@ -110,11 +110,11 @@ class _DeviceArray:
         self.shape, self.dtype = array.shape, array.dtype
         self._library, self._base = library, library.tf_deformable_allocate(array.nbytes + skip)
         self.address = self._base + skip
-        library.tf_deformable_copy_to_device(self.address, array.ctypes.data, array.nbytes)
+        library.tf_deformable_copy(self.address, array.ctypes.data, array.nbytes)
 
     def numpy(self) -> np.ndarray:
         array = np.empty(self.shape, self.dtype)
-        self._library.tf_deformable_copy_to_host(array.ctypes.data, self.address, array.nbytes)
+        self._library.tf_deformable_copy(array.ctypes.data, self.address, array.nbytes)
         return array
 
     def __del__(self) -> None:
@@ -129,8 +129,7 @@ class DeviceMemory(HostMemory):
         pointer, size = ctypes.c_void_p, ctypes.c_int64
         for name, result, arguments in [
             ("allocate", pointer, [size]),
-            ("copy_to_device", None, [pointer, pointer, size]),
-            ("copy_to_host", None, [pointer, pointer, size]),
+            ("copy", None, [pointer, pointer, size]),
             ("free", None, [pointer]),
         ]:
             function = getattr(self._library, f"tf_deformable_{name}")
@@ -148,22 +147,22 @@ class DeviceMemory(HostMemory):
 
 
 class TorchMemory:
-    """Tensors of PyTorch on the GPU."""
+    """Tensors of PyTorch."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cuda") -> None:
         import torch
 
-        self.torch = torch
+        self.torch, self.device = torch, device
 
     @property
-    def stream(self) -> int:
-        return self.torch.cuda.current_stream().cuda_stream
+    def stream(self) -> int | None:
+        return self.torch.cuda.current_stream().cuda_stream if self.device == "cuda" else None
 
     def address(self, tensor: Any) -> int:
         return tensor.data_ptr()
 
     def workspace(self, size: int) -> Any:
-        return self.torch.empty([size], dtype=self.torch.uint8, device="cuda")
+        return self.torch.empty([size], dtype=self.torch.uint8, device=self.device)
 
 
 class Kernels:

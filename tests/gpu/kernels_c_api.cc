@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -146,8 +147,17 @@ __attribute__((visibility("default"))) const char* tf_deformable_roi_pool(
   }));
 }
 
-#if !defined(TF_DEFORMABLE_CUDA_EMULATION)
 // Memory of the device. A failure, that of a kernel before too, ends the process.
+#if defined(TF_DEFORMABLE_CUDA_EMULATION)
+__attribute__((visibility("default"))) void* tf_deformable_allocate(int64_t bytes) {
+  return std::aligned_alloc(256, (bytes + 256) / 256 * 256);
+}
+__attribute__((visibility("default"))) void tf_deformable_copy(void* to, const void* from,
+                                                               int64_t bytes) {
+  std::memcpy(to, from, bytes);
+}
+__attribute__((visibility("default"))) void tf_deformable_free(void* memory) { std::free(memory); }
+#else
 static void Require(cudaError_t error) {
   if (error == cudaSuccess) return;
   std::fprintf(stderr, "CUDA: %s\n", cudaGetErrorString(error));
@@ -158,14 +168,10 @@ __attribute__((visibility("default"))) void* tf_deformable_allocate(int64_t byte
   Require(cudaMalloc(&memory, bytes > 0 ? bytes : 1));
   return memory;
 }
-__attribute__((visibility("default"))) void tf_deformable_copy_to_device(void* to, const void* from,
-                                                                         int64_t bytes) {
-  Require(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice));
-}
-__attribute__((visibility("default"))) void tf_deformable_copy_to_host(void* to, const void* from,
-                                                                       int64_t bytes) {
+__attribute__((visibility("default"))) void tf_deformable_copy(void* to, const void* from,
+                                                               int64_t bytes) {
   Require(cudaDeviceSynchronize());
-  Require(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost));
+  Require(cudaMemcpy(to, from, bytes, cudaMemcpyDefault));
 }
 __attribute__((visibility("default"))) void tf_deformable_free(void* memory) {
   Require(cudaFree(memory));
