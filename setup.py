@@ -298,7 +298,7 @@ class NativeBuild:
     def digest(self, command: list[str], inputs: list[Path]) -> str:
         """Returns what identifies the result of `command` on `inputs`."""
         toolchain = [self.compiler_version, self.tensorflow["version"]]
-        if self.cuda is not None:
+        if self.cuda is not None and command[0] == self.cuda.command[0]:
             toolchain += [self.cuda.version, os.environ.get("NVCC_APPEND_FLAGS", "")]
         digest = hashlib.sha256(json.dumps([command, toolchain]).encode())
         for path in inputs:
