@@ -355,7 +355,7 @@ std::string DeformableConv2DBackwardCudaPlan<T>::RunInputs(
     // a block must fit.
     job.block_taps = std::min(kTapBlock, c.taps);
     const auto bytes_of = [&](bool resident) {
-      return Shared(nullptr, job.block_taps, resident ? chunks : kFilterStages, depthwise()).bytes;
+      return Shared(nullptr, job.block_taps, resident ? chunks : Tile::kStages, depthwise()).bytes;
     };
     job.resident = bytes_of(true) <= shared_bytes_for_two_;
     while (bytes_of(job.resident) > shared_bytes_ && job.block_taps > 1) --job.block_taps;

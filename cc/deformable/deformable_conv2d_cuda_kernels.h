@@ -47,7 +47,6 @@ inline constexpr int kThreads = 256;
 inline constexpr int kWarps = kThreads / 32;
 inline constexpr int kTapBlock = 9;      // taps whose sampling points are held at a time
 inline constexpr int kChunkBytes = 128;  // of neighbouring channels
-inline constexpr int kFilterStages = 3;
 
 TF_DEFORMABLE_DEVICE int Smaller(int a, int b) { return a < b ? a : b; }
 
@@ -272,6 +271,9 @@ struct Tile {
                                      WarpProduct<T, kWarpRows, kWarpColumns>>;
   static constexpr int kLanes = 16 / sizeof(T);
   static constexpr int kSteps = kChunkBytes / 32;  // of the product in a chunk
+  // Tiles of an operand that are copied in the background, the one in use included. Of large ones
+  // the product takes so long that one ahead is enough, and two blocks fit on a multiprocessor.
+  static constexpr int kStages = kRows * kColumns >= 128 * 128 ? 2 : 3;
   static_assert(kRows / kWarpRows * (kColumns / kWarpColumns) == kWarps, "a part for each warp");
 
   static TF_DEFORMABLE_DEVICE int FirstRow(int warp) {
@@ -312,7 +314,7 @@ struct ForwardShared {
   TilePixel* pixels;                         // [kRows]
   WeightedCorners<ComputeType<T>>* corners;  // [taps of the block, kRows]
   T* samples;                                // [2, kRows, kSamplesRow]
-  T* filters;                                // [kFilterStages, kDepth, kFiltersRow]
+  T* filters;                                // [Tile::kStages, kDepth, kFiltersRow]
   int64_t bytes;
 
   TF_DEFORMABLE_HOST_DEVICE ForwardShared(char* memory, int taps) {
@@ -321,7 +323,7 @@ struct ForwardShared {
     corners = layout.Take<WeightedCorners<ComputeType<T>>>((taps < kTapBlock ? taps : kTapBlock) *
                                                            Tile::kRows);
     samples = layout.Take<T>(2 * Tile::kRows * kSamplesRow);
-    filters = layout.Take<T>(kFilterStages * kDepth * kFiltersRow);
+    filters = layout.Take<T>(Tile::kStages * kDepth * kFiltersRow);
     bytes = layout.size();
   }
 };
@@ -377,7 +379,7 @@ void ForwardKernel(Convolution g, DeformableConv2DForward<typename Tile::T> tens
           CopyTile<T, Shared::kDepth, Tile::kColumns, Tile::kVectors>(
               tensors.filters + channel * g.filters + filter, g.filters,
               g.segment - chunk * Shared::kDepth, columns,
-              shared.filters + step % kFilterStages * Shared::kDepth * Shared::kFiltersRow,
+              shared.filters + step % Tile::kStages * Shared::kDepth * Shared::kFiltersRow,
               Shared::kFiltersRow);
         }
         CommitCopies();
@@ -402,7 +404,7 @@ void ForwardKernel(Convolution g, DeformableConv2DForward<typename Tile::T> tens
       };
 
 #pragma unroll
-      for (int stage = 0; stage < kFilterStages - 1; ++stage) copy_filters(stage);
+      for (int stage = 0; stage < Tile::kStages - 1; ++stage) copy_filters(stage);
       SyncThreads();  // the corners are there
 #pragma unroll
       for (int unit = 0; unit < kUnits; ++unit) {
@@ -416,13 +418,13 @@ void ForwardKernel(Convolution g, DeformableConv2DForward<typename Tile::T> tens
           ++next_chunk;
         }
         const bool more = step + 1 < steps;
-        WaitForCopies<kFilterStages - 2>();
+        WaitForCopies<Tile::kStages - 2>();
         SyncThreads();  // this step's tiles are there, those of the last one have been read
-        copy_filters(step + kFilterStages - 1);
+        copy_filters(step + Tile::kStages - 1);
         const T* const a =
             shared.samples + (step % 2 * Tile::kRows + Tile::FirstRow(warp)) * Shared::kSamplesRow;
         const T* const b = shared.filters +
-                           step % kFilterStages * Shared::kDepth * Shared::kFiltersRow +
+                           step % Tile::kStages * Shared::kDepth * Shared::kFiltersRow +
                            Tile::FirstColumn(warp);
 #pragma unroll
         for (int k = 0; k < Tile::kSteps; ++k) {
@@ -494,8 +496,8 @@ struct InputsGradientShared {
   ScatterPoint<A>* points;  // [taps of the block, kRows]
   A* gradients;             // [taps of the block, kRows, 3]
   A* columns;               // [kRows, kColumnsRow]: ds
-  T* grad_output;           // [chunks of filters or kFilterStages, kRows, kRow]
-  T* filters;               // [kFilterStages, kColumns, kRow]
+  T* grad_output;           // [chunks of filters or Tile::kStages, kRows, kRow]
+  T* filters;               // [Tile::kStages, kColumns, kRow]
   int64_t bytes;
 
   TF_DEFORMABLE_HOST_DEVICE InputsGradientShared(char* memory, int block_taps,
@@ -506,7 +508,7 @@ struct InputsGradientShared {
     gradients = layout.Take<A>(block_taps * Tile::kRows * 3);
     columns = layout.Take<A>(depthwise ? 0 : Tile::kRows * kColumnsRow);
     grad_output = layout.Take<T>(depthwise ? 0 : grad_output_chunks * Tile::kRows * kRow);
-    filters = layout.Take<T>(depthwise ? 0 : kFilterStages * Tile::kColumns * kRow);
+    filters = layout.Take<T>(depthwise ? 0 : Tile::kStages * Tile::kColumns * kRow);
     bytes = layout.size();
   }
 };
@@ -623,7 +625,7 @@ void InputsGradientKernel(Convolution g, DeformableConv2DBackward<typename Tile:
   using Shared = InputsGradientShared<Tile>;
   static_assert(Tile::kColumns == kScatterChunk, "what is multiplied is what is scattered");
   const int32_t filter_chunks = (g.group_filters + Shared::kDepth - 1) / Shared::kDepth;
-  const Shared shared(SharedMemory(), job.block_taps, job.resident ? filter_chunks : kFilterStages,
+  const Shared shared(SharedMemory(), job.block_taps, job.resident ? filter_chunks : Tile::kStages,
                       kDepthwise);
   const int thread = ThreadIndex(), warp = thread / 32, lane = thread % 32;
   const int32_t range = static_cast<int32_t>(BlockIndex() % job.ranges);
@@ -718,29 +720,29 @@ void InputsGradientKernel(Convolution g, DeformableConv2DBackward<typename Tile:
             CopyTile<T, Tile::kColumns, Shared::kDepth, Tile::kVectors>(
                 tensors.filters + row * g.filters + group * g.group_filters + part * Shared::kDepth,
                 g.filters, left - chunk * kScatterChunk, g.group_filters - part * Shared::kDepth,
-                shared.filters + step % kFilterStages * Tile::kColumns * Shared::kRow,
+                shared.filters + step % Tile::kStages * Tile::kColumns * Shared::kRow,
                 Shared::kRow);
-            if (!job.resident) copy_grad_output(part, step % kFilterStages);
+            if (!job.resident) copy_grad_output(part, step % Tile::kStages);
           }
           CommitCopies();
         };
 #pragma unroll
-        for (int stage = 0; stage < kFilterStages - 1; ++stage) copy(stage);
+        for (int stage = 0; stage < Tile::kStages - 1; ++stage) copy(stage);
         int32_t step = 0;
         for (int32_t chunk = 0; chunk < chunks; ++chunk) {
           for (int tap = 0; tap < taps; ++tap) {
             typename Tile::Product product;
             product.Clear();
             for (int32_t part = 0; part < filter_chunks; ++part, ++step) {
-              WaitForCopies<kFilterStages - 2>();
+              WaitForCopies<Tile::kStages - 2>();
               SyncThreads();  // this step's tiles and the points are there, the last ones were read
-              copy(step + kFilterStages - 1);
-              const int slot = job.resident ? part : step % kFilterStages;
+              copy(step + Tile::kStages - 1);
+              const int slot = job.resident ? part : step % Tile::kStages;
               const T* const a =
                   shared.grad_output + (slot * Tile::kRows + Tile::FirstRow(warp)) * Shared::kRow;
               const T* const b =
                   shared.filters +
-                  (step % kFilterStages * Tile::kColumns + Tile::FirstColumn(warp)) * Shared::kRow;
+                  (step % Tile::kStages * Tile::kColumns + Tile::FirstColumn(warp)) * Shared::kRow;
 #pragma unroll
               for (int k = 0; k < Tile::kSteps; ++k) {
                 constexpr int kDepth = Tile::Product::kDepth;
@@ -848,14 +850,14 @@ struct FiltersGradientShared {
   static constexpr int kGradOutputRow = PaddedRow<T>(Tile::kColumns, true);
   WeightedCorners<ComputeType<T>>* corners;  // [2, 2 slots, kPixels]
   T* samples;                                // [2, kPixels, kSamplesRow]
-  T* grad_output;                            // [kFilterStages, kPixels, kGradOutputRow]
+  T* grad_output;                            // [Tile::kStages, kPixels, kGradOutputRow]
   int64_t bytes;
 
   TF_DEFORMABLE_HOST_DEVICE explicit FiltersGradientShared(char* memory) {
     SharedLayout layout(memory);
     corners = layout.Take<WeightedCorners<ComputeType<T>>>(2 * 2 * kPixels);
     samples = layout.Take<T>(2 * kPixels * kSamplesRow);
-    grad_output = layout.Take<T>(kFilterStages * kPixels * kGradOutputRow);
+    grad_output = layout.Take<T>(Tile::kStages * kPixels * kGradOutputRow);
     bytes = layout.size();
   }
 };
@@ -935,7 +937,7 @@ void FiltersGradientKernel(Convolution g, DeformableConv2DBackward<typename Tile
       CopyTile<T, Shared::kPixels, Tile::kColumns, Tile::kVectors>(
           tensors.grad_output + pixel * g.filters + filter, g.filters,
           rows < Shared::kPixels ? static_cast<int>(rows) : Shared::kPixels, columns,
-          shared.grad_output + step % kFilterStages * Shared::kPixels * Shared::kGradOutputRow,
+          shared.grad_output + step % Tile::kStages * Shared::kPixels * Shared::kGradOutputRow,
           Shared::kGradOutputRow);
     }
     CommitCopies();
@@ -966,7 +968,7 @@ void FiltersGradientKernel(Convolution g, DeformableConv2DBackward<typename Tile
   typename Tile::Product product;
   product.Clear();
 #pragma unroll
-  for (int stage = 0; stage < kFilterStages - 1; ++stage) copy_grad_output(stage);
+  for (int stage = 0; stage < Tile::kStages - 1; ++stage) copy_grad_output(stage);
   for (int32_t step = 0; step < 2; ++step) {
     read_offsets(step);
     store_corners(step);
@@ -981,14 +983,14 @@ void FiltersGradientKernel(Convolution g, DeformableConv2DBackward<typename Tile
   }
   for (int32_t step = 0; step < steps; ++step) {
     const bool more = step + 1 < steps;
-    WaitForCopies<kFilterStages - 2>();
+    WaitForCopies<Tile::kStages - 2>();
     SyncThreads();  // this step's tiles are there, those of the last one have been read
-    copy_grad_output(step + kFilterStages - 1);
+    copy_grad_output(step + Tile::kStages - 1);
     read_offsets(step + 2);
     const T* const a =
         shared.samples + step % 2 * Shared::kPixels * Shared::kSamplesRow + Tile::FirstRow(warp);
     const T* const b = shared.grad_output +
-                       step % kFilterStages * Shared::kPixels * Shared::kGradOutputRow +
+                       step % Tile::kStages * Shared::kPixels * Shared::kGradOutputRow +
                        Tile::FirstColumn(warp);
 #pragma unroll
     for (int k = 0; k < Tile::kSteps; ++k) {
