@@ -14,6 +14,7 @@ DOCUMENTS = [
     "docs/analysis.md",
     "docs/conventions.md",
     "docs/gpu.md",
+    "docs/roi_pooling.md",
     "docs/serving.md",
 ]
 
