@@ -89,3 +89,13 @@ def place(shapes: list[tuple[int, int]], rng: np.random.Generator) -> NDArray[np
 def near(box: NDArray[np.int64], other: NDArray[np.int64]) -> bool:
     """Returns whether two boxes overlap, or almost."""
     return bool(np.all(box[:2] < other[2:] + GAP) and np.all(other[:2] < box[2:] + GAP))
+
+
+def pixel_labels(scenes: Scenes) -> NDArray[np.int64]:
+    """Returns the class of every pixel `[N, CANVAS, CANVAS]`: 0 paper, 1 + the digit for ink."""
+    labels = np.zeros(scenes.images.shape[:3], np.int64)
+    for scene, (boxes, digits) in enumerate(zip(scenes.boxes, scenes.labels, strict=True)):
+        for (top, left, bottom, right), digit in zip(boxes.astype(int), digits, strict=True):
+            ink = scenes.images[scene, top:bottom, left:right, 0] > INK
+            labels[scene, top:bottom, left:right][ink] = 1 + digit
+    return labels
