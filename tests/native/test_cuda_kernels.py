@@ -132,6 +132,20 @@ def test_the_order_of_threads_does_not_matter(library: pathlib.Path, seed: int) 
     assert run.returncode == 0, run.stderr
 
 
+def test_what_runs_on_a_gpu_runs(library: pathlib.Path) -> None:
+    """The command of the GPU's machine, with the emulation in place of the device."""
+    command = [sys.executable, str(ROOT / "tests" / "gpu" / "run.py"), "--steps", "check"]
+    run = subprocess.run(
+        [*command, "--library", str(library), "--cases", "one channel", "no boxes"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.endswith("checks, 0 failed\n")
+
+
 def test_same_bits_in_order(kernels: gpu.Kernels) -> None:
     case = dataclasses.replace(conv2d.CASES["square tiles"], batch=1)
     arrays = case.arrays()

@@ -96,6 +96,7 @@ def deformable_roi_pool(
         boxes: `[R, 4]`, (y1, x1, y2, x2) in pixels of the image, which is `1/spatial_scale` times
             as large as the map. float32, float64 or integers.
         box_indices: `[R]`, the image of each box in [0, N), or -1 for padding. Any integer dtype.
+            Another one is an error on the CPU, and gives NaN on a GPU.
         offsets: `[R, part_h, part_w, 2]`, (dy, dx) in units of the box's height and width and of
             1/gamma; or None. Bin (i, j) follows part cell `(i*part_h // ph, j*part_w // pw)`.
         mask: `[R, ph, pw]`, one factor per bin, or None. It is used as it is: apply a sigmoid
@@ -183,6 +184,7 @@ def deformable_psroi_pool(
         boxes: `[R, 4]`, (y1, x1, y2, x2) in pixels of the image, which is `1/spatial_scale` times
             as large as the map. float32, float64 or integers.
         box_indices: `[R]`, the image of each box in [0, N), or -1 for padding. Any integer dtype.
+            Another one is an error on the CPU, and gives NaN on a GPU.
         offsets: `[R, part_h, part_w, classes, 2]`, (dy, dx) in units of the box's height and width
             and of 1/gamma; or None. Bin (i, j) follows part cell
             `(i*part_h // ph, j*part_w // pw)`, its channel d class `d // (D/classes)`.
