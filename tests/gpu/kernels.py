@@ -8,10 +8,12 @@ get NumPy's arrays.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import pathlib
 import shlex
 import subprocess
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -101,6 +103,40 @@ class HostMemory:
 
     def workspace(self, size: int) -> np.ndarray:
         return self.put(np.full(size, 0xFF, np.uint8), "uint8")
+
+
+class GuardedMemory(HostMemory):
+    """The same, each array between two pages without access: to touch these ends the process.
+
+    Arrays end where the second one begins, but for what it takes to align them.
+    """
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._libc.mmap.restype = ctypes.c_void_p
+        self._libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3]
+        self._libc.mmap.argtypes += [ctypes.c_long]
+        for function in (self._libc.mprotect, self._libc.munmap):
+            function.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        self._libc.mprotect.argtypes += [ctypes.c_int]
+
+    def put(self, array: np.ndarray, dtype: str, misalign: bool = False) -> np.ndarray:
+        array = super().put(array, dtype)
+        page = mmap.PAGESIZE
+        size = -(-array.nbytes // 16) * 16 + (16 if misalign else 0)
+        inner = -(-max(size, 1) // page) * page
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        access = mmap.PROT_READ | mmap.PROT_WRITE
+        base = self._libc.mmap(None, inner + 2 * page, access, flags, -1, 0)
+        for at in (base, base + page + inner):
+            if self._libc.mprotect(at, page, 0) != 0:
+                raise OSError(ctypes.get_errno(), "mprotect")
+        skip = array.itemsize if misalign else 0
+        memory = (ctypes.c_char * array.nbytes).from_address(base + page + inner - size + skip)
+        weakref.finalize(memory, self._libc.munmap, base, inner + 2 * page)
+        guarded = np.frombuffer(memory, np.uint8).view(array.dtype).reshape(array.shape)
+        guarded[...] = array
+        return guarded
 
 
 class _DeviceArray:

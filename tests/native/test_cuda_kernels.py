@@ -38,7 +38,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def kernels(library: pathlib.Path) -> gpu.Kernels:
-    return gpu.Kernels(library, gpu.HostMemory())
+    return gpu.Kernels(library, gpu.GuardedMemory())
 
 
 @pytest.mark.parametrize("name", conv2d.CASES)
