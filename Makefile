@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all a newcomer needs: each sets up what it lacks in .venv, once.
 #
 # To override: PYTHON (a Python 3.10 to 3.13), CXX, CXXFLAGS and LDFLAGS (see setup.py), TEST_ARGS,
-# DEMO_ARGS, BENCH_ARGS, BENCH_PEERS (Pythons that have packages to compare with), and
+# DEMO_ARGS, EXPERIMENT_ARGS, BENCH_ARGS, BENCH_PEERS (Pythons that have packages to compare with), and
 # TF_DEFORMABLE_PURE_PYTHON=1 to do without a compiler.
 
 PYTHON ?= python3 python3.13 python3.12 python3.11 python3.10 python
@@ -22,7 +22,8 @@ LIBRARY :=
 INSTALLED := $(VENV)/installed-pure-python
 endif
 
-.PHONY: help demo demo-detector test bench bench-quick build lint format clean compiler
+.PHONY: help demo demo-detector experiments experiment-segmentation experiment-detection \
+	experiment-costs docs-check test bench bench-quick build lint format clean compiler
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 20
@@ -32,6 +33,20 @@ demo: $(INSTALLED)-demo $(LIBRARY) ## train on handwritten digits, export, serve
 
 demo-detector: $(INSTALLED)-demo $(LIBRARY) ## train detectors with plain and with deformable RoI pooling
 	$(BIN)/python examples/detector_demo.py $(DEMO_ARGS)
+
+experiments: experiment-segmentation experiment-detection experiment-costs ## all of docs/experiments.md
+
+experiment-segmentation: $(INSTALLED)-demo $(LIBRARY) ## plain, atrous and deformable segmentation, half an hour
+	$(BIN)/python experiments/segmentation.py $(EXPERIMENT_ARGS)
+
+experiment-detection: $(INSTALLED)-demo $(LIBRARY) ## plain and deformable detectors, half an hour
+	$(BIN)/python experiments/detection.py $(EXPERIMENT_ARGS)
+
+experiment-costs: $(INSTALLED)-demo $(LIBRARY) ## weights and time of whole networks
+	$(BIN)/python experiments/costs.py $(EXPERIMENT_ARGS)
+
+docs-check: $(INSTALLED)-test $(LIBRARY) ## run the code of the documentation
+	$(BIN)/python -m pytest tests/examples/test_documents.py
 
 test: $(INSTALLED)-test $(LIBRARY) ## run all tests, those of layers and models under both Kerases
 	$(BIN)/python -m pytest $(TEST_ARGS)

@@ -21,12 +21,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow: its not
 
 import numpy as np
 import tensorflow as tf
+from average_precision import DIGITS, Detections, mean_average_precision
 from detector_picture import draw_detections
 from digit_scenes import CANVAS, Scenes, compose
 from digits import Array, load
 
 import tf_deformable
 from tf_deformable import analysis
+from tf_deformable.models import boxes, faster_rcnn_head
 
 STRIDE = 4  # pixels of the image per cell of the features
 BINS = 5
@@ -35,9 +37,6 @@ ANCHOR_SIZES = (11, 16, 23)
 ANCHOR_STEP = 6
 BATCH = 16
 LEARNING_RATE = 3e-3
-DIGITS = 10  # the class of what is no digit
-IOU_OF_A_DIGIT = 0.5
-VARIANCE = [0.1, 0.1, 0.2, 0.2]  # of the deltas, about: training sees them divided by it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,16 +52,6 @@ class Budget:
 
 FULL = Budget(scenes=800, test_scenes=150, proposals=32, epochs=6)
 QUICK = Budget(scenes=64, test_scenes=16, proposals=16, epochs=1, max_scans=400)
-
-
-@dataclasses.dataclass(frozen=True)
-class Detections:
-    """Detected boxes of N images, best first; rows beyond `counts` are empty."""
-
-    boxes: Array  # [N, K, 4]
-    scores: Array  # [N, K]
-    classes: Array  # [N, K]
-    counts: np.ndarray  # [N]
 
 
 def main() -> None:
@@ -117,17 +106,16 @@ def build(name: str) -> tf.keras.Model:
         )
         features = layers.BatchNormalization(momentum=0.9)(features)
         features = layers.ReLU()(features)
-    kind = tf_deformable.RoIPool if name == "plain" else tf_deformable.DeformableRoIPool
-    pooled = kind(BINS, spatial_scale=1 / STRIDE, aligned=True, name="pooling")(
-        [features, proposals]
+    head = faster_rcnn_head(
+        48,
+        DIGITS,
+        STRIDE,
+        deformable=name == "deformable",
+        bins=BINS,
+        units=(HIDDEN[name],),
+        name="head",
     )
-    hidden = layers.Reshape((-1, BINS * BINS * 48))(pooled)
-    hidden = layers.Dense(HIDDEN[name], activation="relu")(hidden)
-    return tf.keras.Model(
-        [images, proposals],
-        [layers.Dense(DIGITS + 1, name="logits")(hidden), layers.Dense(4, name="deltas")(hidden)],
-        name=name,
-    )
+    return tf.keras.Model([images, proposals], head([features, proposals]), name=name)
 
 
 def train(name: str, scenes: Scenes, budget: Budget, seed: int) -> tf.keras.Model:
@@ -152,7 +140,10 @@ def train(name: str, scenes: Scenes, budget: Budget, seed: int) -> tf.keras.Mode
     model.fit(
         [scenes.images, proposals],
         [labels, deltas],
-        sample_weight=[np.ones_like(labels, np.float32), 1.0 * (labels < DIGITS)],
+        sample_weight=[
+            np.ones_like(labels, np.float32),
+            1.0 * (labels < DIGITS),
+        ],  # no digit: no box
         batch_size=BATCH,
         epochs=budget.epochs,
     )
@@ -161,10 +152,8 @@ def train(name: str, scenes: Scenes, budget: Budget, seed: int) -> tf.keras.Mode
 
 def anchors() -> Array:
     """Returns boxes of some sizes all over the canvas: [A, 4]."""
-    centers = np.arange(ANCHOR_STEP / 2, CANVAS, ANCHOR_STEP)
-    y, x, size = np.meshgrid(centers, centers, ANCHOR_SIZES, indexing="ij")
-    boxes = np.stack([y - size / 2, x - size / 2, y + size / 2, x + size / 2], axis=-1)
-    return boxes.reshape(-1, 4).clip(0, CANVAS).astype(np.float32)
+    everywhere = boxes.anchor_boxes((CANVAS // ANCHOR_STEP,) * 2, ANCHOR_STEP, ANCHOR_SIZES)
+    return everywhere.numpy().clip(0, CANVAS)
 
 
 def training_proposals(scenes: Scenes, count: int, rng: np.random.Generator) -> Array:
@@ -180,79 +169,22 @@ def training_proposals(scenes: Scenes, count: int, rng: np.random.Generator) -> 
 
 def assign(proposals: Array, scenes: Scenes) -> tuple[np.ndarray, Array]:
     """Returns the label of each proposal, [N, P], and the deltas to its digit, [N, P, 4]."""
-    ious = iou(proposals, scenes.boxes)
-    nearest = ious.argmax(axis=-1)
-    labels = np.take_along_axis(scenes.labels, nearest, axis=1)
-    labels = np.where(ious.max(axis=-1) >= IOU_OF_A_DIGIT, labels, DIGITS)
-    boxes = np.take_along_axis(scenes.boxes, nearest[..., np.newaxis], axis=1)
-    deltas = np.stack(
-        [
-            tf.keras.utils.bounding_boxes.encode_box_to_deltas(
-                p, b, "yxyx", "yxyx", variance=VARIANCE
-            )
-            for p, b in zip(proposals, boxes, strict=True)
-        ]
-    )
-    return labels, deltas
+    labels, deltas = boxes.assign(proposals, scenes.boxes, scenes.labels, DIGITS)
+    return labels.numpy(), deltas.numpy()
 
 
 def detect(model: tf.keras.Model, scenes: Scenes) -> Detections:
     """Classifies and refines all anchors and keeps the best boxes of each class."""
     proposals = np.tile(anchors(), (len(scenes), 1, 1))
     logits, deltas = model.predict([scenes.images, proposals], batch_size=BATCH, verbose=0)
-    boxes = tf.keras.utils.bounding_boxes.decode_deltas_to_boxes(
-        proposals, deltas, "yxyx", "yxyx", variance=VARIANCE
-    )
-    found = tf.image.combined_non_max_suppression(
-        tf.cast(boxes, tf.float32)[:, :, tf.newaxis],
+    found = boxes.select(
+        boxes.decode(proposals, deltas),
         tf.nn.softmax(logits)[..., :DIGITS],
-        max_output_size_per_class=6,
-        max_total_size=20,
+        count=20,
         iou_threshold=0.3,
         score_threshold=0.05,
-        clip_boxes=False,
     )
-    return Detections(
-        boxes=found.nmsed_boxes.numpy(),
-        scores=found.nmsed_scores.numpy(),
-        classes=found.nmsed_classes.numpy().astype(int),
-        counts=found.valid_detections.numpy(),
-    )
-
-
-def iou(first: Array, second: Array) -> Array:
-    """Intersection over union of boxes, [N, P, 4] with [N, Q, 4]: [N, P, Q]."""
-    return np.asarray(tf.keras.utils.bounding_boxes.compute_iou(first, second, "yxyx"))
-
-
-def mean_average_precision(found: Detections, scenes: Scenes, threshold: float) -> float:
-    """Area under the precision-recall curve, mean over classes (as PASCAL VOC since 2010).
-
-    A detection is right if it overlaps a digit of its class by `threshold` at least, and no better
-    detection does so.
-    """
-    ious = iou(found.boxes, scenes.boxes)
-    averages = []
-    for digit in range(DIGITS):
-        records = []  # (score, right)
-        for image in range(len(scenes)):
-            free = scenes.labels[image] == digit
-            for row in np.flatnonzero(found.classes[image, : found.counts[image]] == digit):
-                overlaps = np.where(free, ious[image, row], 0.0)
-                best = overlaps.argmax()
-                right = overlaps[best] >= threshold
-                free[best] &= not right
-                records.append((found.scores[image, row], right))
-        positives = np.sum(scenes.labels == digit)
-        if positives == 0:
-            continue
-        order = np.argsort([-score for score, _ in records], kind="stable")
-        right = np.cumsum(np.array([right for _, right in records], float)[order])
-        recall = np.concatenate([[0.0], right / positives])
-        precision = right / np.arange(1, len(right) + 1)
-        envelope = np.maximum.accumulate(precision[::-1])[::-1]
-        averages.append(np.sum(np.diff(recall) * envelope))
-    return float(np.mean(averages))
+    return Detections.of(found)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The images of the experiments: those of the examples, digits.py and digit_scenes.py."""
+"""The images of the experiments, and how detections on them are judged: those of the examples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-from digit_scenes import CANVAS, MOST, Scenes, compose, pixel_labels  # noqa: E402
-from digits import Array, load  # noqa: E402
+from average_precision import DIGITS, Detections, mean_average_precision  # noqa: E402
+from digit_scenes import CANVAS, Scenes, compose, pixel_labels  # noqa: E402
+from digits import load  # noqa: E402
 
-__all__ = ["CANVAS", "MOST", "Array", "Scenes", "compose", "load", "pixel_labels"]
+__all__ = [
+    "CANVAS",
+    "DIGITS",
+    "Detections",
+    "Scenes",
+    "compose",
+    "load",
+    "mean_average_precision",
+    "pixel_labels",
+]

@@ -57,5 +57,10 @@ def test_logits_have_the_size_of_the_images(size):
 
 
 def test_arguments_that_would_be_ignored_are_refused():
-    with pytest.raises(ValueError, match="need deformable=True"):
-        deeplab(backbone(), 5, dilate_last_stage=True)
+    with pytest.raises(ValueError, match="modulated: arguments of deformify need deformable=True"):
+        deeplab(backbone(), 5, modulated=True)
+
+
+def test_dilated_without_deformable_layers():
+    last = deeplab(backbone(), 5, dilate_last_stage=True).get_layer("last")
+    assert isinstance(last, layers.Conv2D) and last.dilation_rate == (2, 2)

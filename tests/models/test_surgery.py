@@ -406,6 +406,15 @@ def test_dilation_includes_what_is_not_deformable():
     np.testing.assert_allclose(got[:, ::2, ::2], model(images).numpy(), atol=1e-5)
 
 
+def test_dilation_alone():
+    model = trained(small_network())
+    dilated = deformify(model, None, dilate_last_stage=True)
+    assert not deformable_layers(dilated)
+    assert dilated.get_layer("second").dilation_rate == (2, 2)
+    with pytest.raises(ValueError, match="nothing to do"):
+        deformify(model, None)
+
+
 def test_dilation_that_does_not_fit_is_refused():
     flat = tf.keras.Sequential(
         [

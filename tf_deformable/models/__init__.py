@@ -1,9 +1,34 @@
-"""Deformable ConvNets: existing networks made deformable, and what it costs."""
+"""Deformable ConvNets: existing networks made deformable, and the networks of the paper.
+
+`deformify` replaces convolutions of a network, `compare` says what that costs. `deeplab` and
+`detector` put the paper's networks on a backbone; `boxes` holds what detectors share.
+"""
 
 from __future__ import annotations
 
+from tf_deformable.models import boxes
 from tf_deformable.models.costs import Comparison, compare
+from tf_deformable.models.detection import (
+    Detector,
+    detector,
+    faster_rcnn_head,
+    region_proposal_network,
+    rfcn_head,
+)
 from tf_deformable.models.segmentation import ResizeLike, deeplab
 from tf_deformable.models.surgery import deformable_layer, deformify
 
-__all__ = ["Comparison", "ResizeLike", "compare", "deeplab", "deformable_layer", "deformify"]
+__all__ = [
+    "Comparison",
+    "Detector",
+    "ResizeLike",
+    "boxes",
+    "compare",
+    "deeplab",
+    "deformable_layer",
+    "deformify",
+    "detector",
+    "faster_rcnn_head",
+    "region_proposal_network",
+    "rfcn_head",
+]

@@ -39,31 +39,31 @@ def deeplab(
         classes: int, number of classes, background included.
         deformable: bool, whether the `layers` of the backbone become deformable.
         layers: which ones, see `deformify`.
-        dilate_last_stage: bool, whether the last stage keeps its resolution, see `deformify`. It
-            needs `deformable`.
+        dilate_last_stage: bool, whether the last stage keeps its resolution, see `deformify`.
         channels: int, outputs of the first 1x1 convolution (the paper has 1024); None: there is
             none, the features are classified as they are.
         name: name of the model.
         **deformify_arguments: further arguments of `deformify`.
 
     Returns:
-        A functional model with the backbone's layers in it; without `deformable` it shares the
-        backbone's weights.
+        A functional model with the backbone's layers in it, or copies of them if they changed.
 
     Raises:
-        ValueError: as `deformify`, or `dilate_last_stage` without `deformable`.
+        ValueError: as `deformify`, or its arguments without `deformable`.
 
     Sources:
         Dai et al., Deformable Convolutional Networks, ICCV 2017, section 2.3; Chen et al., DeepLab,
         PAMI 2018.
     """
-    if deformable:
-        backbone = deformify(
-            backbone, layers, dilate_last_stage=dilate_last_stage, **deformify_arguments
-        )
-    elif dilate_last_stage or deformify_arguments:
+    if deformify_arguments and not deformable:
         raise ValueError(
-            "deeplab: dilate_last_stage and the arguments of deformify need deformable=True"
+            f"deeplab: {', '.join(deformify_arguments)}: arguments of deformify need "
+            "deformable=True"
+        )
+    if deformable or dilate_last_stage:
+        chosen = layers if deformable else None
+        backbone = deformify(
+            backbone, chosen, dilate_last_stage=dilate_last_stage, **deformify_arguments
         )
     (images,), (features,) = backbone.inputs, backbone.outputs
     if channels is not None:

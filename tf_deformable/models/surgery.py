@@ -35,7 +35,7 @@ _KERNEL_ARGUMENTS = ("initializer", "regularizer", "constraint")
 
 def deformify(
     model: Any,
-    layers: Layers = "conv5",
+    layers: Layers | None = "conv5",
     *,
     dilate_last_stage: bool = False,
     modulated: bool = False,
@@ -70,6 +70,7 @@ def deformify(
             any other string, or compiled pattern: a regular expression for the whole name.
             a list of strings: names.
             a function: is called with each convolution, and says whether it is chosen.
+            None: none of them, which leaves `dilate_last_stage`.
             A layer in a nested model goes by its name or its path, "backbone/conv5_block1_2_conv".
         dilate_last_stage: bool, whether the network's last stage keeps the resolution of the one
             before: where the coarsest maps that "conv5" speaks of are made, strides become 1, and
@@ -101,7 +102,9 @@ def deformify(
     """
     _check(model)
     network = _Network(model)
-    chosen = network.choose(layers)
+    if layers is None and not dilate_last_stage:
+        raise ValueError("deformify: layers is None, and dilate_last_stage False: nothing to do")
+    chosen = [] if layers is None else network.choose(layers)
     arguments = {
         "modulated": modulated,
         "offset_groups": offset_groups,
@@ -163,6 +166,26 @@ def deformable_layer(layer: Any, **layer_arguments: Any) -> Any:
     return new
 
 
+def output_stride(model: Any) -> float:
+    """Returns how many pixels of the images a cell of a model's (only) output stands for.
+
+    Args:
+        model: functional or built Sequential model from images to a feature map.
+
+    Raises:
+        ValueError: the model is subclassed or not built, or its output is not one map, or not of
+            the same stride in both directions.
+    """
+    _check(model)
+    strides = _Network(model).outputs
+    if len(strides) != 1 or strides[0] is None or strides[0][0] != strides[0][1]:
+        raise ValueError(
+            f"output_stride: model {model.name!r} must return one map [B,h,w,C] with the same "
+            f"stride in both directions, got strides {strides} (None: no map)"
+        )
+    return strides[0][0]
+
+
 @dataclasses.dataclass
 class _Site:
     """A layer of a network, where it is, and the maps that it reads."""
@@ -183,7 +206,7 @@ class _Network:
 
     def __init__(self, model: Any) -> None:
         self.sites: dict[int, _Site] = {}
-        self._walk(model, [(1.0, 1.0)] * len(model.inputs), "")
+        self.outputs = self._walk(model, [(1.0, 1.0)] * len(model.inputs), "")
 
     def choose(self, layers: Layers) -> list[_Site]:
         """Returns the sites that the argument of `deformify` names."""

@@ -1,0 +1,180 @@
+"""Detects handwritten digits: deformable convolution and RoI pooling apart and together (Table 3).
+
+    python experiments/detection.py [--quick] [--seeds 2]
+
+Several digits, of 10 to 32 pixels, turned and slanted, lie on a canvas of 96x96 pixels. Class-aware
+RPN, Faster R-CNN and R-FCN are trained on the same backbone: plain, with its last two convolutions
+deformable, with deformable RoI pooling, and with both. Runs are kept in build/experiments, and made
+again only if their files are gone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow: its notes on the machine
+
+import numpy as np
+import tensorflow as tf
+from data import DIGITS, Detections, Scenes, compose, load, mean_average_precision
+from matplotlib.figure import Figure
+from runs import kept, mean_and_spread, optimizer, options, paired, table, write_section
+
+from tf_deformable import models
+
+BATCH = 8
+LEARNING_RATE = 3e-3
+THRESHOLDS = (0.5, 0.7)
+KINDS = {"rpn": "class-aware RPN", "faster_rcnn": "Faster R-CNN", "rfcn": "R-FCN"}
+HEADS: dict[str, dict[str, Any]] = {
+    "rpn": {},
+    "faster_rcnn": {"bins": 5, "units": (64,)},
+    "rfcn": {"bins": 5},
+}
+# What is deformable: the convolutions, the pooling. An RPN pools nothing.
+VARIANTS = {
+    "plain": (False, False),
+    "convolution": (True, False),
+    "pooling": (False, True),
+    "both": (True, True),
+}
+NETWORKS = [(k, v) for k in KINDS for v in VARIANTS if k != "rpn" or not VARIANTS[v][1]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How much data and training a run takes."""
+
+    scenes: int
+    test_scenes: int
+    epochs: int
+    max_scans: int | None = None
+
+
+FULL = Budget(scenes=480, test_scenes=150, epochs=6)
+QUICK = Budget(scenes=16, test_scenes=4, epochs=1, max_scans=400)
+
+
+def main() -> None:
+    """Runs what has not been run, and writes the table and the plot."""
+    chosen = options("detection", "Plain and deformable detectors.", seeds=2)
+    budget = QUICK if chosen.quick else FULL
+    results = {
+        (kind, variant): [run(kind, variant, s, budget, chosen.output) for s in chosen.seeds]
+        for kind, variant in NETWORKS
+    }
+    plot(results, chosen.docs / "detection.png")
+    write_section(chosen.docs / "experiments.md", "detection", report(results))
+
+
+def run(kind: str, variant: str, seed: int, budget: Budget, output: Path) -> dict[str, Any]:
+    """Trains and tests a detector, or reads what it did."""
+    path = output / f"{kind}-{variant}-{seed}.json"
+    return kept(path, lambda: train_and_test(kind, variant, seed, budget))
+
+
+def build(kind: str, variant: str) -> tf.keras.Model:
+    """Returns an untrained detector."""
+    layers = tf.keras.layers
+    features = images = tf.keras.Input((None, None, 1), name="images")
+    for name, filters, strides in (
+        ("conv1", 16, 2),
+        ("conv2", 32, 2),
+        ("conv5_1", 48, 1),
+        ("conv5_2", 48, 1),
+    ):
+        features = layers.Conv2D(
+            filters, 3, strides=strides, padding="same", use_bias=False, name=name
+        )(features)
+        features = layers.BatchNormalization(momentum=0.9, name=f"{name}_norm")(features)
+        features = layers.ReLU(name=f"{name}_relu")(features)
+    convolution, pooling = VARIANTS[variant]
+    return models.detector(
+        tf.keras.Model(images, features, name="backbone"),
+        DIGITS,
+        kind,
+        deformable=convolution,
+        deformable_pooling=pooling,
+        anchor_sizes=(11, 17, 26),
+        aspect_ratios=(1.0,),
+        rpn_units=48,
+        head_arguments=HEADS[kind],
+        proposals=32,
+        detections=20,
+        sampled_anchors=64,
+        name=f"{kind}_{variant}",
+    )
+
+
+def train_and_test(kind: str, variant: str, seed: int, budget: Budget) -> dict[str, Any]:
+    """Trains a detector and returns its mean average precision on the test scenes, in %."""
+    splits = load(seed=seed, copies=3, max_scans=budget.max_scans)
+    training = compose(splits.training, budget.scenes, np.random.default_rng(seed))
+    test = compose(splits.test, budget.test_scenes, np.random.default_rng(0))
+    tf.keras.utils.set_random_seed(seed)
+    model = build(kind, variant)
+    model.compile(optimizer(budget.epochs * -(-budget.scenes // BATCH), LEARNING_RATE))
+    started = time.perf_counter()
+    history = model.fit(
+        training.images,
+        {"boxes": training.boxes, "labels": training.labels},
+        batch_size=BATCH,
+        epochs=budget.epochs,
+        verbose=0,
+    )
+    seconds = time.perf_counter() - started
+    result = {
+        "parameters": model.count_params(),
+        "seconds": seconds,
+        "loss": float(history.history["loss"][-1]),
+        "precision": precision(model, test),
+    }
+    print(f"{kind} {variant} seed {seed}: mAP {result['precision']}, {seconds:.0f} s", flush=True)
+    return result
+
+
+def precision(model: tf.keras.Model, test: Scenes) -> list[float]:
+    """Returns mean average precision, in %, at each of the thresholds."""
+    found = Detections.of(model.predict(test.images, batch_size=BATCH, verbose=0))
+    return [100 * mean_average_precision(found, test, iou) for iou in THRESHOLDS]
+
+
+def report(results: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+    """Returns the table."""
+    rows = []
+    for (kind, variant), runs in results.items():
+        plain = results[kind, "plain"]
+        row = [KINDS[kind] if variant == "plain" else "", variant, f"{runs[0]['parameters']:,}"]
+        for index in range(len(THRESHOLDS)):
+            values, baseline = ([r["precision"][index] for r in each] for each in (runs, plain))
+            row += [mean_and_spread(values), paired(values, baseline)]
+        rows.append([*row, f"{np.mean([run['seconds'] for run in runs]):.0f} s"])
+    head = ["detector", "deformable", "weights"]
+    for threshold in THRESHOLDS:
+        head += [f"mAP at {threshold}", "against plain"]
+    return table([*head, "training"], rows)
+
+
+def plot(results: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> None:
+    """Draws mAP at the higher threshold: a point per seed, a bar for the mean."""
+    colors = dict(zip(VARIANTS, ("#2f7ed8", "#e8a33d", "#7b9e3b", "#d9480f"), strict=True))
+    figure = Figure(figsize=(7.5, 3.8), dpi=110, layout="constrained")
+    axis = figure.subplots()
+    for row, ((_, variant), runs) in enumerate(results.items()):
+        values = [run["precision"][-1] for run in runs]
+        axis.plot(values, [row] * len(values), "o", color=colors[variant], alpha=0.6, markersize=5)
+        axis.plot([np.mean(values)], [row], "|", color=colors[variant], ms=18, mew=2)
+    axis.set_yticks(range(len(results)), [f"{KINDS[kind]}, {v}" for kind, v in results])
+    axis.invert_yaxis()
+    axis.set_xlabel(f"mAP at {THRESHOLDS[-1]}, %; a point per seed, a bar for the mean")
+    axis.grid(axis="x", alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
