@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from data import DIGITS, Detections, Scenes, compose, load, mean_average_precision
 from matplotlib.figure import Figure
-from runs import kept, mean_and_spread, optimizer, options, paired, table, write_section
+from runs import kept, mean_and_spread, of_seeds, optimizer, options, paired, table, write_section
 
 from tf_deformable import models
 
@@ -64,16 +64,26 @@ def main() -> None:
     chosen = options("detection", "Plain and deformable detectors.", seeds=2)
     budget = QUICK if chosen.quick else FULL
     results = {
-        (kind, variant): [run(kind, variant, s, budget, chosen.output) for s in chosen.seeds]
-        for kind, variant in NETWORKS
+        network: of_seeds(
+            chosen,
+            lambda seed, network=network: path_of(*network, seed, chosen.output),
+            lambda seed, network=network: train_and_test(*network, seed, budget),
+        )
+        for network in NETWORKS
     }
+    results = {network: runs for network, runs in results.items() if runs}
     plot(results, chosen.docs / "detection.png")
     write_section(chosen.docs / "experiments.md", "detection", report(results))
 
 
+def path_of(kind: str, variant: str, seed: int, output: Path) -> Path:
+    """The file of what a run returned."""
+    return output / f"{kind}-{variant}-{seed}.json"
+
+
 def run(kind: str, variant: str, seed: int, budget: Budget, output: Path) -> dict[str, Any]:
     """Trains and tests a detector, or reads what it did."""
-    path = output / f"{kind}-{variant}-{seed}.json"
+    path = path_of(kind, variant, seed, output)
     return kept(path, lambda: train_and_test(kind, variant, seed, budget))
 
 
@@ -143,29 +153,33 @@ def precision(model: tf.keras.Model, test: Scenes) -> list[float]:
     return [100 * mean_average_precision(found, test, iou) for iou in THRESHOLDS]
 
 
-def report(results: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+def report(results: dict[tuple[str, str], dict[int, dict[str, Any]]]) -> str:
     """Returns the table."""
     rows = []
     for (kind, variant), runs in results.items():
-        plain = results[kind, "plain"]
-        row = [KINDS[kind] if variant == "plain" else "", variant, f"{runs[0]['parameters']:,}"]
+        count = next(iter(runs.values()))["parameters"]
+        row = [KINDS[kind], variant, f"{count:,}", str(len(runs))]
         for index in range(len(THRESHOLDS)):
-            values, baseline = ([r["precision"][index] for r in each] for each in (runs, plain))
-            row += [mean_and_spread(values), paired(values, baseline)]
-        rows.append([*row, f"{np.mean([run['seconds'] for run in runs]):.0f} s"])
-    head = ["detector", "deformable", "weights"]
+            values, baseline = (
+                {seed: run["precision"][index] for seed, run in each.items()}
+                for each in (runs, results.get((kind, "plain"), {}))
+            )
+            row.append(mean_and_spread(values.values()))
+            row.append("" if variant == "plain" else paired(values, baseline))
+        rows.append([*row, f"{np.mean([run['seconds'] for run in runs.values()]):.0f} s"])
+    head = ["detector", "deformable", "weights", "seeds"]
     for threshold in THRESHOLDS:
         head += [f"mAP at {threshold}", "against plain"]
     return table([*head, "training"], rows)
 
 
-def plot(results: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> None:
+def plot(results: dict[tuple[str, str], dict[int, dict[str, Any]]], path: Path) -> None:
     """Draws mAP at the higher threshold: a point per seed, a bar for the mean."""
     colors = dict(zip(VARIANTS, ("#2f7ed8", "#e8a33d", "#7b9e3b", "#d9480f"), strict=True))
     figure = Figure(figsize=(7.5, 3.8), dpi=110, layout="constrained")
     axis = figure.subplots()
     for row, ((_, variant), runs) in enumerate(results.items()):
-        values = [run["precision"][-1] for run in runs]
+        values = [run["precision"][-1] for run in runs.values()]
         axis.plot(values, [row] * len(values), "o", color=colors[variant], alpha=0.6, markersize=5)
         axis.plot([np.mean(values)], [row], "|", color=colors[variant], ms=18, mew=2)
     axis.set_yticks(range(len(results)), [f"{KINDS[kind]}, {v}" for kind, v in results])

@@ -23,6 +23,7 @@ class Options:
 
     quick: bool  # a smoke test
     seeds: tuple[int, ...]
+    report: bool  # run nothing, report what is there
     output: Path  # runs, weights
     docs: Path  # tables, plots
 
@@ -39,6 +40,7 @@ def options(name: str, description: str, seeds: int) -> Options:
     parser.add_argument("--quick", action="store_true", help="tiny data, one epoch: a smoke test")
     parser.add_argument("--seeds", type=int, default=seeds, help="number of seeds")
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--report", action="store_true", help="of the runs that are kept alone")
     parser.add_argument("--output", type=Path, help="where runs are kept (build/experiments/...)")
     parser.add_argument("--docs", type=Path, help="where tables and plots are written (docs)")
     arguments = parser.parse_args()
@@ -49,6 +51,7 @@ def options(name: str, description: str, seeds: int) -> Options:
     return Options(
         quick=arguments.quick,
         seeds=tuple(range(arguments.first_seed, arguments.first_seed + arguments.seeds)),
+        report=arguments.report,
         output=arguments.output or kept,
         docs=arguments.docs or docs,
     )
@@ -64,6 +67,17 @@ def kept(path: Path, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     unfinished.write_text(json.dumps(result, indent=1) + "\n")
     unfinished.replace(path)
     return result
+
+
+def of_seeds(
+    chosen: Options, path: Callable[[int], Path], run: Callable[[int], dict[str, Any]]
+) -> dict[int, dict[str, Any]]:
+    """Returns what the runs of a network returned, by seed, with `--report` of those kept."""
+    return {
+        seed: kept(path(seed), lambda seed=seed: run(seed))
+        for seed in chosen.seeds
+        if not chosen.report or path(seed).exists()
+    }
 
 
 def optimizer(steps: int, rate: float) -> tf.keras.optimizers.Optimizer:
@@ -82,9 +96,11 @@ def mean_and_spread(values: Iterable[float], digits: int = 1) -> str:
     return mean if len(numbers) < 2 else f"{mean} ± {numbers.std(ddof=1):.{digits}f}"
 
 
-def paired(values: Iterable[float], baseline: Iterable[float], digits: int = 1) -> str:
+def paired(values: dict[int, float], baseline: dict[int, float], digits: int = 1) -> str:
     """Returns the mean difference of runs of the same seeds, with its standard error."""
-    differences = np.array(list(values)) - np.array(list(baseline))
+    differences = np.array([values[seed] - baseline[seed] for seed in values if seed in baseline])
+    if not len(differences):
+        return ""
     mean = f"{differences.mean():+.{digits}f}"
     if len(differences) < 2:
         return mean

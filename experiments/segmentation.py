@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from data import CANVAS, Scenes, compose, load, pixel_labels
 from matplotlib.figure import Figure
-from runs import kept, mean_and_spread, optimizer, options, paired, table, write_section
+from runs import kept, mean_and_spread, of_seeds, optimizer, options, paired, table, write_section
 
 from tf_deformable import models
 
@@ -74,23 +74,32 @@ def main() -> None:
     chosen = options("segmentation", "Plain, atrous and deformable segmentation.", seeds=3)
     budget = QUICK if chosen.quick else FULL
     results = {
-        name: [run(name, seed, budget, chosen.output) for seed in chosen.seeds] for name in VARIANTS
+        name: of_seeds(
+            chosen,
+            lambda seed, name=name: path_of(name, seed, chosen.output),
+            lambda seed, name=name: train_and_test(name, seed, budget, chosen.output),
+        )
+        for name in VARIANTS
     }
+    results = {name: runs for name, runs in results.items() if runs}
     plot(results, chosen.docs / "segmentation.png")
     write_section(chosen.docs / "experiments.md", "segmentation", report(results))
 
 
-def run(name: str, seed: int, budget: Budget, output: Path) -> dict[str, Any]:
-    """Trains and tests a network, or reads what it did."""
-    path = output / f"{name}-{seed}"
-    return kept(
-        path.with_suffix(".json"), lambda: train_and_test(name, seed, budget, weights_of(path))
-    )
+def path_of(name: str, seed: int, output: Path) -> Path:
+    """The file of what a run returned; its weights are beside it, in `weights_of` it."""
+    return output / f"{name}-{seed}.json"
 
 
 def weights_of(path: Path) -> Path:
-    """The file of a run's weights."""
+    """The file of a run's weights, for the run's own file (with or without its suffix)."""
     return path.with_suffix(".weights.h5")
+
+
+def run(name: str, seed: int, budget: Budget, output: Path) -> dict[str, Any]:
+    """Trains and tests a network, or reads what it did."""
+    path = path_of(name, seed, output)
+    return kept(path, lambda: train_and_test(name, seed, budget, output))
 
 
 def data(seed: int, budget: Budget) -> tuple[Scenes, Scenes]:
@@ -128,7 +137,7 @@ def build(name: str) -> tf.keras.Model:
     return models.deeplab(backbone, CLASSES, deformable=True, layers=chosen, name=name)
 
 
-def train_and_test(name: str, seed: int, budget: Budget, weights: Path) -> dict[str, Any]:
+def train_and_test(name: str, seed: int, budget: Budget, output: Path) -> dict[str, Any]:
     """Trains a network, keeps its weights, and returns how well it segments the test scenes."""
     training, test = data(seed, budget)
     tf.keras.utils.set_random_seed(seed)
@@ -142,8 +151,8 @@ def train_and_test(name: str, seed: int, budget: Budget, weights: Path) -> dict[
         training.images, pixel_labels(training), batch_size=BATCH, epochs=budget.epochs, verbose=0
     )
     seconds = time.perf_counter() - started
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    model.save_weights(weights)
+    output.mkdir(parents=True, exist_ok=True)
+    model.save_weights(weights_of(path_of(name, seed, output)))
     result = {
         "parameters": model.count_params(),
         "seconds": seconds,
@@ -173,32 +182,35 @@ def measure(model: tf.keras.Model, test: Scenes) -> dict[str, Any]:
     }
 
 
-def report(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Returns the table and what it says."""
-    baseline = [run["iou"] for run in results["plain"]]
+def report(results: dict[str, dict[int, dict[str, Any]]]) -> str:
+    """Returns the table."""
     rows = []
     for name, runs in results.items():
+        values = {seed: 100 * run["iou"] for seed, run in runs.items()}
+        plain = {seed: 100 * run["iou"] for seed, run in results.get("plain", {}).items()}
+        shares = np.array([run["right"] for run in runs.values()])
         rows.append(
             [
                 VARIANTS[name].title,
-                f"{runs[0]['parameters']:,}",
-                mean_and_spread(100 * run["iou"] for run in runs),
-                paired([100 * r["iou"] for r in runs], [100 * b for b in baseline]),
-                *(mean_and_spread(100 * run["right"][size] for run in runs) for size in range(3)),
-                f"{np.mean([run['seconds'] for run in runs]):.0f} s",
+                f"{next(iter(runs.values()))['parameters']:,}",
+                str(len(runs)),
+                mean_and_spread(values.values()),
+                "" if name == "plain" else paired(values, plain),
+                *(mean_and_spread(100 * shares[:, size]) for size in range(shares.shape[1])),
+                f"{np.mean([run['seconds'] for run in runs.values()]):.0f} s",
             ]
         )
-    head = ["last three layers", "weights", "mIoU, %", "against plain"]
+    head = ["last three layers", "weights", "seeds", "mIoU, %", "against plain"]
     head += ["small", "medium", "large", "training"]
     return table(head, rows)
 
 
-def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def plot(results: dict[str, dict[int, dict[str, Any]]], path: Path) -> None:
     """Draws mean IoU: a point per seed, a bar for the mean."""
     figure = Figure(figsize=(7.5, 3.6), dpi=110, layout="constrained")
     axis = figure.subplots()
     for row, (name, runs) in enumerate(results.items()):
-        values = [100 * run["iou"] for run in runs]
+        values = [100 * run["iou"] for run in runs.values()]
         is_deformable = VARIANTS[name].deformable > 0
         color = "#d9480f" if is_deformable else "#2f7ed8"
         axis.plot(values, [row] * len(values), "o", color=color, alpha=0.6, markersize=5)

@@ -13,6 +13,7 @@ DOCUMENTS = [
     "README.md",
     "docs/analysis.md",
     "docs/conventions.md",
+    "docs/detector.md",
     "docs/gpu.md",
     "docs/roi_pooling.md",
     "docs/serving.md",

@@ -17,7 +17,6 @@ import detection  # noqa: E402
 import runs  # noqa: E402
 import segmentation  # noqa: E402
 
-
 # Keras 3 calls np.array(tf.Variable), which NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
@@ -48,7 +47,9 @@ def test_means_spreads_and_differences():
     assert runs.mean_and_spread([1.0, 2.0, 3.0]) == "2.0 ± 1.0"
     assert runs.mean_and_spread([4.0]) == "4.0"
     # Each seed gains 3 but for 0.1: the seeds' own spread is not in the difference.
-    assert runs.paired([13.1, 22.9, 33.0], [10.0, 20.0, 30.0], 2) == "+3.00 ± 0.06"
+    assert (
+        runs.paired({0: 13.1, 1: 22.9, 2: 33.0, 3: 9.0}, {0: 10, 1: 20, 2: 30}, 2) == "+3.00 ± 0.06"
+    )
 
 
 def test_segmentation_trains_tests_and_reports(tmp_path):
@@ -57,11 +58,11 @@ def test_segmentation_trains_tests_and_reports(tmp_path):
     assert 0 <= result["iou"] <= 1 and len(result["right"]) == 3
     assert np.isfinite(result["loss"])
     twin = segmentation.build("deformable2")
-    twin.load_weights(segmentation.weights_of(tmp_path / "deformable2-0"))
+    twin.load_weights(segmentation.weights_of(tmp_path / "deformable2-0.json"))
     again = segmentation.measure(twin, segmentation.data(0, tiny)[1])
     assert again["iou"] == pytest.approx(result["iou"], abs=1e-6)
 
-    results = {name: [result, result] for name in segmentation.VARIANTS}
+    results = {name: {0: result, 1: result} for name in segmentation.VARIANTS}
     assert segmentation.report(results).count("\n") == 1 + len(results)
     segmentation.plot(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5_000
@@ -99,7 +100,7 @@ def test_detection_trains_tests_and_reports(tmp_path):
     tiny = detection.Budget(scenes=8, test_scenes=2, epochs=1, max_scans=200)
     result = detection.run("rfcn", "both", 0, tiny, tmp_path)
     assert all(0 <= precision <= 100 for precision in result["precision"])
-    results = {network: [result] for network in detection.NETWORKS}
+    results = {network: {0: result} for network in detection.NETWORKS}
     assert len(results) == 10
     assert "| R-FCN | plain |" in detection.report(results)
     detection.plot(results, tmp_path / "plot.png")
