@@ -10,7 +10,6 @@ again only if their files are gone.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from pathlib import Path
@@ -20,9 +19,19 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow: its not
 
 import numpy as np
 import tensorflow as tf
-from data import DIGITS, Detections, Scenes, compose, load, mean_average_precision
+from data import DIGITS, Detections, Scenes, mean_average_precision, scenes_of
 from matplotlib.figure import Figure
-from runs import kept, mean_and_spread, of_seeds, optimizer, options, paired, table, write_section
+from runs import (
+    Budget,
+    kept,
+    mean_and_spread,
+    of_networks,
+    optimizer,
+    options,
+    paired,
+    table,
+    write_section,
+)
 
 from tf_deformable import models
 
@@ -45,16 +54,6 @@ VARIANTS = {
 NETWORKS = [(k, v) for k in KINDS for v in VARIANTS if k != "rpn" or not VARIANTS[v][1]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """How much data and training a run takes."""
-
-    scenes: int
-    test_scenes: int
-    epochs: int
-    max_scans: int | None = None
-
-
 FULL = Budget(scenes=480, test_scenes=150, epochs=6)
 QUICK = Budget(scenes=16, test_scenes=4, epochs=1, max_scans=400)
 
@@ -63,15 +62,12 @@ def main() -> None:
     """Runs what has not been run, and writes the table and the plot."""
     chosen = options("detection", "Plain and deformable detectors.", seeds=2)
     budget = QUICK if chosen.quick else FULL
-    results = {
-        network: of_seeds(
-            chosen,
-            lambda seed, network=network: path_of(*network, seed, chosen.output),
-            lambda seed, network=network: train_and_test(*network, seed, budget),
-        )
-        for network in NETWORKS
-    }
-    results = {network: runs for network, runs in results.items() if runs}
+    results = of_networks(
+        chosen,
+        NETWORKS,
+        lambda network, seed: path_of(*network, seed, chosen.output),
+        lambda network, seed: run(*network, seed, budget, chosen.output),
+    )
     plot(results, chosen.docs / "detection.png")
     write_section(chosen.docs / "experiments.md", "detection", report(results))
 
@@ -122,9 +118,7 @@ def build(kind: str, variant: str) -> tf.keras.Model:
 
 def train_and_test(kind: str, variant: str, seed: int, budget: Budget) -> dict[str, Any]:
     """Trains a detector and returns its mean average precision on the test scenes, in %."""
-    splits = load(seed=seed, copies=3, max_scans=budget.max_scans)
-    training = compose(splits.training, budget.scenes, np.random.default_rng(seed))
-    test = compose(splits.test, budget.test_scenes, np.random.default_rng(0))
+    training, test = scenes_of(seed, budget)
     tf.keras.utils.set_random_seed(seed)
     model = build(kind, variant)
     model.compile(optimizer(budget.epochs * -(-budget.scenes // BATCH), LEARNING_RATE))

@@ -18,7 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow: its not
 
 import numpy as np
 import segmentation
-from data import Scenes
+from data import Scenes, scenes_of
 from matplotlib.figure import Figure
 from runs import kept, mean_and_spread, options, table, write_section
 
@@ -50,7 +50,7 @@ def main() -> None:
     }
     name = "deformable3"
     model = load(name, chosen.seeds[0], budget, trained)
-    _, test = segmentation.data(chosen.seeds[0], budget)
+    _, test = scenes_of(chosen.seeds[0], budget)
     draw(model, test, chosen.docs / "levels.png")
     write_section(chosen.docs / "effective_dilation.md", "effective dilation", report(results))
 
@@ -66,7 +66,7 @@ def load(name: str, seed: int, budget: segmentation.Budget, trained: Path) -> An
 def measure(name: str, seed: int, budget: segmentation.Budget, trained: Path) -> dict[str, Any]:
     """Returns effective dilation, by layer and size, of a network."""
     model = load(name, seed, budget, trained)
-    _, test = segmentation.data(seed, budget)
+    _, test = scenes_of(seed, budget)
     found = analysis.effective_dilation_by_size(
         model, test.images, boxes=test.boxes, areas=tuple(limit**2 for limit in SIZE_LIMITS)
     )

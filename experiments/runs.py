@@ -7,12 +7,13 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 ROOT = Path(__file__).parents[1]
+Network = TypeVar("Network")
 
 BEGIN, END = "<!-- {}: written by the experiment -->", "<!-- {}: end -->"
 
@@ -26,6 +27,16 @@ class Options:
     report: bool  # run nothing, report what is there
     output: Path  # runs, weights
     docs: Path  # tables, plots
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How much data and training a run takes."""
+
+    scenes: int
+    test_scenes: int
+    epochs: int
+    max_scans: int | None = None
 
 
 def options(name: str, description: str, seeds: int) -> Options:
@@ -69,15 +80,29 @@ def kept(path: Path, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def of_seeds(
-    chosen: Options, path: Callable[[int], Path], run: Callable[[int], dict[str, Any]]
-) -> dict[int, dict[str, Any]]:
-    """Returns what the runs of a network returned, by seed, with `--report` of those kept."""
-    return {
-        seed: kept(path(seed), lambda seed=seed: run(seed))
-        for seed in chosen.seeds
-        if not chosen.report or path(seed).exists()
+def of_networks(
+    chosen: Options,
+    networks: Iterable[Network],
+    path: Callable[[Network, int], Path],
+    run: Callable[[Network, int], dict[str, Any]],
+) -> dict[Network, dict[int, dict[str, Any]]]:
+    """Returns what runs returned, by network and seed, with `--report` of those kept.
+
+    Args:
+        chosen: the command line.
+        networks: what is compared; one without runs is not in the result.
+        path: of a network and a seed, the file that its run keeps.
+        run: of a network and a seed, runs it, or reads the file (`kept`).
+    """
+    results = {
+        network: {
+            seed: run(network, seed)
+            for seed in chosen.seeds
+            if not chosen.report or path(network, seed).exists()
+        }
+        for network in networks
     }
+    return {network: runs for network, runs in results.items() if runs}
 
 
 def optimizer(steps: int, rate: float) -> tf.keras.optimizers.Optimizer:

@@ -20,9 +20,19 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow: its not
 
 import numpy as np
 import tensorflow as tf
-from data import CANVAS, Scenes, compose, load, pixel_labels
+from data import CANVAS, Scenes, pixel_labels, scenes_of
 from matplotlib.figure import Figure
-from runs import kept, mean_and_spread, of_seeds, optimizer, options, paired, table, write_section
+from runs import (
+    Budget,
+    kept,
+    mean_and_spread,
+    of_networks,
+    optimizer,
+    options,
+    paired,
+    table,
+    write_section,
+)
 
 from tf_deformable import models
 
@@ -55,16 +65,6 @@ VARIANTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """How much data and training a run takes."""
-
-    scenes: int
-    test_scenes: int
-    epochs: int
-    max_scans: int | None = None
-
-
 FULL = Budget(scenes=800, test_scenes=200, epochs=6)
 QUICK = Budget(scenes=48, test_scenes=8, epochs=1, max_scans=400)
 
@@ -73,15 +73,12 @@ def main() -> None:
     """Runs what has not been run, and writes the table and the plot."""
     chosen = options("segmentation", "Plain, atrous and deformable segmentation.", seeds=3)
     budget = QUICK if chosen.quick else FULL
-    results = {
-        name: of_seeds(
-            chosen,
-            lambda seed, name=name: path_of(name, seed, chosen.output),
-            lambda seed, name=name: train_and_test(name, seed, budget, chosen.output),
-        )
-        for name in VARIANTS
-    }
-    results = {name: runs for name, runs in results.items() if runs}
+    results = of_networks(
+        chosen,
+        VARIANTS,
+        lambda name, seed: path_of(name, seed, chosen.output),
+        lambda name, seed: run(name, seed, budget, chosen.output),
+    )
     plot(results, chosen.docs / "segmentation.png")
     write_section(chosen.docs / "experiments.md", "segmentation", report(results))
 
@@ -100,15 +97,6 @@ def run(name: str, seed: int, budget: Budget, output: Path) -> dict[str, Any]:
     """Trains and tests a network, or reads what it did."""
     path = path_of(name, seed, output)
     return kept(path, lambda: train_and_test(name, seed, budget, output))
-
-
-def data(seed: int, budget: Budget) -> tuple[Scenes, Scenes]:
-    """Returns scenes for training, of this seed, and for the test, always the same."""
-    splits = load(seed=seed, copies=3, max_scans=budget.max_scans)
-    return (
-        compose(splits.training, budget.scenes, np.random.default_rng(seed)),
-        compose(splits.test, budget.test_scenes, np.random.default_rng(0)),
-    )
 
 
 def build(name: str) -> tf.keras.Model:
@@ -139,7 +127,7 @@ def build(name: str) -> tf.keras.Model:
 
 def train_and_test(name: str, seed: int, budget: Budget, output: Path) -> dict[str, Any]:
     """Trains a network, keeps its weights, and returns how well it segments the test scenes."""
-    training, test = data(seed, budget)
+    training, test = scenes_of(seed, budget)
     tf.keras.utils.set_random_seed(seed)
     model = build(name)
     model.compile(

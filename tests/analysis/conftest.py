@@ -1,14 +1,5 @@
 """The analysis tests run once per Keras: `pytest tests/analysis`, and with the legacy one."""
 
-import pytest
-import tensorflow as tf
+from tests.keras_fixtures import is_keras_3, random_seed
 
-
-@pytest.fixture(autouse=True)
-def random_seed():
-    tf.keras.utils.set_random_seed(20)
-
-
-@pytest.fixture
-def is_keras_3():
-    return hasattr(tf.keras, "ops")
+__all__ = ["is_keras_3", "random_seed"]

@@ -29,7 +29,7 @@ def test_it_measures_and_draws_a_network_of_the_segmentation_experiment(tmp_path
     assert (tmp_path / "deformable3-0.weights.h5").exists()
     np.testing.assert_array_equal(np.sum(result["count"], axis=1), 6 * 24 * 24)
     model = effective_dilation.load("deformable3", 0, tiny, tmp_path)
-    _, test = segmentation.data(0, tiny)
+    _, test = segmentation.scenes_of(0, tiny)
     effective_dilation.draw(model, test, tmp_path / "levels.png")
     assert (tmp_path / "levels.png").stat().st_size > 20_000
 

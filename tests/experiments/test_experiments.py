@@ -59,7 +59,7 @@ def test_segmentation_trains_tests_and_reports(tmp_path):
     assert np.isfinite(result["loss"])
     twin = segmentation.build("deformable2")
     twin.load_weights(segmentation.weights_of(tmp_path / "deformable2-0.json"))
-    again = segmentation.measure(twin, segmentation.data(0, tiny)[1])
+    again = segmentation.measure(twin, segmentation.scenes_of(0, tiny)[1])
     assert again["iou"] == pytest.approx(result["iou"], abs=1e-6)
 
     results = {name: {0: result, 1: result} for name in segmentation.VARIANTS}
@@ -69,7 +69,7 @@ def test_segmentation_trains_tests_and_reports(tmp_path):
 
 
 def test_a_perfect_segmentation_is_measured_as_such():
-    _, test = segmentation.data(0, segmentation.Budget(4, 4, 1, 200))
+    _, test = segmentation.scenes_of(0, segmentation.Budget(4, 4, 1, 200))
 
     class Oracle:
         def predict(self, images, **_):

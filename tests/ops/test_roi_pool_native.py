@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.ops.deformable_conv2d_cases import assert_close
+from tests.ops.processes import lines_with_threads
 from tests.ops.roi_pool_cases import HUGE, NOT_FINITE, NOWHERE, ODD, Case, evaluate
 from tf_deformable import _native, config
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 _DIGEST = """
 import hashlib
@@ -34,28 +29,7 @@ for case in (
 
 
 def test_the_number_of_threads_does_not_change_a_bit() -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", _DIGEST],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-                "TF_DEFORMABLE_BACKEND": "native",
-                "TF_NUM_INTRAOP_THREADS": str(threads),
-                "TF_CPP_MIN_LOG_LEVEL": "3",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for threads in (1, 3)
-    ]
-    outputs = []
-    for process in processes:
-        output, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-        outputs.append(output.splitlines())
+    outputs = lines_with_threads(_DIGEST)
     assert outputs[0] == outputs[1]
     assert len(outputs[0]) == 8
 
