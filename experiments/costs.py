@@ -31,7 +31,8 @@ PAPER = {
     "faster_rcnn": ("Faster R-CNN", (58.3, 59.9), (0.147, 0.192)),
     "rfcn": ("R-FCN", (47.1, 49.5), (0.143, 0.169)),
 }
-HEADS = {"rpn": None, "faster_rcnn": {"units": (1024, 1024)}, "rfcn": {}}
+CHANNELS = {"deeplab": 1024, "rpn": 1024, "faster_rcnn": 256, "rfcn": 1024}  # section 2.3
+HEADS: dict[str, dict[str, Any]] = {"rpn": {}, "faster_rcnn": {"units": (1024, 1024)}, "rfcn": {}}
 
 
 def main() -> None:
@@ -50,13 +51,19 @@ def build(kind: str, deformable: bool) -> tf.keras.Model:
     backbone = tf.keras.applications.ResNet50(
         weights=None, include_top=False, input_shape=(None, None, 3)
     )
-    arguments: dict[str, Any] = {"deformable": deformable, "dilate_last_stage": True}
+    arguments: dict[str, Any] = {
+        "deformable": deformable,
+        "dilate_last_stage": True,
+        "channels": CHANNELS[kind],
+    }
     if kind == "deeplab":
-        model = models.deeplab(backbone, CLASSES + 1, channels=1024, **arguments)
+        model = models.deeplab(backbone, CLASSES + 1, **arguments)
         loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(tf.keras.optimizers.SGD(1e-4), loss)
         return model
-    model = models.detector(backbone, CLASSES, kind, head_arguments=HEADS[kind], **arguments)
+    model = models.detector(
+        backbone, CLASSES, kind, head_arguments=HEADS[kind], rpn_units=512, **arguments
+    )
     model.compile(tf.keras.optimizers.SGD(1e-4))
     return model
 

@@ -199,6 +199,13 @@ def test_pooling_and_convolution_are_chosen_apart():
         small_detector("yolo")
 
 
+def test_features_are_reduced_after_the_deformable_layers():
+    model = small_detector("faster_rcnn", deformable=True, channels=6)
+    assert isinstance(model.backbone.get_layer("last"), DeformableConv2D)
+    assert model.backbone.output_shape[-1] == 6 and model.stride == 4
+    assert model.head.get_layer("hidden_1").kernel.shape == (3 * 3 * 6, 32)
+
+
 @pytest.mark.parametrize("kind", ["rpn", "faster_rcnn", "rfcn"])
 def test_saves_and_serves(kind, tmp_path):
     images, _ = scenes(2)

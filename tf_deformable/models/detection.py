@@ -172,6 +172,7 @@ def detector(
     deformable_pooling: bool | None = None,
     layers: Layers = "conv5",
     dilate_last_stage: bool = False,
+    channels: int | None = None,
     anchor_sizes: Sequence[float] = (64, 128, 256),
     aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
     rpn_units: int = 256,
@@ -195,6 +196,8 @@ def detector(
             None: as `deformable`.
         layers: which layers of the backbone, see `deformify`.
         dilate_last_stage: bool, whether its last stage keeps its resolution, see `deformify`.
+        channels: int, outputs of a 1x1 convolution after the backbone (the paper has 1024, and 256
+            before the pooling of Faster R-CNN); None: there is none.
         anchor_sizes: square roots of the anchors' areas, in pixels of the image.
         aspect_ratios: of anchors, heights divided by widths.
         rpn_units: int, channels of the region proposal network.
@@ -209,18 +212,22 @@ def detector(
     if deformable or dilate_last_stage:
         chosen = layers if deformable else None
         backbone = deformify(backbone, chosen, dilate_last_stage=dilate_last_stage)
+    if channels is not None:
+        (images,), (features,) = backbone.inputs, backbone.outputs
+        reduced = _layers.Conv2D(channels, 1, activation="relu", name="reduce")(features)
+        backbone = tf.keras.Model(images, reduced, name=backbone.name)
     stride = output_stride(backbone)
-    channels = int(backbone.outputs[0].shape[-1])
+    depth = int(backbone.outputs[0].shape[-1])
     anchors = len(anchor_sizes) * len(aspect_ratios)
     is_rpn = kind == "rpn"
     head = None
     if not is_rpn:
         build = faster_rcnn_head if kind == "faster_rcnn" else rfcn_head
         is_deformable = deformable if deformable_pooling is None else deformable_pooling
-        head = build(channels, classes, stride, deformable=is_deformable, **(head_arguments or {}))
+        head = build(depth, classes, stride, deformable=is_deformable, **(head_arguments or {}))
     return Detector(
         backbone=backbone,
-        rpn=region_proposal_network(channels, classes if is_rpn else 1, anchors, units=rpn_units),
+        rpn=region_proposal_network(depth, classes if is_rpn else 1, anchors, units=rpn_units),
         head=head,
         classes=classes,
         stride=stride,
