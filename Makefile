@@ -22,11 +22,12 @@ LIBRARY :=
 INSTALLED := $(VENV)/installed-pure-python
 endif
 
-.PHONY: help demo demo-detector experiments experiment-segmentation experiment-detection \
-	experiment-costs docs-check test bench bench-quick build lint format clean compiler
+.PHONY: help demo demo-detector experiments experiment-segmentation experiment-effective-dilation \
+	experiment-detection experiment-costs docs-check test bench bench-quick build lint format clean \
+	compiler
 
 help: ## list the commands
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 36
 
 demo: $(INSTALLED)-demo $(LIBRARY) ## train on handwritten digits, export, serve, draw
 	$(BIN)/python examples/digits_demo.py $(DEMO_ARGS)
@@ -34,12 +35,15 @@ demo: $(INSTALLED)-demo $(LIBRARY) ## train on handwritten digits, export, serve
 demo-detector: $(INSTALLED)-demo $(LIBRARY) ## train detectors with plain and with deformable RoI pooling
 	$(BIN)/python examples/detector_demo.py $(DEMO_ARGS)
 
-experiments: experiment-segmentation experiment-detection experiment-costs ## all of docs/experiments.md
+experiments: experiment-segmentation experiment-effective-dilation experiment-detection experiment-costs ## all of docs/experiments.md, docs/effective_dilation.md
 
 experiment-segmentation: $(INSTALLED)-demo $(LIBRARY) ## plain, atrous and deformable segmentation, half an hour
 	$(BIN)/python experiments/segmentation.py $(EXPERIMENT_ARGS)
 
-experiment-detection: $(INSTALLED)-demo $(LIBRARY) ## plain and deformable detectors, half an hour
+experiment-effective-dilation: $(INSTALLED)-demo $(LIBRARY) ## how far apart filters sample, by object size; trains what segmentation has not
+	$(BIN)/python experiments/effective_dilation.py $(EXPERIMENT_ARGS)
+
+experiment-detection: $(INSTALLED)-demo $(LIBRARY) ## plain and deformable detectors, three quarters of an hour
 	$(BIN)/python experiments/detection.py $(EXPERIMENT_ARGS)
 
 experiment-costs: $(INSTALLED)-demo $(LIBRARY) ## weights and time of whole networks
