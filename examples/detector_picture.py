@@ -33,12 +33,8 @@ def draw_detections(images: Array, found: Any, bins: analysis.LayerBins, path: P
         kept = np.flatnonzero(found.scores[row, : found.counts[row]] >= FEW)
         analysis.draw_image(image, axes[row, 0])
         for detection in kept:
-            box = found.boxes[row, detection]
-            analysis.draw_box(box, ax=axes[row, 0])
-            label = f"{found.classes[row, detection]}"
-            axes[row, 0].text(
-                box[1], box[0] - 1.5, label, color=analysis.drawing.ALL, size=10, weight="bold"
-            )
+            analysis.draw_box(found.boxes[row, detection], ax=axes[row, 0])
+        label_boxes(axes[row, 0], found.boxes[row, kept], found.classes[row, kept])
         for column in range(CLOSE_UPS):
             axis = axes[row, 1 + column]
             if column < len(kept):
@@ -52,3 +48,26 @@ def draw_detections(images: Array, found: Any, bins: analysis.LayerBins, path: P
     if legend is not None:
         figure.legend(*legend, loc="lower center", ncols=2, frameon=False, fontsize=10)
     figure.savefig(path)
+
+
+def label_boxes(axis: Any, boxes: Array, classes: Array) -> None:
+    """Writes the class of each box in one of its corners, where none has been written yet."""
+    taken: list[Array] = []
+    for (top, left, bottom, right), label in zip(boxes, classes, strict=True):
+        corners = np.array([(y, x) for x in (left, right) for y in (top, bottom)])
+        gaps = [
+            min((np.abs(corner - other).max() for other in taken), default=9) for corner in corners
+        ]
+        corner = corners[np.argmax(np.minimum(gaps, 9))]  # the first that is far enough from others
+        taken.append(corner)
+        axis.text(
+            corner[1],
+            corner[0],
+            str(label),
+            color="white",
+            size=9,
+            weight="bold",
+            ha="center",
+            va="center",
+            bbox={"facecolor": analysis.drawing.ALL, "linewidth": 0, "pad": 1.5},
+        )

@@ -221,7 +221,9 @@ def draw_bins(
         ax.plot(centers[1][1], centers[1][0], ".", color=LAST, markersize=4)
     if zoom:
         low, high = regular[0, 0, :2], regular[-1, -1, 2:]
-        middle, reach = (low + high) / 2, 0.75 * np.max(high - low)
+        middle, size = (low + high) / 2, np.max(high - low)
+        farthest = np.abs(np.nan_to_num(moved.reshape(-1, 2) - middle)).max()
+        reach = np.clip(farthest, 0.75 * size, size)  # one bin far away shall not shrink the rest
         ax.set_xlim(middle[1] - reach, middle[1] + reach)
         ax.set_ylim(middle[0] + reach, middle[0] - reach)
     return ax
