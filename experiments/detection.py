@@ -1,15 +1,16 @@
 """Detects handwritten digits: deformable convolution and RoI pooling apart and together (Table 3).
 
-    python experiments/detection.py [--quick] [--seeds 2]
+    python experiments/detection.py [--quick] [--seeds 3]
 
 Several digits, of 10 to 32 pixels, turned and slanted, lie on a canvas of 96x96 pixels. Class-aware
-RPN, Faster R-CNN and R-FCN are trained on the same backbone: plain, with its last two convolutions
-deformable, with deformable RoI pooling, and with both. Runs are kept in build/experiments, and made
-again only if their files are gone.
+RPN, Faster R-CNN and R-FCN are trained on the same backbone: plain, plain but wider, with its last
+two convolutions deformable, with deformable RoI pooling, and with both. Runs are kept in
+build/experiments, and made again only if their files are gone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from pathlib import Path
@@ -17,10 +18,8 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow: its notes on the machine
 
-import numpy as np
 import tensorflow as tf
 from data import DIGITS, Detections, Scenes, mean_average_precision, scenes_of
-from matplotlib.figure import Figure
 from runs import (
     Budget,
     kept,
@@ -29,6 +28,7 @@ from runs import (
     optimizer,
     options,
     paired,
+    plot,
     table,
     write_section,
 )
@@ -44,15 +44,31 @@ HEADS: dict[str, dict[str, Any]] = {
     "faster_rcnn": {"bins": 5, "units": (64,)},
     "rfcn": {"bins": 5},
 }
-# What is deformable: the convolutions, the pooling. An RPN pools nothing.
-VARIANTS = {
-    "plain": (False, False),
-    "convolution": (True, False),
-    "pooling": (False, True),
-    "both": (True, True),
-}
-NETWORKS = [(k, v) for k in KINDS for v in VARIANTS if k != "rpn" or not VARIANTS[v][1]]
+WIDTH = 48  # channels of the backbone's last two convolutions
+# In the wider plain networks, which have as many weights as those where all is deformable.
+WIDTHS = {"rpn": 56, "faster_rcnn": 70, "rfcn": 68}
 
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What is deformable in a network of the comparison."""
+
+    title: str
+    color: str
+    convolution: bool = False
+    pooling: bool = False
+    wider: bool = False
+
+
+VARIANTS = {
+    "plain": Variant("plain", "#2f7ed8"),
+    "wide": Variant("plain, wider", "#8a8f98", wider=True),
+    "convolution": Variant("convolution", "#e8a33d", convolution=True),
+    "pooling": Variant("pooling", "#7b9e3b", pooling=True),
+    "both": Variant("both", "#d9480f", convolution=True, pooling=True),
+}
+# An RPN pools nothing.
+NETWORKS = [(k, v) for k in KINDS for v in VARIANTS if k != "rpn" or not VARIANTS[v].pooling]
 
 FULL = Budget(scenes=480, test_scenes=150, epochs=6)
 QUICK = Budget(scenes=16, test_scenes=4, epochs=1, max_scans=400)
@@ -60,7 +76,7 @@ QUICK = Budget(scenes=16, test_scenes=4, epochs=1, max_scans=400)
 
 def main() -> None:
     """Runs what has not been run, and writes the table and the plot."""
-    chosen = options("detection", "Plain and deformable detectors.", seeds=2)
+    chosen = options("detection", "Plain and deformable detectors.", seeds=3)
     budget = QUICK if chosen.quick else FULL
     results = of_networks(
         chosen,
@@ -68,7 +84,7 @@ def main() -> None:
         lambda network, seed: path_of(*network, seed, chosen.output),
         lambda network, seed: run(*network, seed, budget, chosen.output),
     )
-    plot(results, chosen.docs / "detection.png")
+    draw(results, chosen.docs / "detection.png")
     write_section(chosen.docs / "experiments.md", "detection", report(results))
 
 
@@ -86,25 +102,26 @@ def run(kind: str, variant: str, seed: int, budget: Budget, output: Path) -> dic
 def build(kind: str, variant: str) -> tf.keras.Model:
     """Returns an untrained detector."""
     layers = tf.keras.layers
+    chosen = VARIANTS[variant]
+    width = WIDTHS[kind] if chosen.wider else WIDTH
     features = images = tf.keras.Input((None, None, 1), name="images")
     for name, filters, strides in (
         ("conv1", 16, 2),
         ("conv2", 32, 2),
-        ("conv5_1", 48, 1),
-        ("conv5_2", 48, 1),
+        ("conv5_1", width, 1),
+        ("conv5_2", width, 1),
     ):
         features = layers.Conv2D(
             filters, 3, strides=strides, padding="same", use_bias=False, name=name
         )(features)
         features = layers.BatchNormalization(momentum=0.9, name=f"{name}_norm")(features)
         features = layers.ReLU(name=f"{name}_relu")(features)
-    convolution, pooling = VARIANTS[variant]
     return models.detector(
         tf.keras.Model(images, features, name="backbone"),
         DIGITS,
         kind,
-        deformable=convolution,
-        deformable_pooling=pooling,
+        deformable=chosen.convolution,
+        deformable_pooling=chosen.pooling,
         anchor_sizes=(11, 17, 26),
         aspect_ratios=(1.0,),
         rpn_units=48,
@@ -152,7 +169,7 @@ def report(results: dict[tuple[str, str], dict[int, dict[str, Any]]]) -> str:
     rows = []
     for (kind, variant), runs in results.items():
         count = next(iter(runs.values()))["parameters"]
-        row = [KINDS[kind], variant, f"{count:,}", str(len(runs))]
+        row = [KINDS[kind], VARIANTS[variant].title, f"{count:,}", str(len(runs))]
         for index in range(len(THRESHOLDS)):
             values, baseline = (
                 {seed: run["precision"][index] for seed, run in each.items()}
@@ -160,28 +177,21 @@ def report(results: dict[tuple[str, str], dict[int, dict[str, Any]]]) -> str:
             )
             row.append(mean_and_spread(values.values()))
             row.append("" if variant == "plain" else paired(values, baseline))
-        rows.append([*row, f"{np.mean([run['seconds'] for run in runs.values()]):.0f} s"])
+        rows.append(row)
     head = ["detector", "deformable", "weights", "seeds"]
     for threshold in THRESHOLDS:
         head += [f"mAP at {threshold}", "against plain"]
-    return table([*head, "training"], rows)
+    return table(head, rows)
 
 
-def plot(results: dict[tuple[str, str], dict[int, dict[str, Any]]], path: Path) -> None:
-    """Draws mAP at the higher threshold: a point per seed, a bar for the mean."""
-    colors = dict(zip(VARIANTS, ("#2f7ed8", "#e8a33d", "#7b9e3b", "#d9480f"), strict=True))
-    figure = Figure(figsize=(7.5, 3.8), dpi=110, layout="constrained")
-    axis = figure.subplots()
-    for row, ((_, variant), runs) in enumerate(results.items()):
+def draw(results: dict[tuple[str, str], dict[int, dict[str, Any]]], path: Path) -> None:
+    """Draws mAP at the higher threshold."""
+    rows = []
+    for (kind, variant), runs in results.items():
+        title = f"{KINDS[kind]}, {VARIANTS[variant].title}"
         values = [run["precision"][-1] for run in runs.values()]
-        axis.plot(values, [row] * len(values), "o", color=colors[variant], alpha=0.6, markersize=5)
-        axis.plot([np.mean(values)], [row], "|", color=colors[variant], ms=18, mew=2)
-    axis.set_yticks(range(len(results)), [f"{KINDS[kind]}, {v}" for kind, v in results])
-    axis.invert_yaxis()
-    axis.set_xlabel(f"mAP at {THRESHOLDS[-1]}, %; a point per seed, a bar for the mean")
-    axis.grid(axis="x", alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+        rows.append((title, values, VARIANTS[variant].color))
+    plot(rows, f"mAP at {THRESHOLDS[-1]}, %", path)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ NETWORKS = {
 # Small, medium and large: boxes of the size of squares with these sides, in pixels, at the limits.
 SIZE_LIMITS = (14, 21)
 DEPTH = 3  # deformable layers
+VIEW = 30  # pixels of the image that the picture shows to each side of a unit
 
 
 def main() -> None:
@@ -163,15 +164,23 @@ def draw(model: Any, test: Scenes, path: Path) -> None:
         for axis, depth in zip(row[1:], range(1, DEPTH + 1), strict=True):
             found = analysis.sampling_locations(model, image[np.newaxis], pixel=middle, depth=depth)
             analysis.draw_sampling_locations(image, found, ax=axis)
+            view(axis, middle)
             if axis.get_subplotspec().is_first_row():
                 axis.set_title(f"learned, {depth} layer{'s' * (depth > 1)}", size=11)
         analysis.draw_sampling_locations(image, found, regular=True, ax=row[0])
+        view(row[0], middle)
     axes[0, 0].set_title(f"regular grid, {DEPTH} layers", size=11)
     figure.legend(
         *axes[0, -1].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
+
+
+def view(axis: Any, middle: np.ndarray) -> None:
+    """Shows what is around a position `(y, x)` of the image that is drawn."""
+    y, x = middle
+    axis.set(xlim=(x - VIEW, x + VIEW), ylim=(y + VIEW, y - VIEW))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 Network = TypeVar("Network")
@@ -136,6 +137,28 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     """Returns a Markdown table; the first column is text, the others are numbers."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def plot(rows: list[tuple[str, list[float], str]], label: str, path: Path) -> None:
+    """Draws networks below each other: a point per seed, a bar for their mean.
+
+    Args:
+        rows: title, values of the seeds, and color of each network.
+        label: what the values are.
+        path: file to write.
+    """
+    figure = Figure(figsize=(7.5, 0.9 + 0.3 * len(rows)), dpi=110)
+    axis = figure.subplots()
+    for row, (_, values, color) in enumerate(rows):
+        axis.plot(values, [row] * len(values), "o", color=color, alpha=0.5, ms=6, mew=0)
+        axis.plot([np.mean(values)], [row], "|", color=color, ms=14, mew=2.5)
+    axis.set_yticks(range(len(rows)), [title for title, *_ in rows])
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_xlabel(f"{label}; a point per seed, a bar for the mean")
+    axis.grid(alpha=0.3)
+    axis.set_axisbelow(True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.1)
 
 
 def write_section(page: Path, name: str, text: str) -> None:

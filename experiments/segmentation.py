@@ -4,8 +4,9 @@
 
 Several digits, of 10 to 32 pixels, turned and slanted, lie on a canvas of 96x96 pixels; every pixel
 is to be classified: paper, or the ink of one of ten digits. The networks differ in their last three
-3x3 convolutions, "conv5": plain, dilated, or one to three of them deformable. Runs are kept in
-build/experiments, with the weights, and made again only if their files are gone.
+3x3 convolutions, "conv5": plain, dilated, or one to three of them deformable. Some are trained
+three times as long, too. Runs are kept in build/experiments, with the weights, and made again only
+if their files are gone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow: its not
 import numpy as np
 import tensorflow as tf
 from data import CANVAS, Scenes, pixel_labels, scenes_of
-from matplotlib.figure import Figure
 from runs import (
     Budget,
+    Options,
     kept,
     mean_and_spread,
     of_networks,
     optimizer,
     options,
     paired,
+    plot,
     table,
     write_section,
 )
@@ -66,21 +69,32 @@ VARIANTS = {
 
 
 FULL = Budget(scenes=800, test_scenes=200, epochs=6)
+LONGER = dataclasses.replace(FULL, epochs=18)
+LONGER_VARIANTS = ("plain", "wide", "atrous2", "atrous4", "deformable3")
 QUICK = Budget(scenes=48, test_scenes=8, epochs=1, max_scans=400)
 
 
 def main() -> None:
-    """Runs what has not been run, and writes the table and the plot."""
+    """Runs what has not been run, and writes the tables and the plot."""
     chosen = options("segmentation", "Plain, atrous and deformable segmentation.", seeds=3)
-    budget = QUICK if chosen.quick else FULL
-    results = of_networks(
-        chosen,
-        VARIANTS,
-        lambda name, seed: path_of(name, seed, chosen.output),
-        lambda name, seed: run(name, seed, budget, chosen.output),
-    )
-    plot(results, chosen.docs / "segmentation.png")
+    results = compare(chosen, VARIANTS, QUICK if chosen.quick else FULL, chosen.output)
+    draw(results, chosen.docs / "segmentation.png")
     write_section(chosen.docs / "experiments.md", "segmentation", report(results))
+    output = chosen.output.with_name(f"{chosen.output.name}-longer")
+    results = compare(chosen, LONGER_VARIANTS, QUICK if chosen.quick else LONGER, output)
+    write_section(chosen.docs / "experiments.md", "segmentation, longer", report(results))
+
+
+def compare(
+    chosen: Options, names: Iterable[str], budget: Budget, output: Path
+) -> dict[str, dict[int, dict[str, Any]]]:
+    """Returns what runs of these networks returned, by network and seed."""
+    return of_networks(
+        chosen,
+        names,
+        lambda name, seed: path_of(name, seed, output),
+        lambda name, seed: run(name, seed, budget, output),
+    )
 
 
 def path_of(name: str, seed: int, output: Path) -> Path:
@@ -185,32 +199,20 @@ def report(results: dict[str, dict[int, dict[str, Any]]]) -> str:
                 mean_and_spread(values.values()),
                 "" if name == "plain" else paired(values, plain),
                 *(mean_and_spread(100 * shares[:, size]) for size in range(shares.shape[1])),
-                f"{np.mean([run['seconds'] for run in runs.values()]):.0f} s",
             ]
         )
     head = ["last three layers", "weights", "seeds", "mIoU, %", "against plain"]
-    head += ["small", "medium", "large", "training"]
+    head += ["small", "medium", "large"]
     return table(head, rows)
 
 
-def plot(results: dict[str, dict[int, dict[str, Any]]], path: Path) -> None:
-    """Draws mean IoU: a point per seed, a bar for the mean."""
-    figure = Figure(figsize=(7.5, 3.6), dpi=110, layout="constrained")
-    axis = figure.subplots()
-    for row, (name, runs) in enumerate(results.items()):
-        values = [100 * run["iou"] for run in runs.values()]
-        is_deformable = VARIANTS[name].deformable > 0
-        color = "#d9480f" if is_deformable else "#2f7ed8"
-        axis.plot(values, [row] * len(values), "o", color=color, alpha=0.6, markersize=5)
-        axis.plot([np.mean(values)], [row], "|", color=color, markersize=18, markeredgewidth=2)
-    axis.set_yticks(range(len(results)), [VARIANTS[name].title for name in results])
-    axis.invert_yaxis()
-    axis.set_xlabel(
-        f"mean IoU, %, on {CANVAS}x{CANVAS} scenes; a point per seed, a bar for the mean"
-    )
-    axis.grid(axis="x", alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+def draw(results: dict[str, dict[int, dict[str, Any]]], path: Path) -> None:
+    """Draws mean IoU."""
+    rows = []
+    for name, runs in results.items():
+        color = "#d9480f" if VARIANTS[name].deformable else "#2f7ed8"
+        rows.append((VARIANTS[name].title, [100 * run["iou"] for run in runs.values()], color))
+    plot(rows, f"mean IoU, %, on {CANVAS}x{CANVAS} scenes", path)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def test_segmentation_trains_tests_and_reports(tmp_path):
 
     results = {name: {0: result, 1: result} for name in segmentation.VARIANTS}
     assert segmentation.report(results).count("\n") == 1 + len(results)
-    segmentation.plot(results, tmp_path / "plot.png")
+    segmentation.draw(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5_000
 
 
@@ -96,14 +96,20 @@ def test_the_wider_network_has_as_many_weights():
     assert 0 <= wide / deformable - 1 < 0.03
 
 
+@pytest.mark.parametrize(("kind", "all_deformable"), [("rpn", "convolution"), ("rfcn", "both")])
+def test_the_wider_detector_has_as_many_weights(kind, all_deformable):
+    wide, deformable = (detection.build(kind, v).count_params() for v in ("wide", all_deformable))
+    assert 0 <= wide / deformable - 1 < 0.03
+
+
 def test_detection_trains_tests_and_reports(tmp_path):
     tiny = detection.Budget(scenes=8, test_scenes=2, epochs=1, max_scans=200)
     result = detection.run("rfcn", "both", 0, tiny, tmp_path)
     assert all(0 <= precision <= 100 for precision in result["precision"])
     results = {network: {0: result} for network in detection.NETWORKS}
-    assert len(results) == 10
-    assert "| R-FCN | plain |" in detection.report(results)
-    detection.plot(results, tmp_path / "plot.png")
+    assert len(results) == 13
+    assert "| R-FCN | plain, wider |" in detection.report(results)
+    detection.draw(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5_000
 
 
