@@ -554,6 +554,21 @@ def test_comparison_says_what_changed_and_what_it_costs():
     assert "input_size" in str(unknown)
 
 
+@pytest.mark.skipif(hasattr(tf.keras, "ops"), reason="Keras 3 allows no slashes in names")
+def test_comparison_of_names_with_slashes():
+    model = tf.keras.Sequential(
+        [
+            tf.keras.Input((8, 8, 3)),
+            layers.Conv2D(4, 3, strides=2, name="block"),
+            layers.BatchNormalization(name="block/norm"),
+            layers.SeparableConv2D(4, 3, name="block/last"),
+        ]
+    )
+    (change,) = compare(model, deformify(model, ["block/last"])).changes
+    assert change.before.path == "block/last"
+    assert [cost.kind for cost in change.after] == ["DeformableConv2D", "Conv2D"]
+
+
 def test_costs_of_every_kind_of_layer_and_of_nested_networks():
     model = user_network()
     deformed = deformify(model, ["grouped", "separable"])

@@ -121,12 +121,17 @@ def compare(before: Any, after: Any, input_size: tuple[int, int] | None = None) 
         ValueError: a model is subclassed or not built.
     """
     old, new = (layer_costs(model, input_size) for model in (before, after))
+    replacements: dict[str, list[LayerCost]] = {path: [] for path in old}
+    for path, cost in new.items():
+        # The longest: names of tf-keras may contain slashes without being nested.
+        places = [place for place in old if f"{path}/".startswith(f"{place}/")]
+        if places:
+            replacements[max(places, key=len)].append(cost)
     changes = []
-    for path, cost in old.items():
-        inside = [c for p, c in new.items() if p == path or p.startswith(path + "/")]
-        if not inside or len(inside) == 1 and _same(inside[0], cost):
+    for path, inside in replacements.items():
+        if not inside or len(inside) == 1 and _same(inside[0], old[path]):
             continue
-        changes.append(Change(cost, tuple(inside)))
+        changes.append(Change(old[path], tuple(inside)))
     return Comparison(
         changes=tuple(changes),
         parameters=(before.count_params(), after.count_params()),
