@@ -35,7 +35,7 @@ int64_t TilePixels(const DeformableConv2DKernels<T>& kernels, int64_t pixels,
   using A = ComputeType<T>;
   const int64_t rows = kernels.block_rows;
   int64_t tile = rows * kTileBlocks;
-  tile = std::min<int64_t>(tile, kSamplesBytes / (samples_per_pixel * sizeof(Sample<A>)));
+  tile = std::min<int64_t>(tile, kSamplesBytes / (samples_per_pixel * kSampleBytes<A>));
   tile = std::min<int64_t>(tile, kSumsBytes / (sums_per_pixel * sizeof(A)));
   tile = std::max(tile / rows * rows, rows);
   return std::min(tile, std::max<int64_t>(pixels, 1));
@@ -86,8 +86,8 @@ DeformableConv2DForwardPlan<T>::DeformableConv2DForwardPlan(
   Layout<A> worker;
   job_.panel_at = worker.Add(job_.tile_pixels * job_.panel_row);
   job_.sums_at = worker.Add(job_.tile_pixels * job_.sums_row);
-  job_.pixels_at = worker.template Add<TilePixel>(job_.tile_pixels);
-  job_.samples_at = worker.template Add<Sample<A>>(job_.tile_pixels * pixel_samples);
+  job_.pixels_at = worker.AddBytes(RoundUp(job_.tile_pixels, kernels_.lanes) * kPixelBytes<A>);
+  job_.samples_at = worker.AddBytes(RoundUp(job_.tile_pixels, kernels_.lanes) * pixel_samples * kSampleBytes<A>);
   worker_size_ = worker.size();
 
   Layout<A> all;
@@ -180,8 +180,8 @@ int64_t DeformableConv2DBackwardPlan<T>::PlanFilters(const DeformableConv2DGeome
   f.panel_at = filters_worker.Add(f.tile_pixels * f.panel_row);
   f.packed_at = filters_worker.Add(f.tile_pixels * packed_row);
   f.sums_at = filters_worker.Add(f.segments > 1 ? 0 : f.sums_size);
-  f.pixels_at = filters_worker.template Add<TilePixel>(f.tile_pixels);
-  f.samples_at = filters_worker.template Add<Sample<A>>(f.tile_pixels);
+  f.pixels_at = filters_worker.AddBytes(RoundUp(f.tile_pixels, kernels_.lanes) * kPixelBytes<A>);
+  f.samples_at = filters_worker.AddBytes(RoundUp(f.tile_pixels, kernels_.lanes) * kSampleBytes<A>);
   filters_worker_size_ = filters_worker.size();
   Layout<A> filters;
   filters.Add(f.segments > 1 ? blocks * f.segments * f.sums_size : 0);
@@ -247,8 +247,8 @@ int64_t DeformableConv2DBackwardPlan<T>::PlanInputs(const DeformableConv2DGeomet
   job.upstream_at = inputs_worker.Add(job.tile_pixels * job.upstream_row);
   job.columns_at = inputs_worker.Add(job.tile_pixels * job.columns_row);
   job.discard_at = inputs_worker.Add(widest_block);
-  job.pixels_at = inputs_worker.template Add<TilePixel>(job.tile_pixels);
-  job.samples_at = inputs_worker.template Add<Sample<A>>(job.tile_pixels);
+  job.pixels_at = inputs_worker.AddBytes(RoundUp(job.tile_pixels, kernels_.lanes) * kPixelBytes<A>);
+  job.samples_at = inputs_worker.AddBytes(RoundUp(job.tile_pixels, kernels_.lanes) * kSampleBytes<A>);
   inputs_worker_size_ = inputs_worker.size();
 
   Layout<A> inputs;

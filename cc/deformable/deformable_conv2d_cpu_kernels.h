@@ -11,22 +11,12 @@
 
 namespace tf_deformable {
 
-// Where one (pixel, tap, offset group) reads: worked out once for many channels.
-// Corners are (y0,x0), (y0,x0+1), (y0+1,x0), (y0+1,x0+1).
+// What a tile keeps of an output pixel and of a sample, in vectors of `lanes` of them each
+// (PixelVector, SampleVector).
 template <typename A>
-struct Sample {
-  int64_t corner[4];  // pixel index into inputs as [N*H*W, C]; -1 where the corner is off the map
-  A weight[4];        // bilinear weight times mask
-  A fraction_y, fraction_x;
-  A mask;
-};
-
-// An output pixel, and where its filter starts.
-struct TilePixel {
-  int64_t pixel;  // among those of the output
-  int64_t image;  // index of the image's first pixel in inputs
-  int64_t y, x;   // of the first tap, without offset
-};
+inline constexpr int64_t kPixelBytes = 2 * sizeof(int64_t) + 2 * sizeof(A);
+template <typename A>
+inline constexpr int64_t kSampleBytes = 4 * sizeof(int64_t) + 7 * sizeof(A);
 
 // The most columns that a sampled panel has, and channels that a kernel handles at a time.
 inline constexpr int64_t kLargestPanel = 256;
@@ -55,8 +45,8 @@ struct ForwardJob {
   // Workspace of one worker, as element offsets from its start.
   int64_t panel_at, panel_row;  // sampled values [tile_pixels, panel_row]
   int64_t sums_at, sums_row;    // [tile_pixels, sums_row]
-  int64_t pixels_at;            // TilePixel[tile_pixels]
-  int64_t samples_at;           // Sample[tile_pixels] of a tap, or of all offset groups and taps:
+  int64_t pixels_at;            // PixelVectors of a tile
+  int64_t samples_at;           // SampleVectors of a tap, or of all offset groups and taps:
   bool all_samples;             // where several groups use them
 };
 
@@ -83,7 +73,7 @@ struct FiltersGradientJob {
   int64_t packed_at;              // packed grad_output [tile_pixels, filters_per_block]; depthwise:
                                   // [tile_pixels, channels]
   int64_t sums_at;                // [rows_per_block, sums_row], if there is one segment
-  int64_t pixels_at, samples_at;  // TilePixel and Sample[tile_pixels]
+  int64_t pixels_at, samples_at;  // PixelVectors and SampleVectors of a tap
 };
 
 // Channels whose input gradient one thread owns: they share a group and an offset group.
@@ -119,7 +109,7 @@ struct InputsGradientJob {
   int64_t upstream_at, upstream_row;  // grad_output [tile_pixels, upstream_row]
   int64_t columns_at, columns_row;    // gradient of the sampled values [tile_pixels, columns_row]
   int64_t discard_at;                 // takes what is scattered off the map
-  int64_t pixels_at, samples_at;      // TilePixel and Sample[tile_pixels]
+  int64_t pixels_at, samples_at;      // PixelVectors and SampleVectors of a tap
 };
 
 template <typename T>
