@@ -41,6 +41,11 @@ int64_t TilePixels(const DeformableConv2DKernels<T>& kernels, int64_t pixels,
   return std::min(tile, std::max<int64_t>(pixels, 1));
 }
 
+// What a panel's columns read, for one vector of pixels: no more samples than columns.
+int64_t PanelSamples(const DeformableConv2DGeometry& g, int64_t lanes) {
+  return std::min(g.offset_groups * g.taps(), kLargestPanel) * lanes;
+}
+
 bool IsDepthwise(const DeformableConv2DGeometry& g) {
   return g.groups > 1 && g.group_channels() == 1 && g.group_filters() == 1;
 }
@@ -87,7 +92,10 @@ DeformableConv2DForwardPlan<T>::DeformableConv2DForwardPlan(
   job_.panel_at = worker.Add(job_.tile_pixels * job_.panel_row);
   job_.sums_at = worker.Add(job_.tile_pixels * job_.sums_row);
   job_.pixels_at = worker.AddBytes(RoundUp(job_.tile_pixels, kernels_.lanes) * kPixelBytes<A>);
-  job_.samples_at = worker.AddBytes(RoundUp(job_.tile_pixels, kernels_.lanes) * pixel_samples * kSampleBytes<A>);
+  const int64_t samples = job_.all_samples
+                              ? RoundUp(job_.tile_pixels, kernels_.lanes) * pixel_samples
+                              : PanelSamples(g, kernels_.lanes);
+  job_.samples_at = worker.AddBytes(samples * kSampleBytes<A>);
   worker_size_ = worker.size();
 
   Layout<A> all;
@@ -181,7 +189,7 @@ int64_t DeformableConv2DBackwardPlan<T>::PlanFilters(const DeformableConv2DGeome
   f.packed_at = filters_worker.Add(f.tile_pixels * packed_row);
   f.sums_at = filters_worker.Add(f.segments > 1 ? 0 : f.sums_size);
   f.pixels_at = filters_worker.AddBytes(RoundUp(f.tile_pixels, kernels_.lanes) * kPixelBytes<A>);
-  f.samples_at = filters_worker.AddBytes(RoundUp(f.tile_pixels, kernels_.lanes) * kSampleBytes<A>);
+  f.samples_at = filters_worker.AddBytes(PanelSamples(g, lanes) * kSampleBytes<A>);
   filters_worker_size_ = filters_worker.size();
   Layout<A> filters;
   filters.Add(f.segments > 1 ? blocks * f.segments * f.sums_size : 0);
@@ -248,7 +256,7 @@ int64_t DeformableConv2DBackwardPlan<T>::PlanInputs(const DeformableConv2DGeomet
   job.columns_at = inputs_worker.Add(job.tile_pixels * job.columns_row);
   job.discard_at = inputs_worker.Add(widest_block);
   job.pixels_at = inputs_worker.AddBytes(RoundUp(job.tile_pixels, kernels_.lanes) * kPixelBytes<A>);
-  job.samples_at = inputs_worker.AddBytes(RoundUp(job.tile_pixels, kernels_.lanes) * kSampleBytes<A>);
+  job.samples_at = inputs_worker.AddBytes(lanes * kSampleBytes<A>);
   inputs_worker_size_ = inputs_worker.size();
 
   Layout<A> inputs;

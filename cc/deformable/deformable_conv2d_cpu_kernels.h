@@ -46,8 +46,8 @@ struct ForwardJob {
   int64_t panel_at, panel_row;  // sampled values [tile_pixels, panel_row]
   int64_t sums_at, sums_row;    // [tile_pixels, sums_row]
   int64_t pixels_at;            // PixelVectors of a tile
-  int64_t samples_at;           // SampleVectors of a tap, or of all offset groups and taps:
-  bool all_samples;             // where several groups use them
+  int64_t samples_at;  // SampleVectors of one vector of pixels and the columns of a panel, or
+  bool all_samples;    // of all pixels and columns: where several groups use them
 };
 
 template <typename T>
@@ -73,7 +73,7 @@ struct FiltersGradientJob {
   int64_t packed_at;              // packed grad_output [tile_pixels, filters_per_block]; depthwise:
                                   // [tile_pixels, channels]
   int64_t sums_at;                // [rows_per_block, sums_row], if there is one segment
-  int64_t pixels_at, samples_at;  // PixelVectors and SampleVectors of a tap
+  int64_t pixels_at, samples_at;  // PixelVectors of a tile, SampleVectors of a panel's columns
 };
 
 // Channels whose input gradient one thread owns: they share a group and an offset group.
@@ -109,7 +109,7 @@ struct InputsGradientJob {
   int64_t upstream_at, upstream_row;  // grad_output [tile_pixels, upstream_row]
   int64_t columns_at, columns_row;    // gradient of the sampled values [tile_pixels, columns_row]
   int64_t discard_at;                 // takes what is scattered off the map
-  int64_t pixels_at, samples_at;      // PixelVectors and SampleVectors of a tap
+  int64_t pixels_at, samples_at;      // PixelVectors of a tile, a SampleVector
 };
 
 template <typename T>
