@@ -36,7 +36,10 @@ inline int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
 template <typename A>
 class Layout {
  public:
-  int64_t Add(int64_t elements) { return AddBytes(elements * static_cast<int64_t>(sizeof(A))); }
+  template <typename Element = A>
+  int64_t Add(int64_t elements) {
+    return AddBytes(elements * static_cast<int64_t>(sizeof(Element)));
+  }
   int64_t AddBytes(int64_t bytes) {
     const int64_t at = size_;
     size_ += RoundUp(bytes, kWorkspaceAlignment) / static_cast<int64_t>(sizeof(A));

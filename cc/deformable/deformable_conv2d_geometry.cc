@@ -106,6 +106,12 @@ std::string ParseDeformableConv2D(const DeformableConv2DArguments& a,
   g.width = a.inputs.dim(2);
   g.channels = a.inputs.dim(3);
 
+  // Kernels count rows and columns in 32 bits.
+  constexpr int64_t kLargestSize = (int64_t{1} << 31) - 1;
+  if (g.height > kLargestSize || g.width > kLargestSize) {
+    return Message("inputs height and width must be at most 2147483647, got shape " +
+                   ToString(a.inputs));
+  }
   for (int i = 0; a.filters.known_rank && i < 4; ++i) {
     if (a.filters.dims[i] == 0) {
       return Message(

@@ -71,11 +71,11 @@ RoIPoolBackwardPlan<T>::RoIPoolBackwardPlan(const RoIPoolGeometry& g, int num_wo
   boxes_per_step_ = std::clamp<int64_t>(kPartialsBytes / (box_partials * sizeof(A)), 1,
                                         std::max<int64_t>(g.boxes, 1));
   Layout<char> all;
-  all.AddBytes(num_workers * 2 * job.axis_capacity * sizeof(AxisTap<A>));
-  partials_at_ = all.Add(boxes_per_step_ * box_partials);
+  all.Add<AxisTap<A>>(num_workers * 2 * job.axis_capacity);
+  partials_at_ = all.Add<A>(boxes_per_step_ * box_partials);
   // 16-bit gradients are summed in float and rounded once.
   grad_inputs_at_ =
-      all.Add(std::is_same_v<T, A> ? 0 : g.batch * g.height * g.width * g.channels);
+      all.Add<A>(std::is_same_v<T, A> ? 0 : g.batch * g.height * g.width * g.channels);
   workspace_bytes_ = all.size();
 }
 

@@ -69,6 +69,10 @@ BAD = {
     "inputs, rank 3": _rank("inputs", 4, "[N,H,W,C]", [9, 11, 4]),
     "inputs, rank 5": _rank("inputs", 4, "[N,H,W,C]", [2, 1, 9, 11, 4]),
     "inputs, a scalar": _rank("inputs", 4, "[N,H,W,C]", []),
+    "inputs, height beyond int32": Bad(
+        "inputs height and width must be at most 2147483647, got shape [0,2147483648,11,4]",
+        {"inputs": [0, 2**31, 11, 4]},
+    ),
     "filters, rank 2": _rank("filters", 4, "[kh,kw,C/groups,F]", [3, 3]),
     "offsets, rank 6": _rank("offsets", 4, "[N,Ho,Wo,G*kh*kw*2]", [2, 9, 11, 3, 3, 2]),
     "mask, rank 3": _rank("mask", 4, "[N,Ho,Wo,G*kh*kw]", [2, 9, 11]),

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import tensorflow as tf
 
 from tf_deformable.reference._sizes import (
-    LARGEST_ATTRIBUTE,
+    LARGEST_INTEGER,
     Checks,
     Dim,
     Pair,
@@ -104,6 +104,11 @@ def deformable_conv2d_geometry(
     offsets_dims = dims(offsets, 4)
     mask_dims = offsets_dims if mask is None else dims(mask, 4)
 
+    if any(known(size) and size > LARGEST_INTEGER for size in (height, width)):
+        raise _check.error(
+            f"inputs height and width must be at most {LARGEST_INTEGER}, "
+            f"got shape {text(inputs.shape)}"
+        )
     if _is(0, kernel_height, kernel_width, group_channels, filter_count):
         raise _check.error(
             "filters must have kernel height, kernel width, input channels and output channels "
@@ -231,7 +236,7 @@ def _check_attributes(strides: Pair, padding: Padding, dilations: Pair) -> None:
 
 
 def _all_between(values: Sequence[int], count: int, lowest: int) -> bool:
-    return len(values) == count and all(lowest <= v <= LARGEST_ATTRIBUTE for v in values)
+    return len(values) == count and all(lowest <= v <= LARGEST_INTEGER for v in values)
 
 
 def _is(value: int, *dims: Dim) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_deformable.reference._sizes import (
-    LARGEST_ATTRIBUTE,
+    LARGEST_INTEGER,
     Checks,
     Dim,
     Pair,
@@ -203,7 +203,7 @@ def _check_attributes(
 
 
 def _is_between(value: int, lowest: int) -> bool:
-    return lowest <= value <= LARGEST_ATTRIBUTE
+    return lowest <= value <= LARGEST_INTEGER
 
 
 def _shape_error(

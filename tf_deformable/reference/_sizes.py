@@ -11,7 +11,7 @@ import tensorflow as tf
 Dim: TypeAlias = "int | tf.Tensor"
 Pair: TypeAlias = tuple[int, int]
 
-LARGEST_ATTRIBUTE = 2**31 - 1
+LARGEST_INTEGER = 2**31 - 1
 
 
 class Checks:
