@@ -37,7 +37,7 @@ demo-detector: $(INSTALLED)-demo $(LIBRARY) ## train detectors with plain and wi
 
 experiments: experiment-segmentation experiment-effective-dilation experiment-detection experiment-costs ## all of docs/experiments.md, docs/effective_dilation.md
 
-experiment-segmentation: $(INSTALLED)-demo $(LIBRARY) ## plain, atrous and deformable segmentation, half an hour
+experiment-segmentation: $(INSTALLED)-demo $(LIBRARY) ## plain, atrous and deformable segmentation, an hour
 	$(BIN)/python experiments/segmentation.py $(EXPERIMENT_ARGS)
 
 experiment-effective-dilation: $(INSTALLED)-demo $(LIBRARY) ## how far apart filters sample, by object size; trains what segmentation has not
