@@ -6,6 +6,9 @@
 
 PYTHON ?= python3 python3.13 python3.12 python3.11 python3.10 python
 
+# Test files share no state; a worker takes up to 2 GB.
+TEST_ARGS ?= --numprocesses auto --maxprocesses 4 --dist worksteal
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
