@@ -1,9 +1,13 @@
 // Runs the kernels on random shapes and hostile values, every tensor between two guard pages.
 //
 // What is read or written outside of a tensor ends the process: half of the tensors end where a
-// page without access begins, the others begin where one ends. Results are not looked at. Usage:
-// fuzz_kernels FIRST_SEED LAST_SEED. Linked with the objects of cc/deformable (see
-// test_fuzz_kernels.py), or with those compiled with sanitizers (CONTRIBUTING.md).
+// page without access begins, the others begin where one ends. Usage:
+//
+//   fuzz_kernels FIRST_SEED LAST_SEED [keep FILE | compare FILE]
+//
+// Results that are kept are compared with those of another instruction set. Linked with the objects
+// of cc/deformable (see test_fuzz_kernels.py), or with those compiled with sanitizers
+// (CONTRIBUTING.md).
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -13,6 +17,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <vector>
@@ -110,6 +115,87 @@ void RunPlan(const Plan& plan, const Work& work) {
   work(workspace.data());
 }
 
+double Get(float value) { return value; }
+double Get(double value) { return value; }
+double Get(BFloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float f;
+  __builtin_memcpy(&f, &bits, sizeof(f));
+  return f;
+}
+double Get(Half value) {
+  const int exponent = value.bits >> 10 & 31, mantissa = value.bits & 1023;
+  const double sign = value.bits & 0x8000 ? -1 : 1;
+  if (exponent == 31) return mantissa != 0 ? NAN : sign * INFINITY;
+  return sign * std::ldexp(exponent > 0 ? 1024 + mantissa : mantissa, std::max(exponent, 1) - 25);
+}
+
+// Roundings of a result, and of sums in another order; relative to a tensor's largest number.
+template <typename T>
+constexpr double kTolerance = 2e-5;
+template <>
+constexpr double kTolerance<double> = 1e-13;
+template <>
+constexpr double kTolerance<Half> = 2e-3;
+template <>
+constexpr double kTolerance<BFloat16> = 1.6e-2;
+
+// Keeps results in a file, or compares them with those there.
+class Results {
+ public:
+  void Open(const char* action, const char* path) {
+    compares_ = std::strcmp(action, "compare") == 0;
+    file_ = std::fopen(path, compares_ ? "rb" : "wb");
+    if (file_ == nullptr) std::exit(2);
+  }
+
+  template <typename T>
+  void Take(const char* name, T* data, int64_t size) {
+    if (file_ == nullptr || data == nullptr) return;
+    std::vector<double> got(size), expected(size);
+    for (int64_t i = 0; i < size; ++i) got[i] = Get(data[i]);
+    if (!compares_) {
+      std::fwrite(got.data(), sizeof(double), size, file_);
+      return;
+    }
+    if (std::fread(expected.data(), sizeof(double), size, file_) != static_cast<size_t>(size)) {
+      std::exit(2);
+    }
+    double largest = 1e-30, difference = 0;
+    for (int64_t i = 0; i < size; ++i) {
+      largest = std::max(largest, std::fabs(expected[i]));
+      const double d = std::fabs(got[i] - expected[i]);
+      difference = std::max(difference, std::isnan(d) ? INFINITY : d);
+    }
+    ++compared_;
+    worst_ = std::max(worst_, difference / largest / kTolerance<T>);
+    if (difference / largest <= kTolerance<T>) return;
+    ++wrong_;
+    std::printf("seed %d: %s differs by %g of its largest number\n", seed, name,
+                difference / largest);
+  }
+
+  // Returns whether all were equal.
+  bool Report() const {
+    if (compares_) {
+      std::printf("%d tensors of %s compared, %d differ, by at most %.2f of the tolerance\n",
+                  compared_, ToString(SelectedCpuIsa()), wrong_, worst_);
+    }
+    return wrong_ == 0;
+  }
+
+  // Returns whether this was all.
+  bool Close() { return file_ == nullptr || std::fclose(file_) == 0; }
+
+  int seed = 0;
+
+ private:
+  std::FILE* file_ = nullptr;
+  bool compares_ = false;
+  int compared_ = 0, wrong_ = 0;
+  double worst_ = 0;
+} results;
+
 int Divisor(int number) {
   std::vector<int> divisors;
   for (int i = 1; i <= number; ++i) {
@@ -166,6 +252,7 @@ void ConvolutionCase(bool hostile) {
                 bias.data_if(has_bias), output.data()},
                executor, workspace);
     });
+    if (!hostile) results.Take("convolution", output.data(), pixels * filters);
   }
   const DeformableConv2DBackwardPlan<T> plan(g, executor.num_workers());
   RunPlan(plan, [&](void* workspace) {
@@ -174,6 +261,11 @@ void ConvolutionCase(bool hostile) {
          grad_inputs.data(), grad_filters.data(), grad_offsets.data(), grad_mask.data_if(has_mask)},
         executor, workspace);
   });
+  if (hostile) return;
+  results.Take("convolution's grad_inputs", grad_inputs.data(), size);
+  results.Take("convolution's grad_filters", grad_filters.data(), filters_size);
+  results.Take("convolution's grad_offsets", grad_offsets.data(), pixels * samples * 2);
+  results.Take("convolution's grad_mask", grad_mask.data_if(has_mask), pixels * samples);
 }
 
 template <typename T>
@@ -218,6 +310,11 @@ void RoIPoolCase(bool hostile) {
     backward.Run(tensors, grad_output.data(), grad_inputs.data(), grad_offsets.data_if(has_offsets),
                  grad_mask.data_if(has_mask), executor, workspace);
   });
+  if (hostile) return;
+  results.Take("pooling", output.data(), pooled);
+  results.Take("pooling's grad_inputs", grad_inputs.data(), size);
+  results.Take("pooling's grad_offsets", grad_offsets.data_if(has_offsets), moved);
+  results.Take("pooling's grad_mask", grad_mask.data_if(has_mask), g.boxes * g.bins());
 }
 
 template <typename T>
@@ -232,11 +329,13 @@ void Case(bool is_convolution, bool hostile) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 3) return 2;
+  if (argc != 3 && argc != 5) return 2;
+  if (argc == 5) results.Open(argv[3], argv[4]);
   const int last = std::atoi(argv[2]);
   for (int seed = std::atoi(argv[1]); seed < last; ++seed) {
     std::fprintf(stderr, "%d\r", seed);  // the last one seen is the one that failed
     random_state.seed(seed);
+    results.seed = seed;
     const bool is_convolution = Chance(2), hostile = Chance(2);
     switch (seed % 4) {
       case 0:
@@ -253,5 +352,6 @@ int main(int argc, char** argv) {
         break;
     }
   }
+  if (!results.Close() || !results.Report()) return 1;
   std::puts("all cases ran");
 }

@@ -39,3 +39,18 @@ def test_random_shapes_and_hostile_values(program: pathlib.Path, isa: str) -> No
     )
     assert run.returncode == 0, f"signal {-run.returncode} in the case of seed {run.stderr[-12:]}"
     assert run.stdout == "all cases ran\n"
+
+
+def test_instruction_sets_compute_the_same(program: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The widest against the baseline, which no instruction set is without."""
+    results = tmp_path / "results"
+    for isa, action in (("baseline", "keep"), ("", "compare")):
+        run = subprocess.run(
+            [str(program), "0", "1500", action, str(results)],
+            env={**os.environ, "TF_DEFORMABLE_CPU_ISA": isa},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert run.returncode == 0, run.stdout
+    assert " 0 differ" in run.stdout
