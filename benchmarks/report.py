@@ -287,9 +287,7 @@ def conv_plot(results: Results, path: Path) -> None:
         axis.set_xticks([j + 0.35 for j in range(len(cases))], cases)
         axis.set_title(f"{mode}, {threads_in_words(threads)}")
     axes[0].set_ylabel("time / time of tf.nn.conv2d")
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names)
-    )
+    add_legend(figure, axes[0])
     save(figure, path)
 
 
@@ -334,10 +332,13 @@ def growth_plot(results: Results, path: Path) -> None:
             axis.grid(alpha=0.3)
     for size, axis in zip(grown, axes[-1], strict=True):
         axis.set_xlabel(size)
-    figure.legend(
-        *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names)
-    )
+    add_legend(figure, axes[0][0])
     save(figure, path)
+
+
+def add_legend(figure: Any, axis: Any) -> None:
+    """Names below the plots what an axis shows, in rows that a page's width holds."""
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
 def import_pyplot() -> Any:
