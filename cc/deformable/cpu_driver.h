@@ -7,6 +7,7 @@
 
 #include "deformable/cpu_isa.h"
 #include "deformable/executor.h"
+#include "deformable/integers.h"
 #include "deformable/kernel_table.h"
 
 namespace tf_deformable {
@@ -28,9 +29,6 @@ const Kernels<T>& SelectedKernels(const KernelTable<Kernels>* const (&tables)[kT
 }
 
 inline constexpr int64_t kWorkspaceAlignment = 64;  // bytes: a cache line, the widest vector
-
-inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
 
 // Lays out arrays one after the other, each aligned; positions are in elements of A.
 template <typename A>

@@ -46,14 +46,10 @@ int64_t PanelSamples(const DeformableConv2DGeometry& g, int64_t lanes) {
   return std::min(g.offset_groups * g.taps(), kLargestPanel) * lanes;
 }
 
-bool IsDepthwise(const DeformableConv2DGeometry& g) {
-  return g.groups > 1 && g.group_channels() == 1 && g.group_filters() == 1;
-}
-
 // The geometry that the kernels are given, see deformable_conv2d_cpu_kernels.h.
 DeformableConv2DGeometry KernelGeometry(const DeformableConv2DGeometry& geometry) {
   DeformableConv2DGeometry g = geometry;
-  if (IsDepthwise(geometry)) g.groups = 1;
+  if (geometry.is_depthwise()) g.groups = 1;
   return g;
 }
 
@@ -68,7 +64,7 @@ DeformableConv2DForwardPlan<T>::DeformableConv2DForwardPlan(
   using A = ComputeType<T>;
   const DeformableConv2DGeometry g = KernelGeometry(geometry);
   job_.geometry = g;
-  job_.depthwise = IsDepthwise(geometry);
+  job_.depthwise = geometry.is_depthwise();
   const int64_t depth = g.taps() * g.group_channels();
   const int64_t column_bytes = depth * sizeof(A);
   const int64_t group_columns = job_.depthwise ? 1 : RoundUp(g.group_filters(), kernels_.lanes);
@@ -145,7 +141,7 @@ template <typename T>
 DeformableConv2DBackwardPlan<T>::DeformableConv2DBackwardPlan(
     const DeformableConv2DGeometry& geometry, int num_workers)
     : kernels_(SelectedConv2DKernels<T>()) {
-  const bool depthwise = IsDepthwise(geometry);
+  const bool depthwise = geometry.is_depthwise();
   const DeformableConv2DGeometry g = KernelGeometry(geometry);
   workspace_bytes_ =
       std::max(PlanFilters(g, depthwise, num_workers), PlanInputs(g, depthwise, num_workers)) *

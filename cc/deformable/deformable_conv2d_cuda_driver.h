@@ -13,19 +13,13 @@
 
 #include "deformable/deformable_conv2d_cuda.h"
 #include "deformable/deformable_conv2d_cuda_kernels.h"
+#include "deformable/integers.h"
 
 namespace tf_deformable {
 namespace cuda {
 
-inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 inline std::string ErrorText(const char* error) {
   return error == nullptr ? "" : std::string("deformable_conv2d: CUDA says: ") + error;
-}
-
-// Each channel is a group of its own, with one filter.
-inline bool IsDepthwise(const DeformableConv2DGeometry& g) {
-  return g.group_channels() == 1 && g.group_filters() == 1;
 }
 
 // Fills `convolution`, or returns what does not fit into the kernels' 32-bit numbers. The number of
@@ -66,8 +60,8 @@ inline std::string MakeConvolution(const DeformableConv2DGeometry& g, Convolutio
   c.group_channels = g.group_channels();
   c.group_filters = g.group_filters();
   c.offset_group_channels = g.offset_group_channels();
-  c.segment = IsDepthwise(g) ? g.offset_group_channels()
-                             : std::gcd(g.group_channels(), g.offset_group_channels());
+  c.segment = g.is_depthwise() ? g.offset_group_channels()
+                               : std::gcd(g.group_channels(), g.offset_group_channels());
   c.tile_rows = c.tile_columns = 0;
   return "";
 }
@@ -215,7 +209,7 @@ std::string DeformableConv2DForwardCudaPlan<T>::Run(const DeformableConv2DForwar
   if (!unfit.empty()) return unfit;
   DeviceLimits limits;
   if (const char* error = GetDeviceLimits(&limits)) return ErrorText(error);
-  const bool depthwise = IsDepthwise(geometry_);
+  const bool depthwise = geometry_.is_depthwise();
   const bool vectorised =
       IsVectorised(c, depthwise, 16 / sizeof(T), {tensors.inputs, tensors.filters, tensors.output});
   if (depthwise && DepthwiseShared<T>(nullptr, c.taps).bytes <= limits.shared_bytes_per_block) {
@@ -255,7 +249,7 @@ DeformableConv2DBackwardCudaPlan<T>::DeformableConv2DBackwardCudaPlan(
   multiprocessors_ = limits.multiprocessors;
   shared_bytes_ = limits.shared_bytes_per_block;
   shared_bytes_for_two_ = limits.shared_bytes_per_multiprocessor / 2 - 1024;
-  depthwise_ = IsDepthwise(g);
+  depthwise_ = g.is_depthwise();
 
   const int64_t image_size = g.height * g.width * g.channels;
   const bool widened = !std::is_same_v<T, A>;

@@ -55,6 +55,10 @@ struct DeformableConv2DGeometry {
     return output_height * output_width;
   }
   [[gnu::always_inline]] constexpr int64_t output_pixels() const { return batch * output_size(); }
+  // Each of several channels is a group of its own, with one filter.
+  [[gnu::always_inline]] constexpr bool is_depthwise() const {
+    return groups > 1 && group_channels() == 1 && group_filters() == 1;
+  }
 };
 
 // Fills `geometry` with all that follows from `arguments`. Returns an empty string, or one sentence

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "deformable/integers.h"
 #include "deformable/roi_pool_cuda_kernels.h"
 
 namespace tf_deformable {
@@ -15,9 +16,6 @@ constexpr int64_t kPartialsBytes = 16 << 20;
 constexpr int64_t kTapsInSharedMemory = 40 << 10;  // more would leave a multiprocessor few blocks
 constexpr int64_t kMostUnits = kRoIThreads / 2;    // a thread to each axis
 constexpr int64_t kBlocksOfEach = 8;               // multiprocessor: enough to keep it busy
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
 
 std::string ErrorText(const char* error) {
   return error == nullptr ? "" : std::string("deformable_roi_pool: CUDA says: ") + error;
