@@ -40,16 +40,16 @@ Axis ResolveAxis(int64_t input, int64_t kernel, int64_t stride, int64_t dilation
 
 std::string CheckAttributes(const DeformableConv2DArguments& a) {
   if (!AllInRange(a.strides, 2, 1)) {
-    return Message("strides must be 2 positive integers (y, x), got " + ListToString(a.strides));
+    return Message("strides must be 2 positive integers (y, x)" + AtMostLargest() + ", got " +
+                   ListToString(a.strides));
   }
   if (!AllInRange(a.dilations, 2, 1)) {
-    return Message("dilations must be 2 positive integers (y, x), got " +
+    return Message("dilations must be 2 positive integers (y, x)" + AtMostLargest() + ", got " +
                    ListToString(a.dilations));
   }
   if (a.padding == Padding::kExplicit && !AllInRange(a.explicit_paddings, 4, 0)) {
-    return Message(
-        "explicit padding must be 4 non-negative integers (top, bottom, left, right), got " +
-        ListToString(a.explicit_paddings));
+    return Message("explicit padding must be 4 non-negative integers (top, bottom, left, right)" +
+                   AtMostLargest() + ", got " + ListToString(a.explicit_paddings));
   }
   return "";
 }

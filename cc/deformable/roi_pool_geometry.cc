@@ -20,17 +20,17 @@ std::string ToText(float value) {
 
 std::string CheckAttributes(const RoIPoolArguments& a) {
   if (!AllInRange(a.output_size, 2, 1)) {
-    return Message("output_size must be 2 positive integers (ph, pw), got " +
+    return Message("output_size must be 2 positive integers (ph, pw)" + AtMostLargest() + ", got " +
                    ListToString(a.output_size));
   }
   if (!AllInRange({a.group_size}, 1, 1)) {
-    return Message("group_size must be a positive integer, got " + std::to_string(a.group_size));
+    return Message("group_size must be a positive integer" + AtMostLargest() + ", got " +
+                   std::to_string(a.group_size));
   }
   if (!AllInRange({a.samples_per_bin}, 1, a.aligned ? 0 : 1)) {
     return Message(
-        "samples_per_bin must be a positive integer (or 0 with aligned=True: as many as pixels), "
-        "got " +
-        std::to_string(a.samples_per_bin));
+        "samples_per_bin must be a positive integer (or 0 with aligned=True: as many as pixels)" +
+        AtMostLargest() + ", got " + std::to_string(a.samples_per_bin));
   }
   if (!std::isfinite(a.spatial_scale) || a.spatial_scale <= 0) {
     return Message("spatial_scale must be finite and positive, got " + ToText(a.spatial_scale));

@@ -4,6 +4,8 @@
 
 namespace tf_deformable {
 
+std::string AtMostLargest() { return ", at most " + std::to_string(kLargestAttribute); }
+
 int64_t FirstKnown(std::initializer_list<int64_t> values) {
   for (int64_t value : values) {
     if (Known(value)) return value;

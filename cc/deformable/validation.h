@@ -23,6 +23,9 @@ inline bool Differ(int64_t a, int64_t b) { return Known(a) && Known(b) && a != b
 // kUnknown if either is.
 inline int64_t Product(int64_t a, int64_t b) { return Known(a) && Known(b) ? a * b : kUnknown; }
 
+// ", at most 2147483647": ends the rule of an integer attribute.
+std::string AtMostLargest();
+
 int64_t FirstKnown(std::initializer_list<int64_t> values);
 
 // True for `count` values, each in [lowest, kLargestAttribute].

@@ -61,8 +61,16 @@ def _filters(shape: list[int]) -> Bad:
 
 
 def _pair(argument: str, value: Any, text: str) -> Bad:
-    rule = f"{argument} must be 2 positive integers (y, x)"
+    rule = f"{argument} must be 2 positive integers (y, x), at most 2147483647"
     return Bad(f"{rule}, got {text}", attributes={argument: value})
+
+
+def _padding(bottom: int) -> Bad:
+    rule = "explicit padding must be 4 non-negative integers (top, bottom, left, right)"
+    return Bad(
+        f"{rule}, at most 2147483647, got [1,{bottom},0,0]",
+        attributes={"padding": [[0, 0], [1, bottom], [0, 0], [0, 0]]},
+    )
 
 
 TOO_HIGH = "inputs, height beyond int32"
@@ -86,11 +94,8 @@ BAD = {
     "strides, beyond int32": _pair("strides", 2**31, "[2147483648,2147483648]"),
     "dilations, zero": _pair("dilations", (1, 0), "[1,0]"),
     "dilations, negative": _pair("dilations", -2, "[-2,-2]"),
-    "padding, negative": Bad(
-        "explicit padding must be 4 non-negative integers (top, bottom, left, right), "
-        "got [1,-1,0,0]",
-        attributes={"padding": [[0, 0], [1, -1], [0, 0], [0, 0]]},
-    ),
+    "padding, negative": _padding(-1),
+    "padding, beyond int32": _padding(2**31),
     "filters, no rows": _filters([0, 3, 4, 6]),
     "filters, no input channels": _filters([3, 3, 0, 6]),
     "filters, no outputs": _filters([3, 3, 4, 0]),

@@ -53,7 +53,7 @@ def _offsets(shape: list[int]) -> Bad:
 
 def _output_size(value: Any, text: str) -> Bad:
     return Bad(
-        f"output_size must be 2 positive integers (ph, pw), got {text}",
+        f"output_size must be 2 positive integers (ph, pw), at most 2147483647, got {text}",
         attributes={"output_size": value},
     )
 
@@ -61,8 +61,15 @@ def _output_size(value: Any, text: str) -> Bad:
 def _samples(value: int, **attributes: Any) -> Bad:
     return Bad(
         "samples_per_bin must be a positive integer (or 0 with aligned=True: as many as pixels), "
-        f"got {value}",
+        f"at most 2147483647, got {value}",
         attributes={"samples_per_bin": value, **attributes},
+    )
+
+
+def _group_size(value: int) -> Bad:
+    return Bad(
+        f"group_size must be a positive integer, at most 2147483647, got {value}",
+        attributes={"group_size": value},
     )
 
 
@@ -77,15 +84,13 @@ BAD = {
     "output size, zero columns": _output_size((4, 0), "[4,0]"),
     "output size, negative": _output_size([-7, 7], "[-7,7]"),
     "output size, beyond int32": _output_size(2**31, "[2147483648,2147483648]"),
-    "group size, zero": Bad(
-        "group_size must be a positive integer, got 0", attributes={"group_size": 0}
-    ),
-    "group size, negative": Bad(
-        "group_size must be a positive integer, got -2", attributes={"group_size": -2}
-    ),
+    "group size, zero": _group_size(0),
+    "group size, negative": _group_size(-2),
+    "group size, beyond int32": _group_size(2**31),
     "samples, none": _samples(0),
     "samples, negative": _samples(-1),
     "samples, negative and aligned": _samples(-1, aligned=True),
+    "samples, beyond int32": _samples(2**31),
     "scale, zero": _number(*_SCALE, 0, "0"),
     "scale, negative": _number(*_SCALE, -0.0625, "-0.0625"),
     "scale, NaN": _number(*_SCALE, np.nan, "nan"),

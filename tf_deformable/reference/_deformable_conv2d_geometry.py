@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 import tensorflow as tf
 
 from tf_deformable.reference._sizes import (
+    AT_MOST_LARGEST,
     LARGEST_INTEGER,
     Checks,
     Dim,
@@ -225,13 +226,15 @@ def _resolve_axis(
 def _check_attributes(strides: Pair, padding: Padding, dilations: Pair) -> None:
     for name, values in (("strides", strides), ("dilations", dilations)):
         if not _all_between(values, 2, 1):
-            raise _check.error(f"{name} must be 2 positive integers (y, x), got {text(values)}")
+            raise _check.error(
+                f"{name} must be 2 positive integers (y, x){AT_MOST_LARGEST}, got {text(values)}"
+            )
     if not isinstance(padding, str):
         pads = [pad for axis in padding for pad in axis]
         if not _all_between(pads, 4, 0):
             raise _check.error(
-                "explicit padding must be 4 non-negative integers (top, bottom, left, right), "
-                f"got {text(pads)}"
+                "explicit padding must be 4 non-negative integers (top, bottom, left, right)"
+                f"{AT_MOST_LARGEST}, got {text(pads)}"
             )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_deformable.reference._sizes import (
+    AT_MOST_LARGEST,
     LARGEST_INTEGER,
     Checks,
     Dim,
@@ -187,14 +188,17 @@ def _check_attributes(
 ) -> None:
     if not all(_is_between(size, 1) for size in output_size):
         raise _check.error(
-            f"output_size must be 2 positive integers (ph, pw), got {text(list(output_size))}"
+            f"output_size must be 2 positive integers (ph, pw){AT_MOST_LARGEST}, "
+            f"got {text(list(output_size))}"
         )
     if not _is_between(group_size, 1):
-        raise _check.error(f"group_size must be a positive integer, got {group_size}")
+        raise _check.error(
+            f"group_size must be a positive integer{AT_MOST_LARGEST}, got {group_size}"
+        )
     if not _is_between(samples_per_bin, 0 if aligned else 1):
         raise _check.error(
             "samples_per_bin must be a positive integer (or 0 with aligned=True: as many as "
-            f"pixels), got {samples_per_bin}"
+            f"pixels){AT_MOST_LARGEST}, got {samples_per_bin}"
         )
     if not (np.isfinite(np.float32(spatial_scale)) and np.float32(spatial_scale) > 0):
         raise _check.error(f"spatial_scale must be finite and positive, got {spatial_scale:g}")

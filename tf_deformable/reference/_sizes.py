@@ -12,6 +12,7 @@ Dim: TypeAlias = "int | tf.Tensor"
 Pair: TypeAlias = tuple[int, int]
 
 LARGEST_INTEGER = 2**31 - 1
+AT_MOST_LARGEST = f", at most {LARGEST_INTEGER}"  # ends the rule of an integer attribute
 
 
 class Checks:
