@@ -85,8 +85,9 @@ def test_unknown_shapes_in_a_graph():
     np.testing.assert_allclose(graph(boxes, offsets), expected, rtol=1e-6)
 
 
-def test_no_boxes():
-    assert bin_boxes(tf.zeros([0, 4]), output_size=2).shape == (0, 2, 2, 4)
+@pytest.mark.parametrize("boxes", [[], tf.zeros([0, 4])], ids=["list", "tensor"])
+def test_no_boxes(boxes):
+    assert bin_boxes(boxes, output_size=2).shape == (0, 2, 2, 4)
 
 
 @pytest.mark.parametrize(

@@ -354,6 +354,7 @@ def test_python_numbers_and_integers_are_converted(backend: str, dtype: type) ->
     np.testing.assert_allclose(result, 2, rtol=1e-3)
 
 
-def test_no_boxes_as_empty_lists(backend: str) -> None:
-    result = _call(boxes=np.zeros([0, 4]), box_indices=[], offsets=None, mask=None)
+@pytest.mark.parametrize("boxes", [[], (), np.zeros([0, 4])], ids=["list", "tuple", "array"])
+def test_no_boxes_as_empty_lists(backend: str, boxes: Any) -> None:
+    result = _call(boxes=boxes, box_indices=[], offsets=None, mask=None)
     assert result.shape == [0, 4, 3, 6]

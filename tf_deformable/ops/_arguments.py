@@ -190,6 +190,18 @@ def coordinates(op: str, argument: str, value: Any, dtype: tf.DType) -> tf.Tenso
     return tensor
 
 
+def boxes(op: str, value: Any, dtype: tf.DType) -> tf.Tensor:
+    """Converts boxes as `coordinates` does; an empty list or tuple has no boxes, `[0, 4]`.
+
+    Raises:
+        TypeError: the value cannot become a tensor.
+        ValueError: another dtype.
+    """
+    if isinstance(value, (list, tuple)) and not value:
+        return tf.zeros([0, 4], dtype)
+    return coordinates(op, "boxes", value, dtype)
+
+
 def indices(op: str, argument: str, value: Any) -> tf.Tensor:
     """Converts integers of any dtype to an int32 tensor; those beyond it become its limits.
 

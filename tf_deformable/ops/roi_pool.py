@@ -275,7 +275,7 @@ def _pool(
     attributes: _Attributes,
 ) -> tf.Tensor:
     positions_dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32
-    boxes = _arguments.coordinates(_OP, "boxes", boxes, positions_dtype)
+    boxes = _arguments.boxes(_OP, boxes, positions_dtype)
     box_indices = _arguments.indices(_OP, "box_indices", box_indices)
     if config.get_backend() == "reference":
         return _reference(inputs, boxes, box_indices, offsets, mask, **attributes.for_reference())

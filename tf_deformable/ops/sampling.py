@@ -123,7 +123,7 @@ def bin_boxes(
     if not spatial_scale > 0:
         raise ValueError(f"{op}: spatial_scale must be positive, got {spatial_scale:g}")
     gamma = _arguments.number(op, "gamma", gamma)
-    boxes = _arguments.coordinates(op, "boxes", boxes, tf.float32)
+    boxes = _arguments.boxes(op, boxes, tf.float32)
     if not boxes.shape.is_compatible_with([None, 4]):
         raise ValueError(
             f"{op}: boxes must have shape [R,4], got shape {_arguments.shape_text(boxes)}"
