@@ -323,6 +323,17 @@ def test_a_box_larger_than_float32_is_nowhere(aligned: bool, samples: int) -> No
         assert not np.any(tensor), name
 
 
+@pytest.mark.parametrize(("aligned", "samples"), [(False, 3), (True, 3), (True, 0)])
+def test_a_box_beyond_float32_on_the_map_is_nowhere(aligned: bool, samples: int) -> None:
+    case = Case(boxes=2, spatial_scale=4.0, aligned=aligned, samples_per_bin=samples)
+    arrays = case.arrays(tf.float32)
+    arrays["boxes"][:] = [[2e38, 0, 3e38, 5], [0, -3e38, 5, -2e38]]
+    arrays["box_indices"][:] = 0
+
+    for name, tensor in evaluate(arrays, **case.attributes()).items():
+        assert not np.any(tensor), name
+
+
 @pytest.mark.parametrize("half_size", [10, 1000, 100000])
 def test_a_large_box_with_as_many_samples_as_pixels_reads_each_pixel(half_size: int) -> None:
     inputs = np.random.default_rng(0).normal(size=(1, 6, 7, 3))

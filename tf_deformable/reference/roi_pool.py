@@ -172,7 +172,9 @@ def _axis(
     start, size = _as_bins(low * g.spatial_scale - 0.5), _as_bins((high - low) * g.spatial_scale)
     if not g.aligned:
         start = _as_bins(_round(low) * g.spatial_scale - 0.5)
-        size = tf.maximum(_as_bins((_round(high) + 1) * g.spatial_scale - 0.5) - start, 0.1)
+        size = _as_bins((_round(high) + 1) * g.spatial_scale - 0.5) - start
+        # tf.maximum would keep the NaN of infinity minus infinity.
+        size = tf.where(size > 0.1, size, tf.constant(0.1, dtype))
     bin_size = size / bins
     # No offset moves nothing, however large the box: zero times infinity is no number.
     shift = tf.clip_by_value(g.gamma * size, dtype.min, dtype.max)
