@@ -18,7 +18,6 @@ import json
 import math
 import pathlib
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 import torchvision
 
+from benchmarks import machine
 from tests.gpu.kernels import ROOT, Kernels, TorchMemory
 
 Tensors = dict[str, Any]
@@ -284,19 +284,12 @@ class Timer:
 
 def _machine() -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(0)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "gpu": properties.name,
         "multiprocessors": properties.multi_processor_count,
         "memory": properties.total_memory,
         "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip(),
+        "commit": machine.commit(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "cuda": torch.version.cuda,
