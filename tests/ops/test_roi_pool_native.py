@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tf_deformable
 from tests.ops.deformable_conv2d_cases import assert_close
 from tests.ops.processes import lines_with_threads
 from tests.ops.roi_pool_cases import HUGE, NOT_FINITE, NOWHERE, ODD, Case, evaluate
@@ -50,6 +51,29 @@ def test_many_classes_of_odd_boxes_agree_with_the_reference(aligned: bool) -> No
 
     expected = {name: tensor.numpy() for name, tensor in results["reference"].items()}
     assert_close(results["native"], expected)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("classes", [1, 2])
+def test_the_last_of_many_pixels(aligned: bool, classes: int) -> None:
+    """float32 rounds the number of rows up: to a pixel that there is not."""
+    height = 2**24 + 4
+    inputs = tf.ones([1, height, 1, classes])
+    boxes = tf.constant([[height - 4.0, 0, height, 1]])
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs = tf_deformable.deformable_psroi_pool(
+            inputs,
+            boxes,
+            tf.constant([0]),
+            tf.zeros([1, 1, 1, classes, 2]),
+            output_size=1,
+            group_size=1,
+            spatial_scale=1.0,
+            aligned=aligned,
+        )
+    np.testing.assert_array_equal(outputs, np.ones([1, 1, 1, classes]))
+    assert tf.reduce_sum(tape.gradient(outputs, inputs)) == classes
 
 
 def _call_gradient_operator(grad_output_shape: list[int]) -> list[tf.Tensor]:
