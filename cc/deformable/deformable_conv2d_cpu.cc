@@ -9,12 +9,14 @@
 namespace tf_deformable {
 namespace {
 
-constexpr int64_t kPackedBytes = 10 << 20;    // of filters packed at a time
-constexpr int64_t kSamplesBytes = 512 << 10;  // of a tile
-constexpr int64_t kSumsBytes = 512 << 10;     // of the sums of a tile or block
-constexpr int64_t kPartialsBytes = 4 << 20;   // of the gradients that wait to be added up
-constexpr int64_t kTileBlocks = 16;           // a tile is that many register blocks high
-constexpr int64_t kUnitsWanted = 8;           // enough to keep some threads busy
+constexpr int64_t kPackedBytes = 10 << 20;      // of filters packed at a time
+constexpr int64_t kPieceBytes = 512 << 10;      // of filters that a worker packs for itself
+constexpr int64_t kSamplesBytes = 512 << 10;    // of a tile
+constexpr int64_t kMostSamplesBytes = 2 << 20;  // of a tile that is one register block high
+constexpr int64_t kSumsBytes = 512 << 10;       // of the sums of a tile or block
+constexpr int64_t kPartialsBytes = 4 << 20;     // of the gradients that wait to be added up
+constexpr int64_t kTileBlocks = 16;             // a tile is that many register blocks high
+constexpr int64_t kUnitsWanted = 8;             // enough to keep some threads busy
 
 template <typename T>
 const DeformableConv2DKernels<T>& SelectedConv2DKernels() {
@@ -28,7 +30,8 @@ int64_t PanelRow(int64_t columns) {
   return RoundUp(columns, kWorkspaceAlignment / sizeof(A)) + kWorkspaceAlignment / sizeof(A);
 }
 
-// Pixels of a tile: some register blocks, fewer if their samples or their sums would not fit.
+// Pixels of a tile: some register blocks, fewer if their samples or their sums would not fit, less
+// than one if even its sums would not.
 template <typename T>
 int64_t TilePixels(const DeformableConv2DKernels<T>& kernels, int64_t pixels,
                    int64_t samples_per_pixel, int64_t sums_per_pixel) {
@@ -36,8 +39,9 @@ int64_t TilePixels(const DeformableConv2DKernels<T>& kernels, int64_t pixels,
   const int64_t rows = kernels.block_rows;
   int64_t tile = rows * kTileBlocks;
   tile = std::min<int64_t>(tile, kSamplesBytes / (samples_per_pixel * kSampleBytes<A>));
-  tile = std::min<int64_t>(tile, kSumsBytes / (sums_per_pixel * sizeof(A)));
   tile = std::max(tile / rows * rows, rows);
+  const int64_t summed = std::max<int64_t>(kSumsBytes / (sums_per_pixel * sizeof(A)), 1);
+  if (tile > summed) tile = summed < rows ? summed : summed / rows * rows;
   return std::min(tile, std::max<int64_t>(pixels, 1));
 }
 
@@ -67,26 +71,40 @@ DeformableConv2DForwardPlan<T>::DeformableConv2DForwardPlan(
   job_.depthwise = geometry.is_depthwise();
   const int64_t depth = g.taps() * g.group_channels();
   const int64_t column_bytes = depth * sizeof(A);
-  const int64_t group_columns = job_.depthwise ? 1 : RoundUp(g.group_filters(), kernels_.lanes);
-  groups_per_slab_ =
-      std::clamp<int64_t>(kPackedBytes / (column_bytes * group_columns), 1, g.groups);
+  const int64_t columns = RoundUp(g.group_filters(), kernels_.lanes);
+  // Filters of which not even a panel fits are packed piece by piece, each time a tile needs them.
+  // So are depthwise ones, which are only widened.
+  job_.packs_pieces =
+      job_.depthwise || column_bytes * std::min(columns, kernels_.panel_columns) > kPackedBytes;
+  const int64_t packed_columns =
+      job_.packs_pieces ? kPieceBytes / (kLargestPanel * static_cast<int64_t>(sizeof(A)))
+                        : kPackedBytes / column_bytes;
+  const int64_t summed_columns =
+      kSumsBytes / (kernels_.block_rows * static_cast<int64_t>(sizeof(A)));
+  const int64_t most_columns = std::min(packed_columns, summed_columns);
   filters_per_slab_ = g.group_filters();
-  if (column_bytes * group_columns > kPackedBytes) {
-    filters_per_slab_ = std::max<int64_t>(kPackedBytes / column_bytes / kernels_.panel_columns, 1) *
-                        kernels_.panel_columns;
-    filters_per_slab_ = std::min(filters_per_slab_, g.group_filters());
+  if (!job_.depthwise && columns > most_columns) {
+    filters_per_slab_ = most_columns / kernels_.panel_columns * kernels_.panel_columns;
   }
   const int64_t slab_columns = RoundUp(filters_per_slab_, kernels_.lanes);
+  job_.packed_group_size = job_.packs_pieces ? 0 : depth * slab_columns;
+  groups_per_slab_ =
+      job_.packs_pieces
+          ? g.groups
+          : std::clamp<int64_t>(kPackedBytes / (column_bytes * slab_columns), 1, g.groups);
 
-  job_.packed_group_size = depth * (job_.depthwise ? 1 : slab_columns);
-  job_.all_samples = g.groups > 1;
-  const int64_t pixel_samples = job_.all_samples ? g.offset_groups * g.taps() : 1;
+  const int64_t group_samples = g.offset_groups * g.taps();
+  const int64_t block_samples = RoundUp(kernels_.block_rows, kernels_.lanes) * group_samples;
+  job_.all_samples = g.groups > 1 && block_samples * kSampleBytes<A> <= kMostSamplesBytes;
+  const int64_t pixel_samples = job_.all_samples ? group_samples : 1;
   job_.tile_pixels = TilePixels(kernels_, g.output_pixels(), pixel_samples, slab_columns);
   job_.panel_row = PanelRow<A>(std::min(depth, kLargestPanel));
   job_.sums_row = slab_columns;
+  const int64_t piece = std::min(depth, kLargestPanel) * (job_.depthwise ? 1 : slab_columns);
   Layout<A> worker;
   job_.panel_at = worker.Add(job_.tile_pixels * job_.panel_row);
   job_.sums_at = worker.Add(job_.tile_pixels * job_.sums_row);
+  job_.piece_at = worker.Add(job_.packs_pieces ? piece : 0);
   job_.pixels_at = worker.AddBytes(RoundUp(job_.tile_pixels, kernels_.lanes) * kPixelBytes<A>);
   const int64_t samples = job_.all_samples
                               ? RoundUp(job_.tile_pixels, kernels_.lanes) * pixel_samples
@@ -125,8 +143,10 @@ void DeformableConv2DForwardPlan<T>::Run(const DeformableConv2DForward<T>& tenso
       job.last_filter = std::min(filter + filters_per_slab_, g.group_filters());
       const int64_t columns = job.last_filter - job.first_filter;
       const int64_t row_filters = job.depthwise ? 1 : columns;
-      ForEach(executor, job.last_group - job.first_group, depth * row_filters,
-              [&](int64_t unit, int) { kernels_.pack_filters(job, job.first_group + unit); });
+      if (!job.packs_pieces) {
+        ForEach(executor, job.last_group - job.first_group, depth * columns,
+                [&](int64_t unit, int) { kernels_.pack_filters(job, job.first_group + unit); });
+      }
       const int64_t products = (job.last_group - job.first_group) * depth * row_filters;
       ForEach(executor, tiles, 2 * products * job.tile_pixels, [&](int64_t unit, int worker) {
         kernels_.forward(job, unit, worker_space + worker * worker_size_);
@@ -206,6 +226,7 @@ int64_t DeformableConv2DBackwardPlan<T>::PlanInputs(const DeformableConv2DGeomet
   const int64_t widest = std::clamp<int64_t>(
       RoundUp(CeilDiv(g.batch * g.channels, kUnitsWanted), lanes), 64, kLargestPanel / 2);
   const int64_t block_filters = depthwise ? 1 : g.group_filters();
+  const int64_t most_packed = kPackedBytes / static_cast<int64_t>(sizeof(A));
   int64_t packed = 0, largest_slab = 0, widest_block = 0;
   for (int64_t first = 0; first < g.channels;) {
     ChannelBlock block;
@@ -216,18 +237,24 @@ int64_t DeformableConv2DBackwardPlan<T>::PlanInputs(const DeformableConv2DGeomet
                             (block.offset_group + 1) * g.offset_group_channels() - first});
     block.packed_at = packed;
     const int64_t size = g.taps() * block_filters * RoundUp(block.width, lanes);
-    const int64_t slab_start = slabs_.empty() ? 0 : blocks_[slabs_.back()].packed_at;
-    if (slabs_.empty() ||
-        (packed + size - slab_start) * static_cast<int64_t>(sizeof(A)) > kPackedBytes) {
-      slabs_.push_back(blocks_.size());
+    const int64_t index = blocks_.size();
+    const int64_t slab_start = slabs_.empty() ? 0 : blocks_[slabs_.back().first_block].packed_at;
+    if (slabs_.empty() || packed + size - slab_start > most_packed) {
+      // A block too large for a slab is packed some taps at a time.
+      const int64_t taps = std::clamp<int64_t>(most_packed / (size / g.taps()), 1, g.taps());
+      for (int64_t tap = 0; tap < g.taps(); tap += taps) {
+        slabs_.push_back({index, index + 1, tap, std::min(tap + taps, g.taps())});
+      }
+      largest_slab = std::max(largest_slab, size / g.taps() * taps);
+    } else {
+      slabs_.back().last_block = index + 1;
+      largest_slab = std::max(largest_slab, packed + size - slab_start);
     }
     packed += size;
     blocks_.push_back(block);
-    largest_slab = std::max(largest_slab, packed - blocks_[slabs_.back()].packed_at);
     widest_block = std::max(widest_block, RoundUp(block.width, lanes));
     first += block.width;
   }
-  slabs_.push_back(blocks_.size());
   job.num_blocks = blocks_.size();
 
   const int64_t pixel_partials = job.num_blocks * g.taps() * 3 * sizeof(A);
@@ -258,7 +285,9 @@ int64_t DeformableConv2DBackwardPlan<T>::PlanInputs(const DeformableConv2DGeomet
   Layout<A> inputs;
   packed_at_ = inputs.Add(largest_slab);
   partials_at_ = inputs.Add(images_per_step_ * job.num_blocks * pixels_per_step_ * g.taps() * 3);
-  grad_inputs_at_ = inputs.Add(kRounds ? images_per_step_ * g.height * g.width * g.channels : 0);
+  const int64_t rounded_images = kRounds ? std::min(images_per_step_, g.batch) : 0;
+  grad_inputs_at_ =
+      inputs.Add(rounded_images > 0 ? rounded_images * g.height * g.width * g.channels : 0);
   inputs_worker_at_ = inputs.Add(num_workers * inputs_worker_size_);
   return inputs.size();
 }
@@ -307,6 +336,7 @@ void DeformableConv2DBackwardPlan<T>::RunInputs(const DeformableConv2DBackward<T
                                                 ComputeType<T>* workspace) const {
   using A = ComputeType<T>;
   const DeformableConv2DGeometry& g = inputs_job_.geometry;
+  if (g.batch == 0) return;  // the sizes of the images that are not there may be anything
   const int64_t image_size = g.height * g.width * g.channels;
   InputsGradientJob<T> job = inputs_job_;
   job.inputs = tensors.inputs;
@@ -320,7 +350,7 @@ void DeformableConv2DBackwardPlan<T>::RunInputs(const DeformableConv2DBackward<T
   job.packed_filters = workspace + packed_at_;
   job.partials = workspace + partials_at_;
   A* const worker_space = workspace + inputs_worker_at_;
-  const bool packed_once = slabs_.size() == 2;
+  const bool packed_once = slabs_.size() == 1;
   bool packed = false;
 
   for (int64_t image = 0; image < g.batch; image += images_per_step_) {
@@ -338,12 +368,14 @@ void DeformableConv2DBackwardPlan<T>::RunInputs(const DeformableConv2DBackward<T
     for (int64_t pixel = 0; pixel < g.output_size(); pixel += pixels_per_step_) {
       job.first_pixel = pixel;
       job.last_pixel = std::min(pixel + pixels_per_step_, g.output_size());
-      for (size_t slab = 0; slab + 1 < slabs_.size(); ++slab) {
-        job.first_block = slabs_[slab];
-        job.last_block = slabs_[slab + 1];
+      for (const Slab& slab : slabs_) {
+        job.first_block = slab.first_block;
+        job.last_block = slab.last_block;
+        job.first_tap = slab.first_tap;
+        job.last_tap = slab.last_tap;
         const int64_t blocks = job.last_block - job.first_block;
-        const int64_t block_products =
-            g.taps() * (job.depthwise ? 1 : g.group_filters()) * blocks_[0].width;
+        const int64_t block_products = (job.last_tap - job.first_tap) *
+                                       (job.depthwise ? 1 : g.group_filters()) * blocks_[0].width;
         if (!packed || !packed_once) {
           ForEach(executor, blocks, block_products, [&](int64_t unit, int) {
             kernels_.pack_transposed_filters(job, job.first_block + unit);

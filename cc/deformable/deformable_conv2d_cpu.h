@@ -38,6 +38,12 @@ class DeformableConv2DBackwardPlan {
   void Run(const DeformableConv2DBackward<T>& tensors, Executor& executor, void* workspace) const;
 
  private:
+  // Filters that are packed at a time: of some blocks all taps, or of one block some.
+  struct Slab {
+    int64_t first_block, last_block;
+    int64_t first_tap, last_tap;
+  };
+
   // Each pass follows the other in the same workspace; returns the elements that it needs of it.
   int64_t PlanFilters(const DeformableConv2DGeometry& geometry, bool depthwise, int num_workers);
   int64_t PlanInputs(const DeformableConv2DGeometry& geometry, bool depthwise, int num_workers);
@@ -51,7 +57,7 @@ class DeformableConv2DBackwardPlan {
   int64_t filters_worker_at_, filters_worker_size_;
   InputsGradientJob<T> inputs_job_ = {};
   std::vector<ChannelBlock> blocks_;
-  std::vector<int64_t> slabs_;  // first block of each slab of packed filters, then num_blocks
+  std::vector<Slab> slabs_;
   int64_t images_per_step_, pixels_per_step_;
   int64_t packed_at_, partials_at_, grad_inputs_at_, inputs_worker_at_, inputs_worker_size_;
   int64_t workspace_bytes_;

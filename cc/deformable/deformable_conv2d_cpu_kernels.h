@@ -35,19 +35,20 @@ struct ForwardJob {
   const T* mask;
   const T* bias;
   T* output;
-  // The slab of filters that is packed at a time: either some groups with all their filters, or a
-  // range of one group's filters.
+  // The slab of filters that is packed at a time: some groups' filters of a range.
   int64_t first_group, last_group;
   int64_t first_filter, last_filter;
   A* packed_filters;  // per group: panels [taps * group_channels, columns]
   int64_t packed_group_size;
+  bool packs_pieces;  // instead, each worker for itself what a sampled panel is multiplied by
   int64_t tile_pixels;
   // Workspace of one worker, as element offsets from its start.
   int64_t panel_at, panel_row;  // sampled values [tile_pixels, panel_row]
   int64_t sums_at, sums_row;    // [tile_pixels, sums_row]
+  int64_t piece_at;             // of packed filters
   int64_t pixels_at;            // PixelVectors of a tile
   int64_t samples_at;  // SampleVectors of one vector of pixels and the columns of a panel, or
-  bool all_samples;    // of all pixels and columns: where several groups use them
+  bool all_samples;    // of all pixels and columns: where several groups use them, and they fit
 };
 
 template <typename T>
@@ -98,8 +99,8 @@ struct InputsGradientJob {
   T* grad_mask;
   const ChannelBlock* blocks;
   int64_t num_blocks;
-  int64_t first_block, last_block;  // whose filters are packed
-  A* packed_filters;                // per block and tap: panels [group_filters, width]
+  int64_t first_block, last_block, first_tap, last_tap;  // whose filters are packed
+  A* packed_filters;  // per block and tap: panels [group_filters, width]
   // The step: images [first_image, last_image), pixels [first_pixel, last_pixel) of each.
   int64_t first_image, last_image;
   int64_t first_pixel, last_pixel;

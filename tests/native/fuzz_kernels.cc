@@ -4,9 +4,11 @@
 // page without access begins, the others begin where one ends. Usage:
 //
 //   fuzz_kernels FIRST_SEED LAST_SEED [keep FILE | compare FILE]
+//   fuzz_kernels workspaces
 //
-// Results that are kept are compared with those of another instruction set. Linked with the objects
-// of cc/deformable (see test_fuzz_kernels.py), or with those compiled with sanitizers
+// Results that are kept are compared with those of another instruction set. The second form runs
+// nothing: it checks how much memory lopsided shapes would need. Linked with the objects of
+// cc/deformable (see test_fuzz_kernels.py), or with those compiled with sanitizers
 // (CONTRIBUTING.md).
 
 #include <sys/mman.h>
@@ -326,9 +328,65 @@ void Case(bool is_convolution, bool hostile) {
   }
 }
 
+// What two threads need of memory: little forward, and backward little more than the gradients.
+// Returns whether they need no more.
+template <typename T>
+bool WorkspaceIsBounded(const char* type, const Shape& inputs, const Shape& filters,
+                        int64_t offset_groups) {
+  DeformableConv2DArguments a;
+  a.inputs = inputs;
+  a.filters = filters;
+  a.strides = a.dilations = {1, 1};
+  const int64_t samples = offset_groups * filters.dims[0] * filters.dims[1];
+  a.offsets = Shape({inputs.dims[0], inputs.dims[1], inputs.dims[2], 2 * samples});
+  DeformableConv2DGeometry g;
+  if (!ParseDeformableConv2D(a, &g).empty()) std::abort();
+  int64_t gradients = 0;
+  for (const Shape& shape : {a.inputs, a.filters, a.offsets}) {
+    int64_t size = sizeof(ComputeType<T>);
+    for (int64_t dim : shape.dims) size *= dim;
+    gradients += size;
+  }
+  constexpr int64_t kMost = 16'000'000;
+  const int64_t forward = DeformableConv2DForwardPlan<T>(g, 2).workspace_bytes();
+  const int64_t backward = DeformableConv2DBackwardPlan<T>(g, 2).workspace_bytes();
+  const bool bounded =
+      forward >= 0 && forward <= kMost && backward >= 0 && backward <= kMost + gradients;
+  if (!bounded) {
+    std::printf("%s, inputs %s, filters %s, %d offset groups: %.1f MB, backward %.1f MB\n", type,
+                ToString(inputs).c_str(), ToString(filters).c_str(),
+                static_cast<int>(offset_groups), 1e-6 * forward, 1e-6 * backward);
+  }
+  return bounded;
+}
+
+bool WorkspacesAreBounded() {
+  bool bounded = true;
+  const auto check = [&](std::vector<int64_t> inputs, std::vector<int64_t> filters,
+                         int64_t offset_groups) {
+    const Shape x(std::move(inputs)), w(std::move(filters));
+    bounded &= WorkspaceIsBounded<float>("float", x, w, offset_groups);
+    bounded &= WorkspaceIsBounded<double>("double", x, w, offset_groups);
+    bounded &= WorkspaceIsBounded<BFloat16>("bfloat16", x, w, offset_groups);
+  };
+  check({1, 38, 63, 512}, {3, 3, 512, 512}, 4);
+  check({4096, 1, 1, 64}, {3, 3, 64, 64}, 1);
+  check({1, 1, 1, 65536}, {3, 3, 65536, 1}, 1);
+  check({1, 8, 8, 1}, {1, 1, 1, 65536}, 1);
+  check({1, 8, 8, 65536}, {3, 3, 1, 65536}, 1);  // depthwise
+  check({1, 8, 8, 4096}, {31, 31, 1, 4096}, 1);  // depthwise
+  check({1, 32, 32, 3}, {31, 31, 3, 1024}, 1);
+  check({1, 32, 32, 512}, {31, 31, 512, 512}, 1);
+  check({1, 8, 8, 4096}, {3, 3, 2048, 64}, 4096);  // 2 groups
+  check({1, 8, 8, 8192}, {3, 3, 2, 4096}, 4096);   // 4096 groups
+  check({0, 100000, 100000, 64}, {1, 1, 64, 8}, 1);
+  return bounded;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc == 2 && std::strcmp(argv[1], "workspaces") == 0) return WorkspacesAreBounded() ? 0 : 1;
   if (argc != 3 && argc != 5) return 2;
   if (argc == 5) results.Open(argv[3], argv[4]);
   const int last = std::atoi(argv[2]);

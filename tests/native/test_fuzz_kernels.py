@@ -41,6 +41,18 @@ def test_random_shapes_and_hostile_values(program: pathlib.Path, isa: str) -> No
     assert run.stdout == "all cases ran\n"
 
 
+@pytest.mark.parametrize("isa", ["", "baseline"], ids=["widest", "baseline"])
+def test_no_shape_needs_much_memory(program: pathlib.Path, isa: str) -> None:
+    run = subprocess.run(
+        [str(program), "workspaces"],
+        env={**os.environ, "TF_DEFORMABLE_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout
+
+
 def test_instruction_sets_compute_the_same(program: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """The widest against the baseline, which no instruction set is without."""
     results = tmp_path / "results"

@@ -58,6 +58,45 @@ CASES = {
     "depthwise, offsets of its own each": Case(
         batch=2, size=(6, 7), channels=5, filters=5, groups=5, offset_groups=5, **SQUARE
     ),
+    "depthwise, more filters than are packed": Case(
+        batch=1,
+        size=(1, 2),
+        channels=2800,
+        filters=2800,
+        groups=2800,
+        offset_groups=1,
+        kernel=(31, 31),
+        strides=(1, 1),
+        dilations=(1, 1),
+        padding="SAME",
+    ),
+    "filters packed piece by piece": Case(
+        batch=1,
+        size=(1, 2),
+        channels=2 * 4100,
+        filters=2 * 9,
+        groups=2,
+        offset_groups=2,
+        kernel=(9, 9),
+        strides=(1, 1),
+        dilations=(1, 1),
+        padding="SAME",
+    ),
+    "slabs of taps": Case(
+        batch=1,
+        size=(2, 2),
+        channels=64,
+        filters=1100,
+        groups=1,
+        offset_groups=1,
+        kernel=(7, 7),
+        strides=(1, 1),
+        dilations=(1, 1),
+        padding="SAME",
+    ),
+    "more samples than are kept": Case(
+        batch=1, size=(2, 3), channels=2200, filters=4, groups=2, offset_groups=1100, **SQUARE
+    ),
     "depthwise with a multiplier": Case(
         batch=1, size=(6, 7), channels=12, filters=24, groups=12, offset_groups=3, **SQUARE
     ),
