@@ -181,6 +181,25 @@ def test_detectors_learn(kind, deformable):
     assert right >= 20  # of the surest detections
 
 
+def test_steps_are_as_long_in_mixed_precision():
+    """float16 needs a scaled loss; the step must not keep, or lose, its scale."""
+    images, targets = scenes(4)
+    steps = []
+    for policy in ("float32", "mixed_float16"):
+        tf.keras.mixed_precision.set_global_policy(policy)
+        try:
+            tf.keras.utils.set_random_seed(0)
+            model = small_detector("rpn")
+        finally:
+            tf.keras.mixed_precision.set_global_policy("float32")
+        model.compile(tf.keras.optimizers.SGD(0.1))
+        before = model.get_weights()
+        model.fit(images, targets, verbose=0)
+        steps.append([new - old for new, old in zip(model.get_weights(), before, strict=True)])
+    for exact, mixed in zip(*steps, strict=True):
+        np.testing.assert_allclose(mixed, exact, atol=0.05 * np.abs(exact).max())
+
+
 def test_evaluate_reports_the_losses():
     images, targets = scenes(4)
     model = small_detector("faster_rcnn")

@@ -362,14 +362,10 @@ class Detector(tf.keras.Model):
         with tf.GradientTape() as tape:
             losses = self.losses_of(images, targets)
             total = tf.add_n([*losses.values(), *map(_as_float32, self.losses)])
-        gradients = tape.gradient(total, self.trainable_variables)
-        self.optimizer.apply_gradients(
-            [
-                pair
-                for pair in zip(gradients, self.trainable_variables, strict=True)
-                if pair[0] is not None
-            ]
-        )
+            scaled = self._scale(total)
+        variables = self.trainable_variables
+        pairs = zip(tape.gradient(scaled, variables), variables, strict=True)
+        self._apply([(gradient, variable) for gradient, variable in pairs if gradient is not None])
         return self._track(total, losses)
 
     def test_step(self, data: Any) -> dict[str, Any]:
@@ -418,6 +414,24 @@ class Detector(tf.keras.Model):
             boxes, scores, count=self.proposals, iou_threshold=0.7, image_size=image_size
         )
         return tf.stop_gradient(found["boxes"])
+
+    def _scale(self, loss: tf.Tensor) -> tf.Tensor:
+        """Returns the loss, scaled so that its gradients do not vanish in float16."""
+        if IS_KERAS_3:
+            return self.optimizer.scale_loss(loss)
+        is_scaled = isinstance(self.optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
+        return self.optimizer.get_scaled_loss(loss) if is_scaled else loss
+
+    def _apply(self, pairs: list[tuple[Any, Any]]) -> None:
+        """Updates variables with gradients of a scaled loss; Keras 3 unscales them by itself."""
+        if not IS_KERAS_3 and isinstance(
+            self.optimizer, tf.keras.mixed_precision.LossScaleOptimizer
+        ):
+            gradients, variables = zip(*pairs, strict=True)
+            pairs = list(
+                zip(self.optimizer.get_unscaled_gradients(gradients), variables, strict=True)
+            )
+        self.optimizer.apply_gradients(pairs)
 
     def _track(self, total: tf.Tensor, losses: dict[str, tf.Tensor]) -> dict[str, Any]:
         for name, value in {"loss": total, **losses}.items():
