@@ -311,6 +311,27 @@ def test_what_cannot_be_chosen_is_refused_by_name():
     assert list(deformable_layers(deformify(deformed, "first"))) == ["first", "second"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"layers": 3}, TypeError, "layers must be a string, a pattern, .* got 3"),
+        ({"layers": "("}, ValueError, r"layers must be a regular expression, got '\(': missing"),
+        ({"filters": 3}, TypeError, "filters is what the convolution has, .* got filters=3"),
+        ({"padding": "same"}, TypeError, "padding is what the convolution has"),
+        ({"modulate": True}, TypeError, "no argument 'modulate'"),
+        (
+            {"offset_kernel_regularisor": "l2"},
+            TypeError,
+            "no argument .*; similar names: offset_kernel_regularizer",
+        ),
+        ({"offset_groups": 3}, ValueError, "got 3 for layer 'second', which reads 8"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        deformify(small_network(), **arguments)
+
+
 def test_subclassed_models_are_refused_and_told_what_to_do():
     class Network(tf.keras.Model):
         def __init__(self, conv):
@@ -369,6 +390,8 @@ def test_layer_by_itself(layer):
     np.testing.assert_allclose(deformable(images), expected, atol=1e-5)
     with pytest.raises(ValueError, match="it is a Dense"):
         deformable_layer(layers.Dense(3))
+    with pytest.raises(TypeError, match="deformable_layer: strides is what the convolution has"):
+        deformable_layer(layer, strides=1)
 
 
 # --- Dilation ------------------------------------------------------------------------------------

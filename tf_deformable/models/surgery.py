@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -31,6 +32,14 @@ _COMMON_ARGUMENTS = (
     *("activity_regularizer", "bias_constraint"),
 )
 _KERNEL_ARGUMENTS = ("initializer", "regularizer", "constraint")
+# Those that say what is computed: a replacement has them from the convolution.
+_KEPT_ARGUMENTS = {
+    *("name", "filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate"),
+    *("groups", "activation", "use_bias"),
+}
+_LAYER_ARGUMENTS = (
+    set(inspect.signature(DeformableConv2D).parameters) | {"trainable", "dtype"}
+) - {*_KEPT_ARGUMENTS, "kwargs"}
 
 
 def deformify(
@@ -83,7 +92,8 @@ def deformify(
             starts at 1 (`mask_initial_value=1.0`), so that the output does not change.
         offset_groups: int, groups of input channels that move independently.
         **layer_arguments: further arguments of `DeformableConv2D`, for all layers, for example
-            `offset_learning_rate_multiplier=0.1`.
+            `offset_learning_rate_multiplier=0.1`; not those that say what a convolution computes
+            (its kernel's size, say), which stay as they are.
 
     Returns:
         A model of the same class. `Conv2D` (with groups, too) and `DepthwiseConv2D` become a
@@ -91,20 +101,30 @@ def deformify(
         1x1 `Conv2D`. A layer that is called in several places stays one layer.
 
     Raises:
-        TypeError: `model` is not a Keras model.
+        TypeError: `model` is not a Keras model, `layers` of another type, or an argument is none
+            of the layers'.
         ValueError: the model is subclassed or not built; nothing was chosen, a name is not there,
-            or a chosen layer cannot be replaced; `dilate_last_stage` does not fit the network.
-            The message names the layer and what to do.
+            or a chosen layer cannot be replaced; `offset_groups` does not divide its channels;
+            `dilate_last_stage` does not fit the network. The message names the layer and what to
+            do.
 
     Sources:
         Dai et al., Deformable Convolutional Networks, ICCV 2017, section 2.3 (conv5, stride 32 to
         16 with dilation 2) and section 2.1 (zero initialisation).
     """
     _check(model)
+    _check_arguments("deformify", layer_arguments)
     network = _Network(model)
     if layers is None and not dilate_last_stage:
         raise ValueError("deformify: layers is None, and dilate_last_stage False: nothing to do")
     chosen = [] if layers is None else network.choose(layers)
+    for site in chosen:
+        channels = _channels(site.layer)
+        if isinstance(offset_groups, int) and offset_groups > 0 and channels % offset_groups:
+            raise ValueError(
+                f"deformify: offset_groups must divide the channels that each layer reads, got "
+                f"{offset_groups} for layer {site.path!r}, which reads {channels}"
+            )
     arguments = {
         "modulated": modulated,
         "offset_groups": offset_groups,
@@ -148,17 +168,17 @@ def deformable_layer(layer: Any, **layer_arguments: Any) -> Any:
         Sequential of one and a 1x1 `Conv2D`.
 
     Raises:
+        TypeError: an argument is none of `DeformableConv2D`, or one that the convolution has.
         ValueError: the layer is not built, or of another class.
     """
+    _check_arguments("deformable_layer", layer_arguments)
     problem = _problem(layer)
     if problem is None and not layer.built:
         problem = "it has no weights yet: call it first"
     if problem:
         raise ValueError(f"deformable_layer: {layer.name} cannot be replaced: {problem}")
     new = _deformable(layer, {}, {"mask_initial_value": 1.0, **layer_arguments})
-    channels = int(_kernel(layer).shape[2])
-    if type(layer) is tf.keras.layers.Conv2D:
-        channels *= layer.groups
+    channels = _channels(layer)
     has_channels_first = layer.data_format == "channels_first"
     shape = (None, channels, None, None) if has_channels_first else (None, None, None, channels)
     new.build(shape)
@@ -215,7 +235,12 @@ class _Network:
             chosen = [s for s in self._last_stage() if _problem(s.layer) is None]
             rule = "is a plain convolution with a kernel larger than 1x1 on the coarsest maps"
         elif isinstance(layers, (str, re.Pattern)):
-            pattern = re.compile(layers)
+            try:
+                pattern = re.compile(layers)
+            except re.error as error:
+                raise ValueError(
+                    f"deformify: layers must be a regular expression, got {layers!r}: {error}"
+                ) from error
             chosen = [
                 s
                 for s in candidates
@@ -226,6 +251,11 @@ class _Network:
             chosen = [s for s in candidates if layers(s.layer)]
             rule = "satisfies the function given"
         else:
+            if not isinstance(layers, Iterable):
+                raise TypeError(
+                    "deformify: layers must be a string, a pattern, a list of names, a function "
+                    f"or None, got {layers!r}"
+                )
             chosen = [site for name in layers for site in self._named(name)]
             rule = "is named"
         if not chosen:
@@ -504,6 +534,19 @@ def _check(model: Any) -> None:
             _check(layer)
 
 
+def _check_arguments(operation: str, arguments: dict[str, Any]) -> None:
+    for name in arguments:
+        if name in _KEPT_ARGUMENTS:
+            raise TypeError(
+                f"{operation}: {name} is what the convolution has, and stays; got {name}="
+                f"{arguments[name]!r}"
+            )
+        if name not in _LAYER_ARGUMENTS:
+            similar = difflib.get_close_matches(name, _LAYER_ARGUMENTS)
+            hint = f"; similar names: {', '.join(similar)}" if similar else ""
+            raise TypeError(f"{operation}: DeformableConv2D has no argument {name!r}{hint}")
+
+
 def _problem(layer: Any) -> str | None:
     """Returns why a layer cannot be replaced, None if it can."""
     kind = type(layer).__name__
@@ -569,6 +612,12 @@ def _kernel_size(layer: Any) -> tuple[int, int]:
 def _kernel(layer: Any) -> Any:
     """The weights of a convolution's taps; Keras 3 names those of a DepthwiseConv2D otherwise."""
     return layer.depthwise_kernel if hasattr(layer, "depthwise_kernel") else layer.kernel
+
+
+def _channels(layer: Any) -> int:
+    """The number of channels that a built convolution reads."""
+    groups = layer.groups if type(layer) is tf.keras.layers.Conv2D else 1
+    return int(_kernel(layer).shape[2]) * groups
 
 
 def _deformable(layer: Any, change: dict[str, Any], arguments: dict[str, Any]) -> Any:
