@@ -282,6 +282,23 @@ def test_conv5_reads_the_coarsest_maps_and_no_pointwise_kernels():
     assert list(deformable_layers(deformify(model))) == ["at_4", "row_at_4"]
 
 
+@pytest.mark.parametrize("size", [(12, 16), (None, None)])
+def test_channels_first_is_what_the_layers_say(size):
+    """Keras itself is set to channels last; the CPU cannot run such a network, but a GPU can."""
+    inputs = tf.keras.Input((3, *size))
+    first = {"padding": "same", "data_format": "channels_first"}
+    x = layers.Conv2D(4, 3, strides=2, name="to_2", **first)(inputs)
+    x = layers.Conv2D(4, 3, strides=2, name="to_4", **first)(x)
+    y = layers.Conv2D(4, 3, name="a", **first)(x)
+    y = layers.Concatenate(axis=1)([x, y])
+    model = tf.keras.Model(inputs, layers.Conv2D(4, 3, name="b", **first)(y))
+    deformed = deformify(model)
+    assert list(deformable_layers(deformed)) == ["a", "b"]
+    before, after = compare(model, deformed, input_size=(12, 16)).multiply_adds
+    assert before == 6 * 8 * 9 * 3 * 4 + 3 * 4 * 9 * (4 + 4 + 8) * 4
+    assert after - before == 3 * 4 * 9 * (4 + 8) * (18 + 4)
+
+
 def test_what_cannot_be_chosen_is_refused_by_name():
     class Custom(layers.Conv2D):
         pass

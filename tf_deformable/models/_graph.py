@@ -48,6 +48,21 @@ def shape_of(tensor: Any) -> tuple[int | None, ...]:
     return () if shape.rank is None else tuple(shape.as_list())
 
 
+def is_channels_first(model: Any) -> bool:
+    """Returns whether a model's maps have their channels first, as its convolutions and pools say.
+
+    If these differ, or there are none, what is set for all of Keras counts.
+    """
+    formats = {
+        layer.data_format
+        for layer in sublayers(model)
+        if hasattr(layer, "data_format")
+        and (hasattr(layer, "kernel_size") or hasattr(layer, "pool_size"))
+    }
+    (found,) = formats if len(formats) == 1 else (tf.keras.backend.image_data_format(),)
+    return bool(found == "channels_first")
+
+
 def sublayers(layer: Any) -> list[Any]:
     """Returns the layer and all layers inside it, a layer before those that it holds."""
     return list(layer._flatten_layers(include_self=True, recursive=True))

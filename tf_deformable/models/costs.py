@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable.layers.deformable_conv2d import DeformableConv2D
-from tf_deformable.models._graph import calls, is_graph, shape_of
+from tf_deformable.models._graph import calls, is_channels_first, is_graph, shape_of
 
 Shape = tuple[int | None, ...]
 
@@ -154,7 +154,8 @@ def layer_costs(model: Any, input_size: tuple[int, int] | None = None) -> dict[s
             f"layer_costs: model must be a functional or a built Sequential model, got "
             f"{type(model).__name__} {model.name!r}"
         )
-    shapes = [_with_size(shape_of(tensor), input_size) for tensor in model.inputs]
+    rows = 2 if is_channels_first(model) else 1
+    shapes = [_with_size(shape_of(tensor), input_size, rows) for tensor in model.inputs]
     costs: dict[str, LayerCost] = {}
     _walk(model, shapes, "", costs)
     return costs
@@ -210,13 +211,12 @@ def _shapes(model: Any, inputs: list[Shape]) -> dict[int, Shape]:
     }
 
 
-def _with_size(shape: Shape, input_size: tuple[int, int] | None) -> Shape:
-    """A shape with an image's size where it is unknown."""
+def _with_size(shape: Shape, input_size: tuple[int, int] | None, rows: int) -> Shape:
+    """A shape with an image's size where it is unknown; `rows` is the axis of its height."""
     if input_size is None or len(shape) != 4:
         return shape
-    first = 2 if tf.keras.backend.image_data_format() == "channels_first" else 1
     sizes = list(shape)
-    for axis, size in zip((first, first + 1), input_size, strict=True):
+    for axis, size in zip((rows, rows + 1), input_size, strict=True):
         sizes[axis] = size if sizes[axis] is None else sizes[axis]
     return tuple(sizes)
 

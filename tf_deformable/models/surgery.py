@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tf_deformable.layers._base import IS_KERAS_3
 from tf_deformable.layers.deformable_conv2d import DeformableConv2D
-from tf_deformable.models._graph import calls, is_graph, shape_of, sublayers
+from tf_deformable.models._graph import calls, is_channels_first, is_graph, shape_of, sublayers
 
 Layers: TypeAlias = "str | re.Pattern[str] | Iterable[str] | Callable[[Any], bool]"
 Stride = tuple[float, float]
@@ -226,6 +226,7 @@ class _Network:
 
     def __init__(self, model: Any) -> None:
         self.sites: dict[int, _Site] = {}
+        self._rows = 2 if is_channels_first(model) else 1  # the axis of a map's rows
         self.outputs = self._walk(model, [(1.0, 1.0)] * len(model.inputs), "")
 
     def choose(self, layers: Layers) -> list[_Site]:
@@ -416,7 +417,10 @@ class _Network:
                 made = self._walk(layer, read, path + "/")
             else:
                 coarsest = max(filter(None, read), default=None, key=math.prod)
-                made = [_made(layer, coarsest, call.inputs, tensor) for tensor in call.outputs]
+                made = [
+                    _made(layer, coarsest, call.inputs, tensor, self._rows)
+                    for tensor in call.outputs
+                ]
                 site = self.sites.setdefault(id(layer), _Site(layer, path))
                 if coarsest and (not site.stride or math.prod(coarsest) > math.prod(site.stride)):
                     site.stride, site.makes = coarsest, made[0]
@@ -567,7 +571,9 @@ def _problem(layer: Any) -> str | None:
     return f"it is a {kind}, not a Conv2D, DepthwiseConv2D or SeparableConv2D"
 
 
-def _made(layer: Any, stride: Stride | None, inputs: list[Any], output: Any) -> Stride | None:
+def _made(
+    layer: Any, stride: Stride | None, inputs: list[Any], output: Any, rows: int
+) -> Stride | None:
     """Returns the stride of what a layer makes of maps of this stride."""
     shape = shape_of(output)
     if stride is None or len(shape) != 4 or isinstance(layer, _GLOBAL_POOLS):
@@ -582,10 +588,8 @@ def _made(layer: Any, stride: Stride | None, inputs: list[Any], output: Any) -> 
     if isinstance(layer, _BORDERS):
         return stride
     # Others may change the size too: if both are known, it shows.
-    is_channels_first = tf.keras.backend.image_data_format() == "channels_first"
-    first = 2 if is_channels_first else 1
-    spatial = shape[first : first + 2]
-    read = [shape_of(tensor)[first : first + 2] for tensor in inputs]
+    spatial = shape[rows : rows + 2]
+    read = [shape_of(tensor)[rows : rows + 2] for tensor in inputs]
     read = [r for r in read if len(r) == 2 and None not in r]
     if None in spatial or not read:
         return stride
