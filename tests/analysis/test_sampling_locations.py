@@ -78,6 +78,7 @@ BETWEEN = {
     "cropping": [lambda: layers.Cropping2D(((1, 0), (2, 1)))],
     "normalisation": [lambda: layers.BatchNormalization(epsilon=0.0), lambda: layers.LeakyReLU()],
     "pooling of one pixel": [lambda: layers.MaxPooling2D(1, 2)],
+    "a dense layer for every cell": [lambda: layers.Dense(1, kernel_initializer="ones")],
     "a nested model": [lambda: functional(models.plain(1, strides=2))],
 }
 

@@ -96,6 +96,8 @@ class Paths:
         intervals: dict[Any, _Interval] = {source.ref(): _Interval(axes)}
         for operation in self._operations:
             known = [intervals.get(t.ref()) for t in operation.inputs]
+            if operation.type not in _OF_ROWS:
+                known = [None if k is None or k.flat else k for k in known]
             rule = _RULES.get(operation.type)
             results: Sequence[_Interval | None] = []
             if rule is not None and any(k is not None for k in known):
@@ -138,6 +140,8 @@ class _Interval:
     high: Pair = dataclasses.field(default_factory=lambda: np.zeros(2))
     # In the batch of SpaceToBatchND, cell p is every `block`-th of the cells counted here.
     block: tuple[int, int] = (1, 1)
+    # If cells are the rows of a matrix: the sizes of their axes, and the number of columns.
+    flat: tuple[tuple[int, ...], int] | None = None
 
     def middle(self) -> Mapping:
         return Mapping(self.stride, (self.low + self.high) / 2)
@@ -171,6 +175,7 @@ _ELEMENTWISE = """
     Sign Sin Snapshot Softmax Softplus Softsign Sqrt Square SquaredDifference StopGradient Sub
     Tan Tanh Xdivy Xlogy ZerosLike
 """.split()
+_OF_ROWS = {*_ELEMENTWISE, "MatMul", "Reshape"}  # what is followed on the rows of a matrix
 _REDUCTIONS = ("Max", "Mean", "Min", "Prod", "Sum")
 _POOLING = ("AvgPool", "MaxPool")
 
@@ -193,6 +198,9 @@ def _elementwise(operation: Any, known: _Known) -> Sequence[_Interval | None]:
         if interval is None or None in (tensor.shape.rank, output.shape.rank):
             continue
         added = output.shape.rank - tensor.shape.rank
+        if interval.flat:
+            fitting += [interval] * (added == 0)
+            continue
         moved = (interval.axes[0] + added, interval.axes[1] + added)
         # What is broadcast, a pooled value, say, is nowhere in particular.
         if added >= 0 and _size(tensor, interval.axes) == _size(output, moved):
@@ -348,12 +356,35 @@ def _tile(operation: Any, known: _Known) -> Sequence[_Interval | None]:
     return [interval] if same else []
 
 
+@_rule("MatMul")
+def _dense(operation: Any, known: _Known) -> Sequence[_Interval | None]:
+    """A dense layer on every cell of a map: Keras makes the map a matrix, and back."""
+    interval, weights = known[0], operation.inputs[1].shape
+    if interval is None or not interval.flat or weights.rank != 2:
+        return []
+    if operation.get_attr("transpose_a") or known[1] is not None:
+        return []
+    read, made = reversed(weights) if operation.get_attr("transpose_b") else weights
+    if made is None or read != interval.flat[1]:
+        return []
+    return [dataclasses.replace(interval, flat=(interval.flat[0], made))]
+
+
 @_rule("Reshape")
 def _reshape(operation: Any, known: _Known) -> Sequence[_Interval | None]:
     """Keeps rows and columns, or repeats them where the axis after them is merged into them."""
     interval, shapes = known[0], (operation.inputs[0].shape, operation.outputs[0].shape)
     if interval is None or None in (shapes[0].rank, shapes[1].rank):
         return []
+    if interval.flat:
+        sizes, columns = interval.flat
+        is_back = shapes[1].as_list()[1:] == [*sizes, columns]
+        return [dataclasses.replace(interval, flat=None)] if is_back else []
+    if shapes[1].rank == 2 and shapes[0].rank > max(interval.axes) + 1:
+        *sizes, columns = shapes[0].as_list()[1:]
+        if None in (*sizes, columns) or not shapes[1][1:].is_compatible_with([columns]):
+            return []
+        return [dataclasses.replace(interval, flat=(tuple(sizes), columns))]
     old, new = (shape.as_list()[1:] for shape in shapes)  # without the batch
     if None in old or None in new or shapes[0][0] != shapes[1][0]:
         return []
@@ -459,7 +490,8 @@ def _union(intervals: Sequence[_Interval]) -> _Interval | None:
     alike = [
         i
         for i in intervals
-        if i.axes == first.axes and i.block == first.block and np.allclose(i.stride, first.stride)
+        if (i.axes, i.block, i.flat) == (first.axes, first.block, first.flat)
+        and np.allclose(i.stride, first.stride)
     ]
     low = np.min([i.low for i in alike], axis=0)
     high = np.max([i.high for i in alike], axis=0)
