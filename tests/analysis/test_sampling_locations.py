@@ -325,6 +325,25 @@ def test_a_layer_that_is_called_twice_has_two_names():
         analysis.sampling_locations(model, images, unit=(4, 4), layers=[shared])
 
 
+def test_two_images_of_the_same_size():
+    inputs = [tf.keras.Input((None, None, 1), name=name) for name in ("one", "other")]
+    tower = functional(models.plain(1, strides=2), models.deformable("a"))
+    joined = layers.Subtract()([tower(image) for image in inputs])
+    model = tf.keras.Model(inputs, models.deformable("b")(joined))
+    images = [models.integer_images(1, 12, 14, seed=seed) for seed in (0, 1)]
+    found = [
+        analysis.sampling_locations(model, images, unit=(2, 3), layers=[name, "b"])
+        for name in ("a#0", "a#1")
+    ]
+    for each in found:
+        np.testing.assert_array_equal(each.center, [[4, 6]])
+        np.testing.assert_array_equal(each.positions, each.regular[-1])
+    small = [images[0], images[1][:, :8]]
+    tower_alone = tf.keras.Model(inputs, [tower(image) for image in inputs])
+    with pytest.raises(ValueError, match="cannot be followed to the image"):
+        analysis.unit_centers(tower_alone, small)
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision(policy):
     tf.keras.mixed_precision.set_global_policy(policy)

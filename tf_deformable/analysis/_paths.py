@@ -43,7 +43,8 @@ class Paths:
 
     Args:
         model: as `layer_samples` takes it; it must have run before.
-        inputs: a batch, for its shapes; the image is the largest tensor of rank 4.
+        inputs: a batch, for its shapes; the image is the largest tensor of rank 4, or any of those
+            of its size.
     """
 
     def __init__(self, model: Any, inputs: Any) -> None:
@@ -59,21 +60,25 @@ class Paths:
         if not images:
             raise ValueError("sampling_locations: the inputs must have an image of rank 4")
         # A model may have further inputs, of one value for each image, say.
-        self.image = max(images, key=lambda t: math.prod(t.shape[1:]))
-        self.image_axes = _image_axes(self.image, calls)
+        largest = max(images, key=lambda t: math.prod(t.shape[1:]))
+        self._image_axes = _image_axes(largest, calls)
+        size = _size(largest, self._image_axes)
+        self._images = [t for t in images if _size(t, self._image_axes) == size]
         self.calls = [c for c in _calls.named(calls) if isinstance(c.layer, DeformableConv2D)]
         self._operations = graph.get_operations()
         self._layer_of = {c.outputs.ref(): c for c in self.calls}
         self._reached: dict[Any, dict[Any, _Interval]] = {}  # by the source
 
     def from_image(self, call: int) -> Mapping:
-        """Pixels of a call's input map to pixels of the image."""
-        found = self._reach(self.image, self.image_axes).get(self.calls[call].inputs.ref())
+        """Pixels of a call's input map to pixels of the image (the first, if it reads several)."""
+        inputs = self.calls[call].inputs.ref()
+        reached = (self._reach(image, self._image_axes).get(inputs) for image in self._images)
+        found = next((interval for interval in reached if interval is not None), None)
         if found is None:
             raise ValueError(
                 f"sampling_locations: positions of layer {self.calls[call].name!r} cannot be "
                 "followed to the image, there is an operator between them that moves pixels in no "
-                f"regular way; got {self._last_known(self.image, self.image_axes)}"
+                f"regular way; got {self._last_known(self._images[0], self._image_axes)}"
             )
         return found.middle()
 

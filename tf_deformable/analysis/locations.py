@@ -94,9 +94,9 @@ def sampling_locations(
         ```
 
     Args:
-        model: a Keras model of any kind (functional, Sequential, subclassed, nested), with one
-            image among its inputs; it runs in inference mode.
-        images: a batch of N images, or all the model's inputs, the images being the largest tensor
+        model: a Keras model of any kind (functional, Sequential, subclassed, nested), with an
+            image among its inputs, or several of the same size; it runs in inference mode.
+        images: a batch of N images, or all the model's inputs, the images being the largest tensors
             of rank 4.
         unit: (y, x) of a cell in the last layer's output, one or `[N, 2]`.
         pixel: in place of `unit`, (y, x) of a pixel in the image, one or `[N, 2]`: the unit whose
