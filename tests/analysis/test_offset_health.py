@@ -197,6 +197,12 @@ def test_bad_arguments(arguments, message):
         analysis.OffsetHealth(IMAGES, **arguments)
 
 
+def test_an_empty_dataset_is_refused():
+    health = analysis.OffsetHealth(tf.data.Dataset.from_tensor_slices(IMAGES).batch(2).take(0))
+    with pytest.raises(ValueError, match="inputs must have a batch, got an empty dataset"):
+        health.check(0)
+
+
 def test_a_model_without_deformable_layers_is_refused():
     with pytest.raises(ValueError, match="offset_report: the model must call a deformable layer"):
         analysis.offset_report(tf.keras.Sequential([layers.ReLU()]), IMAGES)

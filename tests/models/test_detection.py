@@ -218,6 +218,17 @@ def test_pooling_and_convolution_are_chosen_apart():
         small_detector("yolo")
 
 
+def test_backbone_and_arguments_of_deformify():
+    model = small_detector("rpn", deformable=True, deformify_arguments={"modulated": True})
+    assert model.backbone.get_layer("last").modulated
+    with pytest.raises(ValueError, match="deformify_arguments need deformable=True, got"):
+        small_detector("rpn", deformify_arguments={"modulated": True})
+    one = backbone()
+    several = tf.keras.Model(one.inputs, [one.outputs[0], one.layers[1].output])
+    with pytest.raises(ValueError, match="detector: backbone must .* got 1 inputs and 2 outputs"):
+        detector(several, 2, channels=8)
+
+
 def test_features_are_reduced_after_the_deformable_layers():
     model = small_detector("faster_rcnn", deformable=True, channels=6)
     assert isinstance(model.backbone.get_layer("last"), DeformableConv2D)

@@ -61,6 +61,25 @@ def test_arguments_that_would_be_ignored_are_refused():
         deeplab(backbone(), 5, modulated=True)
 
 
+def test_backbones_without_one_map_are_refused():
+    model = backbone()
+    several = tf.keras.Model(model.inputs, [model.outputs[0], model.layers[0].output])
+    with pytest.raises(ValueError, match="deeplab: backbone must .* got 1 inputs and 2 outputs"):
+        deeplab(several, 5)
+    with pytest.raises(ValueError, match="deeplab: backbone must be a functional .* got Conv2D"):
+        deeplab(layers.Conv2D(3, 3, name="last"), 5)
+
+
+def test_logits_are_float32_in_mixed_precision():
+    tf.keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = deeplab(backbone(), 5, deformable=True)
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    logits = model(np.zeros([1, 9, 9, 1], np.float32))
+    assert logits.dtype == tf.float32 == tf.as_dtype(model.outputs[0].dtype)
+
+
 def test_dilated_without_deformable_layers():
     last = deeplab(backbone(), 5, dilate_last_stage=True).get_layer("last")
     assert isinstance(last, layers.Conv2D) and last.dilation_rate == (2, 2)

@@ -141,7 +141,8 @@ class OffsetHealth(tf.keras.callbacks.Callback):
         history: list of (epoch or batch, `OffsetReport`).
 
     Raises:
-        ValueError: an argument breaks its rule; the model calls no deformable layer.
+        ValueError: an argument breaks its rule; the model calls no deformable layer; the dataset
+            is empty.
     """
 
     def __init__(
@@ -233,7 +234,9 @@ class OffsetHealth(tf.keras.callbacks.Callback):
         batch = next(self._next, None)
         if batch is None:
             self._next = iter(self.inputs)
-            batch = next(self._next)
+            batch = next(self._next, None)
+            if batch is None:
+                raise ValueError("OffsetHealth: inputs must have a batch, got an empty dataset")
         return batch[0] if isinstance(batch, tuple) else batch
 
     def _diagnosis(self, layer: LayerOffsets) -> str | None:

@@ -19,7 +19,7 @@ from tf_deformable.layers.roi_pool import (
     RoIPool,
 )
 from tf_deformable.models import boxes as box_ops
-from tf_deformable.models.surgery import Layers, deformify, output_stride
+from tf_deformable.models.surgery import Layers, deformify, images_and_features, output_stride
 
 _layers = tf.keras.layers
 _saving = tf.keras.utils if IS_KERAS_3 else tf.keras.saving
@@ -177,6 +177,7 @@ def detector(
     aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
     rpn_units: int = 256,
     head_arguments: dict[str, Any] | None = None,
+    deformify_arguments: dict[str, Any] | None = None,
     **detector_arguments: Any,
 ) -> Detector:
     """Returns a detector on a backbone.
@@ -202,18 +203,27 @@ def detector(
         aspect_ratios: of anchors, heights divided by widths.
         rpn_units: int, channels of the region proposal network.
         head_arguments: further arguments of `faster_rcnn_head` or `rfcn_head`.
+        deformify_arguments: further arguments of `deformify`, for example `{"modulated": True}`.
         **detector_arguments: further arguments of `Detector`.
 
     Raises:
-        ValueError: as `deformify`, or `kind` is none of these.
+        ValueError: as `deformify`, or its arguments without `deformable`; `kind` is none of these;
+            the backbone has several inputs or outputs.
     """
     if kind not in _HEADS:
         raise ValueError(f"detector: kind must be one of {_HEADS}, got {kind!r}")
+    images_and_features("detector", backbone)
+    if deformify_arguments and not deformable:
+        raise ValueError(
+            f"detector: deformify_arguments need deformable=True, got {deformify_arguments}"
+        )
     if deformable or dilate_last_stage:
         chosen = layers if deformable else None
-        backbone = deformify(backbone, chosen, dilate_last_stage=dilate_last_stage)
+        backbone = deformify(
+            backbone, chosen, dilate_last_stage=dilate_last_stage, **(deformify_arguments or {})
+        )
     if channels is not None:
-        (images,), (features,) = backbone.inputs, backbone.outputs
+        images, features = images_and_features("detector", backbone)
         reduced = _layers.Conv2D(channels, 1, activation="relu", name="reduce")(features)
         backbone = tf.keras.Model(images, reduced, name=backbone.name)
     stride = output_stride(backbone)

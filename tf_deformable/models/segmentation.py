@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable.layers._base import as_output_shape
-from tf_deformable.models.surgery import Layers, deformify
+from tf_deformable.models.surgery import Layers, deformify, images_and_features
 
 
 def deeplab(
@@ -49,12 +49,14 @@ def deeplab(
         A functional model with the backbone's layers in it, or copies of them if they changed.
 
     Raises:
-        ValueError: as `deformify`, or its arguments without `deformable`.
+        ValueError: as `deformify`, or its arguments without `deformable`; the backbone has several
+            inputs or outputs.
 
     Sources:
         Dai et al., Deformable Convolutional Networks, ICCV 2017, section 2.3; Chen et al., DeepLab,
         PAMI 2018.
     """
+    images_and_features("deeplab", backbone)
     if deformify_arguments and not deformable:
         raise ValueError(
             f"deeplab: {', '.join(deformify_arguments)}: arguments of deformify need "
@@ -65,11 +67,13 @@ def deeplab(
         backbone = deformify(
             backbone, chosen, dilate_last_stage=dilate_last_stage, **deformify_arguments
         )
-    (images,), (features,) = backbone.inputs, backbone.outputs
+    images, features = images_and_features("deeplab", backbone)
     if channels is not None:
         features = tf.keras.layers.Conv2D(channels, 1, activation="relu", name="reduce")(features)
     scores = tf.keras.layers.Conv2D(classes, 1, name="scores")(features)
-    return tf.keras.Model(images, ResizeLike(name="logits")([scores, images]), name=name)
+    # The layer's output is float32 whatever the policy; Keras is to know.
+    logits = ResizeLike(dtype="float32", name="logits")([scores, images])
+    return tf.keras.Model(images, logits, name=name)
 
 
 @tf.keras.utils.register_keras_serializable(package="tf_deformable")

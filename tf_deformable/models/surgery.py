@@ -206,6 +206,26 @@ def output_stride(model: Any) -> float:
     return strides[0][0]
 
 
+def images_and_features(operation: str, backbone: Any) -> tuple[Any, Any]:
+    """Returns the only input and the only output of a backbone.
+
+    Raises:
+        ValueError: the model is subclassed or not built, or has several.
+    """
+    if not is_graph(backbone):
+        raise ValueError(
+            f"{operation}: backbone must be a functional or a built Sequential model, got "
+            f"{type(backbone).__name__} {getattr(backbone, 'name', '')!r}"
+        )
+    counts = len(backbone.inputs), len(backbone.outputs)
+    if counts != (1, 1):
+        raise ValueError(
+            f"{operation}: backbone must take images and return one feature map, got "
+            f"{counts[0]} inputs and {counts[1]} outputs"
+        )
+    return backbone.inputs[0], backbone.outputs[0]
+
+
 @dataclasses.dataclass
 class _Site:
     """A layer of a network, where it is, and the maps that it reads."""
