@@ -15,7 +15,9 @@ constexpr int64_t kSamplesBytes = 512 << 10;    // of a tile
 constexpr int64_t kMostSamplesBytes = 2 << 20;  // of a tile that is one register block high
 constexpr int64_t kSumsBytes = 512 << 10;       // of the sums of a tile or block
 constexpr int64_t kPartialsBytes = 4 << 20;     // of the gradients that wait to be added up
+constexpr int64_t kSegmentsBytes = 4 << 20;     // of the inputs' gradients of further segments
 constexpr int64_t kTileBlocks = 16;             // a tile is that many register blocks high
+constexpr int64_t kSegmentTiles = 8;            // of a segment at least: its sums take time
 constexpr int64_t kUnitsWanted = 8;             // enough to keep some threads busy
 
 template <typename T>
@@ -271,6 +273,18 @@ int64_t DeformableConv2DBackwardPlan<T>::PlanInputs(const DeformableConv2DGeomet
   if (pixels_per_step_ < size) {
     pixels_per_step_ = RoundUp(pixels_per_step_, job.tile_pixels);
   }
+  // Segments of the pixels, if that leaves threads without work.
+  const int64_t step_images = std::min(images_per_step_, g.batch);
+  const int64_t units = step_images * job.num_blocks;
+  job.segment_size = step_images * g.height * g.width * g.channels;
+  job.segments = 1;
+  if (units > 0 && job.segment_size > 0) {
+    const int64_t room = kSegmentsBytes / (job.segment_size * static_cast<int64_t>(sizeof(A)));
+    job.segments =
+        std::clamp<int64_t>(std::min({CeilDiv(kUnitsWanted, units), 1 + room,
+                                      CeilDiv(pixels_per_step_, job.tile_pixels * kSegmentTiles)}),
+                            1, kUnitsWanted);
+  }
   constexpr bool kRounds = !std::is_same_v<T, A>;
   job.columns_row = widest_block;
   Layout<A> inputs_worker;
@@ -285,9 +299,8 @@ int64_t DeformableConv2DBackwardPlan<T>::PlanInputs(const DeformableConv2DGeomet
   Layout<A> inputs;
   packed_at_ = inputs.Add(largest_slab);
   partials_at_ = inputs.Add(images_per_step_ * job.num_blocks * pixels_per_step_ * g.taps() * 3);
-  const int64_t rounded_images = kRounds ? std::min(images_per_step_, g.batch) : 0;
-  grad_inputs_at_ =
-      inputs.Add(rounded_images > 0 ? rounded_images * g.height * g.width * g.channels : 0);
+  grad_inputs_at_ = inputs.Add(kRounds ? job.segment_size : 0);
+  segment_sums_at_ = inputs.Add((job.segments - 1) * job.segment_size);
   inputs_worker_at_ = inputs.Add(num_workers * inputs_worker_size_);
   return inputs.size();
 }
@@ -330,6 +343,15 @@ void DeformableConv2DBackwardPlan<T>::RunFilters(const DeformableConv2DBackward<
           [&](int64_t block, int) { kernels_.reduce_segments(job, block); });
 }
 
+// Calls function(first, count) for pieces of `size` elements.
+template <typename F>
+void ForEachPiece(Executor& executor, int64_t size, const F& function) {
+  ForEach(executor, CeilDiv(size, kReducedElements), kReducedElements, [&](int64_t unit, int) {
+    const int64_t first = unit * kReducedElements;
+    function(first, std::min(size - first, kReducedElements));
+  });
+}
+
 template <typename T>
 void DeformableConv2DBackwardPlan<T>::RunInputs(const DeformableConv2DBackward<T>& tensors,
                                                 Executor& executor,
@@ -349,6 +371,7 @@ void DeformableConv2DBackwardPlan<T>::RunInputs(const DeformableConv2DBackward<T
   job.blocks = blocks_.data();
   job.packed_filters = workspace + packed_at_;
   job.partials = workspace + partials_at_;
+  job.segment_sums = workspace + segment_sums_at_;
   A* const worker_space = workspace + inputs_worker_at_;
   const bool packed_once = slabs_.size() == 1;
   bool packed = false;
@@ -362,9 +385,14 @@ void DeformableConv2DBackwardPlan<T>::RunInputs(const DeformableConv2DBackward<T
     } else {
       job.grad_inputs = workspace + grad_inputs_at_;
     }
-    ForEach(executor, image_size > 0 ? images : 0, image_size, [&](int64_t unit, int) {
-      std::memset(job.grad_inputs + unit * image_size, 0, image_size * sizeof(A));
-    });
+    job.segment_size = images * image_size;
+    const auto clear = [&](A* sums, int64_t size) {
+      ForEachPiece(executor, size, [&](int64_t first, int64_t count) {
+        std::memset(sums + first, 0, count * sizeof(A));
+      });
+    };
+    clear(job.grad_inputs, job.segment_size);
+    clear(job.segment_sums, (job.segments - 1) * job.segment_size);
     for (int64_t pixel = 0; pixel < g.output_size(); pixel += pixels_per_step_) {
       job.first_pixel = pixel;
       job.last_pixel = std::min(pixel + pixels_per_step_, g.output_size());
@@ -382,18 +410,25 @@ void DeformableConv2DBackwardPlan<T>::RunInputs(const DeformableConv2DBackward<T
           });
           packed = true;
         }
-        ForEach(executor, images * blocks, 2 * block_products * (job.last_pixel - job.first_pixel),
+        ForEach(executor, images * job.segments * blocks,
+                2 * block_products * (job.last_pixel - job.first_pixel) / job.segments,
                 [&](int64_t unit, int worker) {
                   kernels_.inputs_gradient(job, unit, worker_space + worker * inputs_worker_size_);
                 });
       }
-      ForEach(executor, images, 3 * (job.last_pixel - job.first_pixel) * job.num_blocks * g.taps(),
+      ForEach(executor, images * CeilDiv(job.last_pixel - job.first_pixel, kReducedPixels),
+              3 * kReducedPixels * job.num_blocks * g.taps(),
               [&](int64_t unit, int) { kernels_.reduce_partials(job, unit); });
     }
+    if (job.segments > 1) {
+      ForEach(executor, CeilDiv(job.segment_size, kReducedElements),
+              job.segments * kReducedElements,
+              [&](int64_t unit, int) { kernels_.add_segments(job, unit); });
+    }
     if constexpr (!std::is_same_v<T, A>) {
-      ForEach(executor, images, image_size, [&](int64_t unit, int) {
-        kernels_.round(job.grad_inputs + unit * image_size, image_size,
-                       tensors.grad_inputs + (image + unit) * image_size);
+      ForEachPiece(executor, job.segment_size, [&](int64_t first, int64_t count) {
+        kernels_.round(job.grad_inputs + first, count,
+                       tensors.grad_inputs + image * image_size + first);
       });
     }
   }

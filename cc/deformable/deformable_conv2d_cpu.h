@@ -59,7 +59,8 @@ class DeformableConv2DBackwardPlan {
   std::vector<ChannelBlock> blocks_;
   std::vector<Slab> slabs_;
   int64_t images_per_step_, pixels_per_step_;
-  int64_t packed_at_, partials_at_, grad_inputs_at_, inputs_worker_at_, inputs_worker_size_;
+  int64_t packed_at_, partials_at_, grad_inputs_at_, segment_sums_at_;
+  int64_t inputs_worker_at_, inputs_worker_size_;
   int64_t workspace_bytes_;
 };
 

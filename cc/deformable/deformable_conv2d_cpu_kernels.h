@@ -21,6 +21,10 @@ inline constexpr int64_t kSampleBytes = 4 * sizeof(int64_t) + 7 * sizeof(A);
 // The most columns that a sampled panel has, and channels that a kernel handles at a time.
 inline constexpr int64_t kLargestPanel = 256;
 
+// What a unit that adds up takes: pixels of the offsets' gradient, elements of the inputs'.
+inline constexpr int64_t kReducedPixels = 512;
+inline constexpr int64_t kReducedElements = 1 << 16;
+
 // Output pixels are numbered 0 .. N*Ho*Wo-1 in an order of the kernels' own, image by image (see
 // PixelWalk). Pointers to optional tensors may be null.
 
@@ -94,16 +98,20 @@ struct InputsGradientJob {
   const T* offsets;
   const T* mask;
   const T* grad_output;
-  A* grad_inputs;  // [images, H, W, C], images from first_image on
   T* grad_offsets;
   T* grad_mask;
   const ChannelBlock* blocks;
   int64_t num_blocks;
   int64_t first_block, last_block, first_tap, last_tap;  // whose filters are packed
   A* packed_filters;  // per block and tap: panels [group_filters, width]
-  // The step: images [first_image, last_image), pixels [first_pixel, last_pixel) of each.
+  // The step: images [first_image, last_image), pixels [first_pixel, last_pixel) of each. Segments
+  // of the pixels have sums of their own, where images and blocks are too few for the threads.
   int64_t first_image, last_image;
   int64_t first_pixel, last_pixel;
+  int64_t segments;
+  A* grad_inputs;        // [images, H, W, C]: of the first segment, in the end of all
+  A* segment_sums;       // [segments - 1, images, H, W, C]: of the others
+  int64_t segment_size;  // in elements
   // Offset and mask gradients of each block: [images, num_blocks, pixels, taps, 3] (dy, dx, mask).
   A* partials;
   int64_t tile_pixels;
@@ -123,7 +131,8 @@ struct DeformableConv2DKernels {
   void (*reduce_segments)(const FiltersGradientJob<T>& job, int64_t block);
   void (*pack_transposed_filters)(const InputsGradientJob<T>& job, int64_t block);
   void (*inputs_gradient)(const InputsGradientJob<T>& job, int64_t unit, A* workspace);
-  void (*reduce_partials)(const InputsGradientJob<T>& job, int64_t image);
+  void (*reduce_partials)(const InputsGradientJob<T>& job, int64_t unit);
+  void (*add_segments)(const InputsGradientJob<T>& job, int64_t unit);
   void (*round)(const A* from, int64_t size, T* to);
 
   int64_t lanes;          // of A in a vector; packed columns are a multiple of it

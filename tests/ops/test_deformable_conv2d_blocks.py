@@ -37,6 +37,21 @@ CASES = {
     "steps of pixels": Case(
         batch=2, size=(120, 110), channels=64, filters=4, groups=1, offset_groups=16, **SQUARE
     ),
+    "segments of an image": Case(
+        batch=1, size=(48, 47), channels=12, filters=10, groups=1, offset_groups=1, **SQUARE
+    ),
+    "segments of steps": Case(
+        batch=1,
+        size=(70, 70),
+        channels=3,
+        filters=2,
+        groups=1,
+        offset_groups=1,
+        kernel=(9, 9),
+        strides=(1, 1),
+        dilations=(1, 1),
+        padding="SAME",
+    ),
     "many samples a pixel": Case(
         batch=1,
         size=(9, 9),

@@ -17,10 +17,13 @@ import hashlib
 import tensorflow as tf
 from tests.ops.deformable_conv2d_cases import Case, evaluate
 
-case = Case(batch=3, size=(24, 25), channels=24, filters=20, offset_groups=2, padding="SAME")
-results = evaluate(case.arrays(tf.float32), **case.attributes())
-for name, tensor in results.items():
-    print(name, hashlib.sha256(tensor.numpy().tobytes()).hexdigest())
+for case in (
+    Case(batch=3, size=(24, 25), channels=24, filters=20, offset_groups=2, padding="SAME"),
+    Case(batch=1, size=(96, 47), channels=12, groups=1, offset_groups=1, padding="SAME"),
+):
+    results = evaluate(case.arrays(tf.float32), **case.attributes())
+    for name, tensor in results.items():
+        print(name, hashlib.sha256(tensor.numpy().tobytes()).hexdigest())
 """
 
 
