@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import frameworks
 import harness
@@ -181,6 +181,15 @@ class Conv2D(frameworks.TensorFlow):
 
     def expression(self, case: Case, inputs: Any, filters: Any, **ignored: Any) -> Any:
         return self.tf.nn.conv2d(inputs, filters, 1, "SAME", dilations=case.dilation)
+
+
+class Conv2DEigen(Conv2D):
+    """The same without oneDNN, which is not always the quicker one."""
+
+    environment: ClassVar[dict[str, str]] = {"TF_ENABLE_ONEDNN_OPTS": "0"}
+
+    def versions(self) -> dict[str, str]:
+        return {}  # those of the yardstick
 
 
 class _OfThePackage(frameworks.TensorFlow):
@@ -436,8 +445,10 @@ class MxNet(_Peer, frameworks.MxNet):
         return tensor.asnumpy()
 
 
+EIGEN = "conv2d, Eigen"
 FRAMEWORKS = {
     "TensorFlow conv2d": Conv2D,
+    EIGEN: Conv2DEigen,
     harness.OURS: TfDeformable,
     "OpenVINO": OpenVino,
     "onnxruntime": OnnxRuntime,
@@ -453,7 +464,7 @@ SECTIONS = [
     harness.Section(
         "small",
         SMALL,
-        tuple(FRAMEWORKS),
+        tuple(name for name in FRAMEWORKS if name != EIGEN),
         modes=("forward", "step", "eager"),
         one_thread=True,
         seconds=0.2,

@@ -26,6 +26,8 @@ class Framework:
     modes: ClassVar[tuple[str, ...]] = ("forward", "step")
     # Runs in the interpreter that has TensorFlow, not in one of the peers'.
     is_tensorflow: ClassVar[bool] = False
+    # What its process has in its environment beside what all have.
+    environment: ClassVar[dict[str, str]] = {}
     # The variant of the data on which results must be those of tf_deformable.
     agrees_on: ClassVar[str] = "deformed"
 

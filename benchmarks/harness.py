@@ -76,7 +76,7 @@ class WorkerError(Exception):
 class Worker:
     """A process that has one framework loaded."""
 
-    def __init__(self, benchmark: str, framework: str, threads: int, python: str) -> None:
+    def __init__(self, benchmark: ModuleType, framework: str, threads: int, python: str) -> None:
         environment = {
             **os.environ,
             "PYTHONPATH": str(machine.ROOT),
@@ -85,13 +85,14 @@ class Worker:
             "TF_ENABLE_ONEDNN_OPTS": "1",  # the default on Intel's processors, not on AMD's
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
+            **benchmark.FRAMEWORKS[framework].environment,
         }
         self._log = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             [
                 python,
                 str(machine.ROOT / "benchmarks" / "worker.py"),
-                benchmark,
+                Path(benchmark.__file__).stem,
                 framework,
                 str(threads),
             ],
@@ -165,8 +166,7 @@ class Pool:
         is_tensorflow = self._benchmark.FRAMEWORKS[framework].is_tensorflow
         errors = []
         for python in [sys.executable] if is_tensorflow else self._pythons:
-            name = Path(self._benchmark.__file__).stem
-            worker = Worker(name, framework, threads, python)
+            worker = Worker(self._benchmark, framework, threads, python)
             try:
                 worker.wait_for_start()
                 self.versions |= worker.ask("versions")

@@ -25,7 +25,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURES = PAGE.with_suffix("")
 CONV2D = "TensorFlow conv2d"
 COLORS = {name: f"C{i}" for i, name in enumerate(deformable_conv2d.FRAMEWORKS)}
-MARKERS = dict(zip(deformable_conv2d.FRAMEWORKS, "osD^v<>PX", strict=True))
+MARKERS = dict(zip(deformable_conv2d.FRAMEWORKS, "o*sD^v<>PX", strict=True))
 
 
 class Results:
@@ -162,7 +162,8 @@ def conv_table(results: Results, mode: str) -> str:
                 continue
             found = {n: results.time("shapes", case.name, n, mode, threads) for n in present}
             ratios = {n: ratio(r, yardstick) for n, r in found.items() if r is not None}
-            best = min(ratios, key=ratios.__getitem__, default=None)
+            deformable = [name for name in ratios if name != deformable_conv2d.EIGEN]
+            best = min(deformable, key=ratios.__getitem__, default=None)
             ms = milliseconds(yardstick)
             row = [f"{case.name}, {threads_in_words(threads)}", f"{ms:.1f}"]
             if mode == "forward":
