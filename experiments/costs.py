@@ -107,7 +107,7 @@ def report(results: dict[str, dict[str, Any]]) -> str:
         one, other = (count / 1e6 for count in result["weights"])
         row = [title, f"{one:.1f} -> {other:.1f} M"]
         for times in (result["forward"], result["step"]):
-            row.append(f"{times[0]:.2f} -> {times[1]:.2f} s, x{times[1] / times[0]:.2f}")
+            row.append(f"{times[0]:.3f} -> {times[1]:.3f} s, x{times[1] / times[0]:.2f}")
         row.append(f"{weights[0]:.1f} -> {weights[1]:.1f} M")
         row.append(f"{seconds[0]:.3f} -> {seconds[1]:.3f} s, x{seconds[1] / seconds[0]:.2f}")
         rows.append(row)
