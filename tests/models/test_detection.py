@@ -200,6 +200,22 @@ def test_steps_are_as_long_in_mixed_precision():
         np.testing.assert_allclose(mixed, exact, atol=0.05 * np.abs(exact).max())
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda images, targets: (images, targets["boxes"]), "targets must be a dictionary of"),
+        (lambda images, targets: (images, {"boxes": targets["boxes"]}), r"got \['boxes'\]"),
+        (lambda images, targets: (images,), "targets must be a dictionary .* got NoneType"),
+        (lambda images, targets: (images, targets, np.ones(2)), "take no sample_weight"),
+    ],
+)
+def test_targets_that_do_not_fit_are_refused(change, message):
+    model = small_detector("rpn")
+    for step in (model.train_step, model.test_step):
+        with pytest.raises(ValueError, match=message):
+            step(change(*scenes(2)))
+
+
 def test_evaluate_reports_the_losses():
     images, targets = scenes(4)
     model = small_detector("faster_rcnn")

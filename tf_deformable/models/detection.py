@@ -255,7 +255,7 @@ class Detector(tf.keras.Model):
     pixels, zeros where an image has less than M, and `labels` `[B, M]`, -1 where it has less.
     `predict`, and calling it, return what `boxes.select` returns: `boxes`, `scores`, `classes`,
     `counts`. `compile` takes an optimizer; the losses are the model's own: cross entropy of the
-    classes and the Huber loss of the deltas, of both stages.
+    classes and the Huber loss of the deltas, of both stages. Samples cannot be weighted.
 
     Args:
         backbone: images to one feature map.
@@ -368,7 +368,7 @@ class Detector(tf.keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step of `fit`."""
-        images, targets = data[:2]
+        images, targets = _unpack(data)
         with tf.GradientTape() as tape:
             losses = self.losses_of(images, targets)
             total = tf.add_n([*losses.values(), *map(_as_float32, self.losses)])
@@ -380,7 +380,7 @@ class Detector(tf.keras.Model):
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """One step of `evaluate`."""
-        images, targets = data[:2]
+        images, targets = _unpack(data)
         losses = self.losses_of(images, targets, training=False)
         return self._track(tf.add_n(list(losses.values())), losses)
 
@@ -447,6 +447,18 @@ class Detector(tf.keras.Model):
         for name, value in {"loss": total, **losses}.items():
             self._trackers[name].update_state(value)
         return {name: tracker.result() for name, tracker in self._trackers.items()}
+
+
+def _unpack(data: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns images and targets of what `fit` and `evaluate` were given."""
+    images, targets, weights = tf.keras.utils.unpack_x_y_sample_weight(data)
+    names = ("boxes", "labels")
+    if not isinstance(targets, dict) or any(name not in targets for name in names):
+        got = sorted(targets) if isinstance(targets, dict) else type(targets).__name__
+        raise ValueError(f"Detector: targets must be a dictionary of {names}, got {got}")
+    if weights is not None:
+        raise ValueError("Detector: the losses take no sample_weight, got one")
+    return images, targets
 
 
 def _head_inputs(channels: int) -> tuple[Any, Any]:
