@@ -21,7 +21,9 @@ OFFSETS = tf.zeros([1, 4, 4, 18])
 
 @pytest.fixture
 def nothing_loaded(monkeypatch):
+    """As in a process that has not imported the package, and knows none of its operators."""
     monkeypatch.setattr(_native, "_loaded", None)
+    monkeypatch.setattr(_native, "_registered_operators", lambda: None)
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def test_library_is_available_and_was_built_for_this_tensorflow():
 
 
 def test_load_returns_the_operators():
-    assert callable(_native.load().tf_deformable_deformable_conv2d)
+    assert callable(_native.load().tf_deformable_roi_pool)
 
 
 def test_load_loads_once_for_all_threads(monkeypatch, nothing_loaded):
@@ -90,15 +92,49 @@ def test_load_loads_once_for_all_threads(monkeypatch, nothing_loaded):
     assert calls == [tf_deformable.get_library_path()]
 
 
-def test_looking_at_the_library_does_not_import_tensorflow():
-    code = (
-        "import sys, tf_deformable; from tf_deformable import _native;"
-        "print(tf_deformable.get_library_path(), _native.built_for());"
-        "assert 'tensorflow' not in sys.modules"
+# --- Operators that TensorFlow knows already -----------------------------------------------------
+
+# A process as those that serve models: it loads a file, a copy of the library or a link to it.
+_SHIPPED = """
+import os, shutil, sys, tempfile
+import numpy as np
+import tensorflow as tf
+
+kind, order, library, exported = sys.argv[1:]
+shipped = os.path.join(tempfile.mkdtemp(), "shipped.so")
+(shutil.copy if kind == "copy" else os.symlink)(library, shipped)
+if order == "shipped first":
+    tf.load_op_library(shipped)
+import tf_deformable
+if order == "package first":
+    tf.load_op_library(shipped)
+
+inputs = tf.ones([1, 5, 5, 1])
+boxes = tf.constant([[0.0, 0, 4, 4]])
+with tf.GradientTape() as tape:
+    tape.watch(inputs)
+    layer = tf_deformable.DeformableConv2D(2, 3)
+    pooled = tf_deformable.deformable_roi_pool(layer(inputs), boxes, [0], output_size=2)
+assert tape.gradient(pooled, inputs).shape == inputs.shape
+
+request = np.load(exported + "/request.npz")
+model = tf.saved_model.load(exported + "/model")
+scores = model.serve(request["images"], request["boxes"])["scores"]
+np.testing.assert_allclose(scores, request["scores"], rtol=1e-5, atol=1e-5)
+print("served")
+"""
+
+
+@pytest.mark.parametrize("order", ["shipped first", "package first"])
+@pytest.mark.parametrize("kind", ["copy", "link"])
+def test_a_shipped_library_beside_the_package(kind, order):
+    exported = Path(__file__).parent / "serving" / "exported_by_0_1"
+    arguments = [kind, order, tf_deformable.get_library_path(), str(exported)]
+    run = subprocess.run(
+        [sys.executable, "-c", _SHIPPED, *arguments], capture_output=True, text=True
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == [tf_deformable.get_library_path(), _native.built_for()]
-    assert run.stderr == ""
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "served\n"
 
 
 # --- A library for another TensorFlow ------------------------------------------------------------
@@ -205,7 +241,7 @@ def test_the_library_says_what_it_has_of_cuda():
     info = config.build_info()
     assert info["tensorflow"] == _native.built_for()
     _native.load()
-    for op in ("DeformableConv2D", "DeformableConv2DGrad", "DeformableRoIPool"):
+    for op in ("Conv2D", "Conv2DGrad", "RoiPool", "RoiPoolGrad", "DeformableConv2D"):
         registered = kernels.get_registered_kernels_for_op(f"TFDeformable>{op}").kernel
         devices = {kernel.device_type for kernel in registered}
         assert devices == ({"CPU", "GPU"} if info["cuda"] else {"CPU"}), op

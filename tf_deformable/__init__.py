@@ -6,7 +6,8 @@
 and the reference implementation, `models` puts the layers into networks, and `get_library_path`
 names the library for programs that load it by themselves.
 
-Importing the package is quick and does not import TensorFlow: names are resolved on first use.
+Importing the package imports TensorFlow and makes the operators and layers known to it and to
+Keras, so that models that hold them can be loaded.
 """
 
 from __future__ import annotations
@@ -77,3 +78,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+from tf_deformable import _registration  # noqa: E402
+
+_registration.register_all()

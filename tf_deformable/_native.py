@@ -2,7 +2,11 @@
 
 The library works with the TensorFlow it was built for, up to the patch version. It says which one
 that is in a string among its bytes, so that this can be checked before the dynamic loader fails on
-it, and without importing TensorFlow.
+it.
+
+A process may have loaded a copy of the library already, as one does that serves exported models.
+The operators that TensorFlow knows are then the ones to use: an operator never changes under its
+name, so that what the copy registered is what the package wants, or lacks.
 """
 
 from __future__ import annotations
@@ -18,6 +22,11 @@ _LIBRARY = Path(__file__).with_name("libtf_deformable.so")
 _PURE_PYTHON_MARKER = Path(__file__).with_name("PURE_PYTHON")  # written by setup.py
 _BUILD_INFO_TAG = b"@TFD_BUILD_INFO@"  # cc/tensorflow/build_info.cc
 
+# What `load` returns has a function for each.
+_OPERATORS = tuple(
+    f"TFDeformable>{name}" for name in ("Conv2D", "Conv2DGrad", "RoiPool", "RoiPoolGrad")
+)
+
 _load_lock = threading.Lock()
 _loaded: ModuleType | None = None
 
@@ -29,20 +38,21 @@ class NativeLibraryError(ImportError):
 def load() -> ModuleType:
     """Loads the operator library and returns the module of its operators.
 
-    The library is checked and loaded once per process; later calls return the same module.
+    The library is checked and loaded once per process, unless a copy of it has been loaded; later
+    calls return the same module.
 
     Returns:
         What `tf.load_op_library` returns: one Python function per registered operator.
 
     Raises:
-        NativeLibraryError: The library is missing, was built for another minor version or C++ ABI
-            of TensorFlow than the one running, or does not load.
+        NativeLibraryError: No copy has been loaded, and the library is missing, was built for
+            another minor version or C++ ABI of TensorFlow than the one running, or does not load.
     """
     global _loaded
     if _loaded is None:
         with _load_lock:
             if _loaded is None:
-                _loaded = _check_and_load()
+                _loaded = _registered_operators() or _check_and_load()
     return _loaded
 
 
@@ -50,7 +60,7 @@ def get_library_path() -> str:
     """Returns the path of the operator library, for TensorFlow programs that do not use Python.
 
     It is the file to hand to `tf.load_op_library`, to `TF_LoadLibrary` of TensorFlow's C API, or to
-    a model server. TensorFlow is not imported, and the library is neither loaded nor checked.
+    a model server. The library is neither loaded nor checked.
 
     Raises:
         NativeLibraryError: There is no library.
@@ -81,6 +91,29 @@ def built_for() -> str:
 def is_pure_python() -> bool:
     """Tells whether the package was installed without the library (TF_DEFORMABLE_PURE_PYTHON=1)."""
     return _PURE_PYTHON_MARKER.exists()
+
+
+def _registered_operators() -> ModuleType | None:
+    """Returns the module of the operators if TensorFlow knows them already, else None.
+
+    TensorFlow makes such a module as it loads a library, of the operators that are new to it: none,
+    if a copy or a link was loaded before. What it does to make one is done here.
+    """
+    from tensorflow.core.framework import op_def_pb2
+    from tensorflow.python.framework import _pywrap_python_op_gen, op_def_registry
+
+    definitions = [op_def_registry.get(name) for name in _OPERATORS]
+    if None in definitions:
+        return None
+    source = _pywrap_python_op_gen.GetPythonWrappers(
+        op_def_pb2.OpList(op=definitions).SerializeToString()
+    )
+    module = ModuleType("tf_deformable._registered_operators")
+    exec(source, module.__dict__)
+    # What TensorFlow does to the modules of libraries, so that AutoGraph leaves them alone.
+    module.__dict__["_IS_TENSORFLOW_PLUGIN"] = True
+    sys.modules[module.__name__] = module
+    return module
 
 
 def _check_and_load() -> ModuleType:

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "deformable/cuda_primitives.h"
+#include "deformable/sampling_tensor.h"
 
 namespace tf_deformable {
 namespace cuda {
@@ -29,6 +30,27 @@ struct alignas(16) Elements {
 template <typename A>
 TF_DEFORMABLE_DEVICE A NotANumber() {
   return static_cast<A>(BitsToFloat(0x7fc00000));
+}
+
+template <typename E>
+TF_DEFORMABLE_DEVICE ComputeType<std::remove_const_t<E>> LoadSampling(const SamplingTensor<E>& from,
+                                                                      int64_t i) {
+  if constexpr (SamplingTensor<E>::kAlwaysWide) {
+    return from.wide[i];
+  } else {
+    return from.wide != nullptr ? from.wide[i] : ToCompute(from.narrow[i]);
+  }
+}
+template <typename T>
+TF_DEFORMABLE_DEVICE void StoreSampling(const SamplingTensor<T>& to, int64_t i,
+                                        ComputeType<T> value) {
+  if constexpr (SamplingTensor<T>::kAlwaysWide) {
+    to.wide[i] = value;
+  } else if (to.wide != nullptr) {
+    to.wide[i] = value;
+  } else {
+    to.narrow[i] = FromCompute<T>(value);
+  }
 }
 
 // kLanes neighbours, widened: 1, or aligned runs of 8 or 16 bytes, or of several 16 bytes.

@@ -8,6 +8,7 @@
 #include "deformable/deformable_conv2d_geometry.h"
 #include "deformable/float_types.h"
 #include "deformable/kernel_table.h"
+#include "deformable/sampling_tensor.h"
 
 namespace tf_deformable {
 
@@ -35,8 +36,8 @@ struct ForwardJob {
   bool depthwise;
   const T* inputs;
   const T* filters;
-  const T* offsets;
-  const T* mask;
+  SamplingTensor<const T> offsets;
+  SamplingTensor<const T> mask;
   const T* bias;
   T* output;
   // The slab of filters that is packed at a time: some groups' filters of a range.
@@ -61,8 +62,8 @@ struct FiltersGradientJob {
   DeformableConv2DGeometry geometry;
   bool depthwise;
   const T* inputs;
-  const T* offsets;
-  const T* mask;
+  SamplingTensor<const T> offsets;
+  SamplingTensor<const T> mask;
   const T* grad_output;
   T* grad_filters;
   // Unit: (segment of the pixels, group, block of rows of [taps * group_channels], block of the
@@ -95,11 +96,11 @@ struct InputsGradientJob {
   bool depthwise;
   const T* inputs;
   const T* filters;
-  const T* offsets;
-  const T* mask;
+  SamplingTensor<const T> offsets;
+  SamplingTensor<const T> mask;
   const T* grad_output;
-  T* grad_offsets;
-  T* grad_mask;
+  SamplingTensor<T> grad_offsets;
+  SamplingTensor<T> grad_mask;
   const ChannelBlock* blocks;
   int64_t num_blocks;
   int64_t first_block, last_block, first_tap, last_tap;  // whose filters are packed

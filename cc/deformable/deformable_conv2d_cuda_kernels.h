@@ -89,14 +89,16 @@ struct Offset {
 };
 
 template <typename T>
-TF_DEFORMABLE_DEVICE Offset<ComputeType<T>> LoadOffset(const Convolution& g, const T* offsets,
-                                                       const T* mask, const TilePixel& p,
-                                                       int32_t offset_group, int32_t tap) {
+TF_DEFORMABLE_DEVICE Offset<ComputeType<T>> LoadOffset(const Convolution& g,
+                                                       const SamplingTensor<const T>& offsets,
+                                                       const SamplingTensor<const T>& mask,
+                                                       const TilePixel& p, int32_t offset_group,
+                                                       int32_t tap) {
   using A = ComputeType<T>;
   if (p.pixel < 0) return {0, 0, 0};
   const int64_t at = (p.pixel * g.offset_groups + offset_group) * g.taps + tap;
-  return {ToCompute(offsets[2 * at]), ToCompute(offsets[2 * at + 1]),
-          mask != nullptr ? ToCompute(mask[at]) : A{1}};
+  return {LoadSampling(offsets, 2 * at), LoadSampling(offsets, 2 * at + 1),
+          mask ? LoadSampling(mask, at) : A{1}};
 }
 
 template <typename A>
@@ -783,9 +785,9 @@ void InputsGradientKernel(Convolution g, DeformableConv2DBackward<typename Tile:
           for (int k = 0; k < 3; ++k) to[k] = sums[k];
         } else {
           const int64_t at = (pixel * g.offset_groups + offset_group) * g.taps + first_tap + tap;
-          tensors.grad_offsets[2 * at] = FromCompute<T>(sums[0]);
-          tensors.grad_offsets[2 * at + 1] = FromCompute<T>(sums[1]);
-          if (tensors.grad_mask != nullptr) tensors.grad_mask[at] = FromCompute<T>(sums[2]);
+          StoreSampling(tensors.grad_offsets, 2 * at, sums[0]);
+          StoreSampling(tensors.grad_offsets, 2 * at + 1, sums[1]);
+          if (tensors.grad_mask) StoreSampling(tensors.grad_mask, at, sums[2]);
         }
       }
     }
@@ -796,7 +798,7 @@ void InputsGradientKernel(Convolution g, DeformableConv2DBackward<typename Tile:
 template <typename T>
 TF_DEFORMABLE_KERNEL(kThreads, 1)
 void ReducePartialsKernel(Convolution g, const ComputeType<T>* partials, int32_t ranges,
-                          T* grad_offsets, T* grad_mask) {
+                          SamplingTensor<T> grad_offsets, SamplingTensor<T> grad_mask) {
   using A = ComputeType<T>;
   const int64_t pixels = g.last_pixel - g.first_pixel;
   const int64_t i = BlockIndex() * kThreads + ThreadIndex();
@@ -812,9 +814,9 @@ void ReducePartialsKernel(Convolution g, const ComputeType<T>* partials, int32_t
     for (int k = 0; k < 3; ++k) sums[k] += from[k];
   }
   const int64_t at = g.first_pixel * g.offset_groups * g.taps + i;
-  grad_offsets[2 * at] = FromCompute<T>(sums[0]);
-  grad_offsets[2 * at + 1] = FromCompute<T>(sums[1]);
-  if (grad_mask != nullptr) grad_mask[at] = FromCompute<T>(sums[2]);
+  StoreSampling(grad_offsets, 2 * at, sums[0]);
+  StoreSampling(grad_offsets, 2 * at + 1, sums[1]);
+  if (grad_mask) StoreSampling(grad_mask, at, sums[2]);
 }
 
 // to[i] = sum over s of from[s, i], in their order.

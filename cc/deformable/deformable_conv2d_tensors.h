@@ -2,6 +2,8 @@
 #ifndef TF_DEFORMABLE_CC_DEFORMABLE_DEFORMABLE_CONV2D_TENSORS_H_
 #define TF_DEFORMABLE_CC_DEFORMABLE_DEFORMABLE_CONV2D_TENSORS_H_
 
+#include "deformable/sampling_tensor.h"
+
 namespace tf_deformable {
 
 // Shapes as in DeformableConv2DArguments; `mask` and `bias` may be null.
@@ -9,8 +11,8 @@ template <typename T>
 struct DeformableConv2DForward {
   const T* inputs;
   const T* filters;
-  const T* offsets;
-  const T* mask;
+  SamplingTensor<const T> offsets;
+  SamplingTensor<const T> mask;
   const T* bias;
   T* output;  // [N, Ho, Wo, F]
 };
@@ -19,13 +21,13 @@ template <typename T>
 struct DeformableConv2DBackward {
   const T* inputs;
   const T* filters;
-  const T* offsets;
-  const T* mask;
+  SamplingTensor<const T> offsets;
+  SamplingTensor<const T> mask;
   const T* grad_output;
   T* grad_inputs;
   T* grad_filters;
-  T* grad_offsets;
-  T* grad_mask;  // null without a mask
+  SamplingTensor<T> grad_offsets;
+  SamplingTensor<T> grad_mask;  // null without a mask
 };
 
 }  // namespace tf_deformable

@@ -81,7 +81,8 @@ RoIPoolBackwardPlan<T>::RoIPoolBackwardPlan(const RoIPoolGeometry& g, int num_wo
 
 template <typename T>
 void RoIPoolBackwardPlan<T>::Run(const RoIPoolTensors<T>& tensors, const T* grad_output,
-                                 T* grad_inputs, T* grad_offsets, T* grad_mask, Executor& executor,
+                                 T* grad_inputs, SamplingTensor<T> grad_offsets,
+                                 SamplingTensor<T> grad_mask, Executor& executor,
                                  void* workspace) const {
   using A = ComputeType<T>;
   const RoIPoolGeometry& g = job_.geometry;
@@ -92,7 +93,7 @@ void RoIPoolBackwardPlan<T>::Run(const RoIPoolTensors<T>& tensors, const T* grad
   job.grad_output = grad_output;
   job.grad_offsets = grad_offsets;
   job.grad_mask = grad_mask;
-  const bool reduces = grad_offsets != nullptr || grad_mask != nullptr;
+  const bool reduces = grad_offsets || grad_mask;
   job.partials = reduces ? reinterpret_cast<A*>(space + partials_at_) : nullptr;
   if constexpr (std::is_same_v<T, A>) {
     job.grad_inputs = grad_inputs;

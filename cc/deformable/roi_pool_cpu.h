@@ -31,8 +31,9 @@ class RoIPoolBackwardPlan {
  public:
   RoIPoolBackwardPlan(const RoIPoolGeometry& geometry, int num_workers);
   int64_t workspace_bytes() const { return workspace_bytes_; }
-  void Run(const RoIPoolTensors<T>& tensors, const T* grad_output, T* grad_inputs, T* grad_offsets,
-           T* grad_mask, Executor& executor, void* workspace) const;
+  void Run(const RoIPoolTensors<T>& tensors, const T* grad_output, T* grad_inputs,
+           SamplingTensor<T> grad_offsets, SamplingTensor<T> grad_mask, Executor& executor,
+           void* workspace) const;
 
  private:
   const RoIPoolKernels<T>& kernels_;

@@ -9,6 +9,7 @@
 #include "deformable/kernel_table.h"
 #include "deformable/roi_pool_geometry.h"
 #include "deformable/roi_pool_tensors.h"
+#include "deformable/sampling_tensor.h"
 
 namespace tf_deformable {
 
@@ -35,8 +36,8 @@ struct RoIPoolBackwardJob {
   RoIPoolTensors<T> tensors;
   const T* grad_output;
   A* grad_inputs;  // [N, H, W, C]
-  T* grad_offsets;
-  T* grad_mask;
+  SamplingTensor<T> grad_offsets;
+  SamplingTensor<T> grad_mask;
   // A unit owns the input gradient of one map's channels of a block: `slots` blocks, of
   // channels_per_block each, share the channels of a class; a block has classes_per_block of these.
   int64_t blocks, slots;

@@ -148,8 +148,9 @@ RoIPoolBackwardCudaPlan<T>::RoIPoolBackwardCudaPlan(const RoIPoolGeometry& g,
 
 template <typename T>
 std::string RoIPoolBackwardCudaPlan<T>::Run(const RoIPoolTensors<T>& tensors, const T* grad_output,
-                                            T* grad_inputs, T* grad_offsets, T* grad_mask,
-                                            void* workspace, void* stream) const {
+                                            T* grad_inputs, SamplingTensor<T> grad_offsets,
+                                            SamplingTensor<T> grad_mask, void* workspace,
+                                            void* stream) const {
   using A = ComputeType<T>;
   constexpr bool kWidened = !std::is_same_v<T, A>;
   const RoIPoolGeometry& g = geometry_;
@@ -164,7 +165,7 @@ std::string RoIPoolBackwardCudaPlan<T>::Run(const RoIPoolTensors<T>& tensors, co
   const bool vectorised = IsVectorised<T>(g, 16 / sizeof(T) > 4 ? 16 / sizeof(T) : 4,
                                           {tensors.inputs, grad_output, grad_inputs});
   job.lanes = ChooseLanes(CeilDiv(g.class_depth(), vectorised ? 4 : 1));
-  const bool reduces = grad_offsets != nullptr || grad_mask != nullptr;
+  const bool reduces = grad_offsets || grad_mask;
   const int64_t units_per_box = g.bins() * g.classes;
 
   for (int64_t image = 0; image < std::max<int64_t>(g.batch, 1); image += images_per_step_) {
@@ -198,8 +199,8 @@ std::string RoIPoolBackwardCudaPlan<T>::Run(const RoIPoolTensors<T>& tensors, co
       if (error != nullptr) return ErrorText(error);
       if (!reduces) continue;
       const int64_t boxes = std::min(boxes_per_step_, g.boxes - box);
-      const int64_t sums = (grad_offsets != nullptr ? boxes * (g.offsets_per_box() / 2) : 0) +
-                           (grad_mask != nullptr ? boxes * g.bins() : 0);
+      const int64_t sums = (grad_offsets ? boxes * (g.offsets_per_box() / 2) : 0) +
+                           (grad_mask ? boxes * g.bins() : 0);
       error =
           Launch(RoIPoolReduceKernel<T>, CeilDiv(sums, kRoIThreads), kRoIThreads, 0, stream, job,
                  tensors, static_cast<const A*>(gradients.partials), grad_offsets, grad_mask);

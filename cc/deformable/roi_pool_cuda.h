@@ -36,7 +36,8 @@ class RoIPoolBackwardCudaPlan {
   RoIPoolBackwardCudaPlan(const RoIPoolGeometry& geometry, const CudaOptions& options);
   int64_t workspace_bytes() const { return workspace_bytes_; }
   std::string Run(const RoIPoolTensors<T>& tensors, const T* grad_output, T* grad_inputs,
-                  T* grad_offsets, T* grad_mask, void* workspace, void* stream) const;
+                  SamplingTensor<T> grad_offsets, SamplingTensor<T> grad_mask, void* workspace,
+                  void* stream) const;
 
  private:
   RoIPoolGeometry geometry_;

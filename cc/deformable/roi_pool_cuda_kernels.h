@@ -88,12 +88,14 @@ TF_DEFORMABLE_DEVICE RoIUnit MakeRoIUnit(const RoIJob& job, const RoIPoolTensors
 }
 
 template <typename T>
-TF_DEFORMABLE_DEVICE ComputeType<T> RoIOffset(const RoIPoolGeometry& g, const T* offsets,
+TF_DEFORMABLE_DEVICE ComputeType<T> RoIOffset(const RoIPoolGeometry& g,
+                                              const SamplingTensor<const T>& offsets,
                                               const RoIUnit& u, int which) {
-  if (offsets == nullptr) return 0;
+  if (!offsets) return 0;
   const int64_t part =
       u.i * g.part_height / g.pooled_height * g.part_width + u.j * g.part_width / g.pooled_width;
-  return ToCompute(offsets[u.box * g.offsets_per_box() + (part * g.classes + u.cls) * 2 + which]);
+  return LoadSampling(offsets,
+                      u.box * g.offsets_per_box() + (part * g.classes + u.cls) * 2 + which);
 }
 
 // The samples of a unit along an axis (0: y, 1: x).
@@ -253,7 +255,7 @@ void RoIPoolForwardKernel(RoIJob job, RoIPoolTensors<T> tensors, T* output) {
         const RoIUnitAxis<A> y = unit.axes[0], x = unit.axes[1];
         A scale = RoIScale(y, x);
         const bool reads = scale == scale;
-        if (tensors.mask != nullptr) scale *= ToCompute(tensors.mask[index / g.classes]);
+        if (tensors.mask) scale *= LoadSampling(tensors.mask, index / g.classes);
         const T* const image = tensors.inputs +
                                static_cast<int64_t>(u.image) * g.height * g.width * g.channels +
                                RoIChannel(g, u);
@@ -301,8 +303,7 @@ void RoIPoolBackwardKernel(RoIJob job, RoIPoolTensors<T> tensors, const T* grad_
           const RoIUnitAxis<A> y = unit.axes[0], x = unit.axes[1];
           const A scale = RoIScale(y, x);
           const bool reads = scale == scale;
-          const A mask =
-              tensors.mask != nullptr ? ToCompute(tensors.mask[index / g.classes]) : A{1};
+          const A mask = tensors.mask ? LoadSampling(tensors.mask, index / g.classes) : A{1};
           const int64_t map_size = g.height * g.width * g.channels;
           const T* const image = tensors.inputs + u.image * map_size + RoIChannel(g, u);
           A* const target = gradients.grad_inputs == nullptr
@@ -400,7 +401,7 @@ void RoIPoolInOrderKernel(RoIJob job, RoIPoolTensors<T> tensors, const T* grad_o
       }
       const A scale = RoIScale(y, x);
       if (scale != scale || g.height == 0 || g.width == 0) continue;
-      const A mask = tensors.mask != nullptr ? ToCompute(tensors.mask[index / g.classes]) : A{1};
+      const A mask = tensors.mask ? LoadSampling(tensors.mask, index / g.classes) : A{1};
       const A upstream =
           ToCompute(grad_output[(box * g.bins() + bin) * g.depth + d]) * scale * mask;
       for (int64_t sy = samples_y.first; sy < samples_y.last; ++sy) {
@@ -429,13 +430,13 @@ void RoIPoolInOrderKernel(RoIJob job, RoIPoolTensors<T> tensors, const T* grad_o
 template <typename T>
 TF_DEFORMABLE_KERNEL(kRoIThreads, 1)
 void RoIPoolReduceKernel(RoIJob job, RoIPoolTensors<T> tensors, const ComputeType<T>* partials,
-                         T* grad_offsets, T* grad_mask) {
+                         SamplingTensor<T> grad_offsets, SamplingTensor<T> grad_mask) {
   using A = ComputeType<T>;
   const RoIPoolGeometry& g = job.geometry;
   const int64_t first_box = job.first_unit / (g.bins() * g.classes);
   const int64_t boxes = job.last_unit / (g.bins() * g.classes) - first_box;
-  const int64_t pairs = grad_offsets != nullptr ? boxes * (g.offsets_per_box() / 2) : 0;
-  const int64_t masks = grad_mask != nullptr ? boxes * g.bins() : 0;
+  const int64_t pairs = grad_offsets ? boxes * (g.offsets_per_box() / 2) : 0;
+  const int64_t masks = grad_mask ? boxes * g.bins() : 0;
   int64_t i = BlockIndex() * kRoIThreads + ThreadIndex();
   if (i >= pairs + masks) return;
   const bool is_mask = i >= pairs;
@@ -451,7 +452,7 @@ void RoIPoolReduceKernel(RoIJob job, RoIPoolTensors<T> tensors, const ComputeTyp
     for (int64_t cls = 0; cls < g.classes; ++cls) {
       total += of_box[(i % per_box * g.classes + cls) * 3 + 2];
     }
-    grad_mask[first_box * g.bins() + i] = FromCompute<T>(total);
+    StoreSampling(grad_mask, first_box * g.bins() + i, total);
     return;
   }
   const int64_t cls = i % g.classes, part = i / g.classes % (g.part_height * g.part_width);
@@ -470,9 +471,9 @@ void RoIPoolReduceKernel(RoIJob job, RoIPoolTensors<T> tensors, const ComputeTyp
       dx += partial[1];
     }
   }
-  T* const grad = grad_offsets + (first_box * (g.offsets_per_box() / 2) + i) * 2;
-  grad[0] = FromCompute<T>(dy);
-  grad[1] = FromCompute<T>(dx);
+  const int64_t at = (first_box * (g.offsets_per_box() / 2) + i) * 2;
+  StoreSampling(grad_offsets, at, dy);
+  StoreSampling(grad_offsets, at + 1, dx);
 }
 
 template <typename T>

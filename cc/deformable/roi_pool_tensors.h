@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "deformable/float_types.h"
+#include "deformable/sampling_tensor.h"
 
 namespace tf_deformable {
 
@@ -15,8 +15,8 @@ struct RoIPoolTensors {
   const T* inputs;
   const A* boxes;
   const int32_t* box_indices;
-  const T* offsets;
-  const T* mask;
+  SamplingTensor<const T> offsets;
+  SamplingTensor<const T> mask;
 };
 
 }  // namespace tf_deformable

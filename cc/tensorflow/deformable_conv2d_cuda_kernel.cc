@@ -1,4 +1,4 @@
-// CUDA OpKernels of TFDeformable>DeformableConv2D and its gradient.
+// CUDA OpKernels of TFDeformable>Conv2D and its gradient.
 
 #include "deformable/deformable_conv2d_cuda.h"
 #include "tensorflow/cuda_context.h"
@@ -32,10 +32,11 @@ struct Cuda {
   }
 };
 
-TF_DEFORMABLE_REGISTER_CONV2D(tensorflow::DEVICE_GPU, Cuda, Eigen::half)
-TF_DEFORMABLE_REGISTER_CONV2D(tensorflow::DEVICE_GPU, Cuda, Eigen::bfloat16)
-TF_DEFORMABLE_REGISTER_CONV2D(tensorflow::DEVICE_GPU, Cuda, float)
-TF_DEFORMABLE_REGISTER_CONV2D(tensorflow::DEVICE_GPU, Cuda, double)
+[[maybe_unused]] const bool registered =
+    RegisterDeformableConv2D<Eigen::half, Cuda>(tensorflow::DEVICE_GPU) &&
+    RegisterDeformableConv2D<Eigen::bfloat16, Cuda>(tensorflow::DEVICE_GPU) &&
+    RegisterDeformableConv2D<float, Cuda>(tensorflow::DEVICE_GPU) &&
+    RegisterDeformableConv2D<double, Cuda>(tensorflow::DEVICE_GPU);
 
 }  // namespace
 }  // namespace tf_deformable

@@ -1,4 +1,4 @@
-// CPU OpKernels of TFDeformable>DeformableConv2D and its gradient.
+// CPU OpKernels of TFDeformable>Conv2D and its gradient.
 
 #include "tensorflow/deformable_conv2d_kernel.h"
 
@@ -34,10 +34,11 @@ struct Cpu {
   }
 };
 
-TF_DEFORMABLE_REGISTER_CONV2D(tensorflow::DEVICE_CPU, Cpu, Eigen::half)
-TF_DEFORMABLE_REGISTER_CONV2D(tensorflow::DEVICE_CPU, Cpu, Eigen::bfloat16)
-TF_DEFORMABLE_REGISTER_CONV2D(tensorflow::DEVICE_CPU, Cpu, float)
-TF_DEFORMABLE_REGISTER_CONV2D(tensorflow::DEVICE_CPU, Cpu, double)
+[[maybe_unused]] const bool registered =
+    RegisterDeformableConv2D<Eigen::half, Cpu>(tensorflow::DEVICE_CPU) &&
+    RegisterDeformableConv2D<Eigen::bfloat16, Cpu>(tensorflow::DEVICE_CPU) &&
+    RegisterDeformableConv2D<float, Cpu>(tensorflow::DEVICE_CPU) &&
+    RegisterDeformableConv2D<double, Cpu>(tensorflow::DEVICE_CPU);
 
 }  // namespace
 }  // namespace tf_deformable

@@ -1,4 +1,4 @@
-// OpKernels of TFDeformable>DeformableConv2D and its gradient, for a device that is a parameter.
+// OpKernels of TFDeformable>Conv2D and its gradient, for a device that is a parameter.
 #ifndef TF_DEFORMABLE_CC_TENSORFLOW_DEFORMABLE_CONV2D_KERNEL_H_
 #define TF_DEFORMABLE_CC_TENSORFLOW_DEFORMABLE_CONV2D_KERNEL_H_
 
@@ -7,6 +7,7 @@
 #include "deformable/deformable_conv2d_tensors.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/deformable_conv2d_arguments.h"
+#include "tensorflow/registration.h"
 #include "tensorflow/tensors.h"
 
 namespace tf_deformable {
@@ -24,6 +25,9 @@ class DeformableConv2DOpBase : public tensorflow::OpKernel {
     OP_REQUIRES(context, num_masks_ <= 1,
                 absl::InvalidArgumentError("deformable_conv2d: num_masks must be 0 or 1, got " +
                                            std::to_string(num_masks_)));
+    for (int i = 2; i < 3 + num_masks_; ++i) {
+      OP_REQUIRES_OK(context, CheckSamplingType<T>("deformable_conv2d", context->input_type(i)));
+    }
   }
 
  protected:
@@ -37,8 +41,9 @@ class DeformableConv2DOpBase : public tensorflow::OpKernel {
     return arguments;
   }
 
-  const S* MaskData(tensorflow::OpKernelContext* context) const {
-    return num_masks_ > 0 ? Data<S>(context->input(3)) : nullptr;
+  SamplingTensor<const S> MaskData(tensorflow::OpKernelContext* context) const {
+    if (num_masks_ == 0) return nullptr;
+    return SamplingData<S>(context->input(3));
   }
 
   int num_masks_;
@@ -77,7 +82,7 @@ class DeformableConv2DOp : public DeformableConv2DOpBase<T> {
     DeformableConv2DForward<S> tensors;
     tensors.inputs = Data<S>(context->input(0));
     tensors.filters = Data<S>(context->input(1));
-    tensors.offsets = Data<S>(context->input(2));
+    tensors.offsets = SamplingData<S>(context->input(2));
     tensors.mask = this->MaskData(context);
     tensors.bias = num_biases_ > 0 ? Data<S>(context->input(bias)) : nullptr;
     tensors.output = MutableData<S>(output);
@@ -110,25 +115,35 @@ class DeformableConv2DGradOp : public DeformableConv2DOpBase<T> {
     DeformableConv2DBackward<S> tensors;
     tensors.inputs = Data<S>(context->input(0));
     tensors.filters = Data<S>(context->input(1));
-    tensors.offsets = Data<S>(context->input(2));
+    tensors.offsets = SamplingData<S>(context->input(2));
     tensors.mask = this->MaskData(context);
     tensors.grad_output = Data<S>(grad_output);
     tensors.grad_inputs = MutableData<S>(grads[0]);
     tensors.grad_filters = MutableData<S>(grads[1]);
-    tensors.grad_offsets = MutableData<S>(grads[2]);
-    tensors.grad_mask = grads[3] != nullptr ? MutableData<S>(grads[3]) : nullptr;
+    tensors.grad_offsets = MutableSamplingData<S>(grads[2]);
+    if (grads[3] != nullptr) tensors.grad_mask = MutableSamplingData<S>(grads[3]);
     Device<S>::Backward(context, g, tensors);
   }
 };
 
-// Registers both for an element type; DEVICE: "CPU" or "GPU" as TensorFlow names it.
-#define TF_DEFORMABLE_REGISTER_CONV2D(DEVICE, Implementation, T)                       \
-  REGISTER_KERNEL_BUILDER(                                                             \
-      Name("TFDeformable>DeformableConv2D").Device(DEVICE).TypeConstraint<T>("T"),     \
-      DeformableConv2DOp<T, Implementation>);                                          \
-  REGISTER_KERNEL_BUILDER(                                                             \
-      Name("TFDeformable>DeformableConv2DGrad").Device(DEVICE).TypeConstraint<T>("T"), \
-      DeformableConv2DGradOp<T, Implementation>);
+// Registers both for an element type; device: "CPU" or "GPU" as TensorFlow names it.
+template <typename T, template <typename> class Device>
+bool RegisterDeformableConv2D(const char* device) {
+  const auto kernel = [&](const char* op) {
+    return tensorflow::KernelDefBuilder(op)
+        .Device(device)
+        .TypeConstraint("T", tensorflow::DataTypeToEnum<T>::value)
+        .Build();
+  };
+  // Those of version 0.1 are in models that it has exported.
+  for (const char* op : {"TFDeformable>Conv2D", "TFDeformable>DeformableConv2D"}) {
+    RegisterKernel<DeformableConv2DOp<T, Device>>(kernel(op));
+  }
+  for (const char* op : {"TFDeformable>Conv2DGrad", "TFDeformable>DeformableConv2DGrad"}) {
+    RegisterKernel<DeformableConv2DGradOp<T, Device>>(kernel(op));
+  }
+  return true;
+}
 
 }  // namespace tf_deformable
 

@@ -1,4 +1,4 @@
-// CUDA OpKernels of TFDeformable>DeformableRoIPool and its gradient.
+// CUDA OpKernels of TFDeformable>RoiPool and its gradient.
 
 #include "deformable/roi_pool_cuda.h"
 #include "tensorflow/cuda_context.h"
@@ -31,7 +31,7 @@ struct Cuda {
 
   static void Backward(OpKernelContext* context, const RoIPoolGeometry& geometry,
                        const RoIPoolTensors<S>& tensors, const S* grad_output, S* grad_inputs,
-                       S* grad_offsets, S* grad_mask) {
+                       SamplingTensor<S> grad_offsets, SamplingTensor<S> grad_mask) {
     const RoIPoolBackwardCudaPlan<S> plan(geometry, TensorFlowsCudaOptions());
     tensorflow::Tensor workspace;
     OP_REQUIRES_OK(context, AllocateWorkspace(context, plan.workspace_bytes(), &workspace));
@@ -40,10 +40,11 @@ struct Cuda {
   }
 };
 
-TF_DEFORMABLE_REGISTER_ROI_POOL(tensorflow::DEVICE_GPU, Cuda, Eigen::half)
-TF_DEFORMABLE_REGISTER_ROI_POOL(tensorflow::DEVICE_GPU, Cuda, Eigen::bfloat16)
-TF_DEFORMABLE_REGISTER_ROI_POOL(tensorflow::DEVICE_GPU, Cuda, float)
-TF_DEFORMABLE_REGISTER_ROI_POOL(tensorflow::DEVICE_GPU, Cuda, double)
+[[maybe_unused]] const bool registered =
+    RegisterRoIPool<Eigen::half, Cuda>(tensorflow::DEVICE_GPU) &&
+    RegisterRoIPool<Eigen::bfloat16, Cuda>(tensorflow::DEVICE_GPU) &&
+    RegisterRoIPool<float, Cuda>(tensorflow::DEVICE_GPU) &&
+    RegisterRoIPool<double, Cuda>(tensorflow::DEVICE_GPU);
 
 }  // namespace
 }  // namespace tf_deformable

@@ -1,4 +1,4 @@
-// CPU OpKernels of TFDeformable>DeformableRoIPool and its gradient.
+// CPU OpKernels of TFDeformable>RoiPool and its gradient.
 
 #include "tensorflow/roi_pool_kernel.h"
 
@@ -35,7 +35,7 @@ struct Cpu {
 
   static void Backward(OpKernelContext* context, const RoIPoolGeometry& geometry,
                        const RoIPoolTensors<S>& tensors, const S* grad_output, S* grad_inputs,
-                       S* grad_offsets, S* grad_mask) {
+                       SamplingTensor<S> grad_offsets, SamplingTensor<S> grad_mask) {
     TfExecutor executor(context);
     const RoIPoolBackwardPlan<S> plan(geometry, executor.num_workers());
     tensorflow::Tensor workspace;
@@ -45,10 +45,11 @@ struct Cpu {
   }
 };
 
-TF_DEFORMABLE_REGISTER_ROI_POOL(tensorflow::DEVICE_CPU, Cpu, Eigen::half)
-TF_DEFORMABLE_REGISTER_ROI_POOL(tensorflow::DEVICE_CPU, Cpu, Eigen::bfloat16)
-TF_DEFORMABLE_REGISTER_ROI_POOL(tensorflow::DEVICE_CPU, Cpu, float)
-TF_DEFORMABLE_REGISTER_ROI_POOL(tensorflow::DEVICE_CPU, Cpu, double)
+[[maybe_unused]] const bool registered =
+    RegisterRoIPool<Eigen::half, Cpu>(tensorflow::DEVICE_CPU) &&
+    RegisterRoIPool<Eigen::bfloat16, Cpu>(tensorflow::DEVICE_CPU) &&
+    RegisterRoIPool<float, Cpu>(tensorflow::DEVICE_CPU) &&
+    RegisterRoIPool<double, Cpu>(tensorflow::DEVICE_CPU);
 
 }  // namespace
 }  // namespace tf_deformable

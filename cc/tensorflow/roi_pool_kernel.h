@@ -1,4 +1,4 @@
-// OpKernels of TFDeformable>DeformableRoIPool and its gradient, for a device that is a parameter.
+// OpKernels of TFDeformable>RoiPool and its gradient, for a device that is a parameter.
 #ifndef TF_DEFORMABLE_CC_TENSORFLOW_ROI_POOL_KERNEL_H_
 #define TF_DEFORMABLE_CC_TENSORFLOW_ROI_POOL_KERNEL_H_
 
@@ -7,6 +7,7 @@
 
 #include "deformable/roi_pool_tensors.h"
 #include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/registration.h"
 #include "tensorflow/roi_pool_arguments.h"
 #include "tensorflow/tensors.h"
 
@@ -30,6 +31,9 @@ class DeformableRoIPoolOpBase : public tensorflow::OpKernel {
                     "deformable_roi_pool: num_offsets and num_masks must be 0 or "
                     "1, got " +
                     std::to_string(num_offsets_) + " and " + std::to_string(num_masks_)));
+    for (int i = 3; i < grad_output_input(); ++i) {
+      OP_REQUIRES_OK(context, CheckSamplingType<T>("deformable_roi_pool", context->input_type(i)));
+    }
   }
 
  protected:
@@ -66,14 +70,20 @@ class DeformableRoIPoolOpBase : public tensorflow::OpKernel {
     }
     tensors->inputs = Data<S>(context->input(0));
     tensors->box_indices = Data<int32_t>(context->input(2));
-    tensors->offsets = num_offsets_ > 0 ? Data<S>(context->input(3)) : nullptr;
-    tensors->mask = num_masks_ > 0 ? Data<S>(context->input(mask_input())) : nullptr;
+    tensors->offsets = SamplingInput(context, num_offsets_ > 0, 3);
+    tensors->mask = SamplingInput(context, num_masks_ > 0, mask_input());
     return absl::OkStatus();
   }
 
   int num_offsets_, num_masks_;
 
  private:
+  static SamplingTensor<const S> SamplingInput(tensorflow::OpKernelContext* context, bool present,
+                                               int input) {
+    if (!present) return nullptr;
+    return SamplingData<S>(context->input(input));
+  }
+
   RoIPoolArguments attributes_;
 };
 
@@ -120,8 +130,9 @@ class DeformableRoIPoolGradOp : public DeformableRoIPoolOpBase<T, Tboxes, Device
     tensorflow::Tensor boxes;
     RoIPoolTensors<S> tensors;
     OP_REQUIRES_OK(context, this->Tensors(context, &boxes, &tensors));
-    const auto gradient = [&](bool present, int output) {
-      return present ? MutableData<S>(grads[output]) : nullptr;
+    const auto gradient = [&](bool present, int output) -> SamplingTensor<S> {
+      if (!present) return nullptr;
+      return MutableSamplingData<S>(grads[output]);
     };
     Device<S>::Backward(context, g, tensors, Data<S>(context->input(this->grad_output_input())),
                         MutableData<S>(grads[0]), gradient(this->num_offsets_ > 0, 1),
@@ -129,22 +140,31 @@ class DeformableRoIPoolGradOp : public DeformableRoIPoolOpBase<T, Tboxes, Device
   }
 };
 
-#define TF_DEFORMABLE_REGISTER_ROI_POOL_BOXES(DEVICE, Implementation, T, Tboxes) \
-  REGISTER_KERNEL_BUILDER(Name("TFDeformable>DeformableRoIPool")                 \
-                              .Device(DEVICE)                                    \
-                              .TypeConstraint<T>("T")                            \
-                              .TypeConstraint<Tboxes>("Tboxes"),                 \
-                          DeformableRoIPoolOp<T, Tboxes, Implementation>);       \
-  REGISTER_KERNEL_BUILDER(Name("TFDeformable>DeformableRoIPoolGrad")             \
-                              .Device(DEVICE)                                    \
-                              .TypeConstraint<T>("T")                            \
-                              .TypeConstraint<Tboxes>("Tboxes"),                 \
-                          DeformableRoIPoolGradOp<T, Tboxes, Implementation>);
+template <typename T, typename Tboxes, template <typename> class Device>
+void RegisterRoIPoolOfBoxes(const char* device) {
+  const auto kernel = [&](const char* op) {
+    return tensorflow::KernelDefBuilder(op)
+        .Device(device)
+        .TypeConstraint("T", tensorflow::DataTypeToEnum<T>::value)
+        .TypeConstraint("Tboxes", tensorflow::DataTypeToEnum<Tboxes>::value)
+        .Build();
+  };
+  // Those of version 0.1 are in models that it has exported.
+  for (const char* op : {"TFDeformable>RoiPool", "TFDeformable>DeformableRoIPool"}) {
+    RegisterKernel<DeformableRoIPoolOp<T, Tboxes, Device>>(kernel(op));
+  }
+  for (const char* op : {"TFDeformable>RoiPoolGrad", "TFDeformable>DeformableRoIPoolGrad"}) {
+    RegisterKernel<DeformableRoIPoolGradOp<T, Tboxes, Device>>(kernel(op));
+  }
+}
 
-// Registers both for an element type; DEVICE: "CPU" or "GPU" as TensorFlow names it.
-#define TF_DEFORMABLE_REGISTER_ROI_POOL(DEVICE, Implementation, T)        \
-  TF_DEFORMABLE_REGISTER_ROI_POOL_BOXES(DEVICE, Implementation, T, float) \
-  TF_DEFORMABLE_REGISTER_ROI_POOL_BOXES(DEVICE, Implementation, T, double)
+// Registers both for an element type; device: "CPU" or "GPU" as TensorFlow names it.
+template <typename T, template <typename> class Device>
+bool RegisterRoIPool(const char* device) {
+  RegisterRoIPoolOfBoxes<T, float, Device>(device);
+  RegisterRoIPoolOfBoxes<T, double, Device>(device);
+  return true;
+}
 
 }  // namespace tf_deformable
 

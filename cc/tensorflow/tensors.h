@@ -2,9 +2,11 @@
 #ifndef TF_DEFORMABLE_CC_TENSORFLOW_TENSORS_H_
 #define TF_DEFORMABLE_CC_TENSORFLOW_TENSORS_H_
 
+#include <string>
 #include <vector>
 
 #include "deformable/float_types.h"
+#include "deformable/sampling_tensor.h"
 #include "deformable/shape.h"
 #include "tensorflow/core/framework/shape_inference.h"
 #include "tensorflow/core/framework/tensor.h"
@@ -33,6 +35,36 @@ const S* Data(const tensorflow::Tensor& tensor) {
 template <typename S>
 S* MutableData(tensorflow::Tensor* tensor) {
   return static_cast<S*>(tensor->data());
+}
+
+// Offsets or a mask beside features of type S.
+template <typename S>
+SamplingTensor<const S> SamplingData(const tensorflow::Tensor& tensor) {
+  if (tensor.dtype() == tensorflow::DataTypeToEnum<ComputeType<S>>::value) {
+    return Data<ComputeType<S>>(tensor);
+  }
+  return Data<S>(tensor);
+}
+template <typename S>
+SamplingTensor<S> MutableSamplingData(tensorflow::Tensor* tensor) {
+  if (tensor->dtype() == tensorflow::DataTypeToEnum<ComputeType<S>>::value) {
+    return MutableData<ComputeType<S>>(tensor);
+  }
+  return MutableData<S>(tensor);
+}
+
+// Checks an element type of offsets or of a mask beside features of type T.
+template <typename T>
+absl::Status CheckSamplingType(const char* op, tensorflow::DataType type) {
+  const tensorflow::DataType features = tensorflow::DataTypeToEnum<T>::value;
+  const tensorflow::DataType positions =
+      tensorflow::DataTypeToEnum<ComputeType<StorageType<T>>>::value;
+  if (type == features || type == positions) return absl::OkStatus();
+  std::string allowed = tensorflow::DataTypeString(features);
+  if (positions != features) allowed += " or " + tensorflow::DataTypeString(positions);
+  return absl::InvalidArgumentError(
+      std::string(op) + ": offsets and mask must have dtype " + allowed + " beside inputs of " +
+      tensorflow::DataTypeString(features) + ", got " + tensorflow::DataTypeString(type));
 }
 
 inline Shape ToShape(const tensorflow::TensorShape& shape) {

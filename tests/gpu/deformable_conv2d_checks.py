@@ -123,17 +123,27 @@ CASES = {
 }
 
 
+def sampling_dtypes(dtype: str) -> dict[str, str]:
+    """The dtypes of offsets and mask that are as wide as positions."""
+    return dict.fromkeys(("offsets", "mask"), "float64" if dtype == "float64" else "float32")
+
+
 def evaluate(
     kernels: Kernels, case: Case, arrays: Arrays, dtype: str, **options: bool
 ) -> tuple[Arrays, Arrays]:
     """Results of the kernels, and the arguments as rounded to `dtype`."""
     memory = kernels.memory
     shapes = case.shapes()
-    put = {name: memory.put(array, dtype, case.misaligned) for name, array in arrays.items()}
+    dtypes = sampling_dtypes(dtype) if options.get("wide_sampling") else {}
+    put = {
+        name: memory.put(array, dtypes.get(name, dtype), case.misaligned)
+        for name, array in arrays.items()
+    }
 
     def result(name: str) -> Any:
         # Poisoned: what is not written is found.
-        return memory.put(np.full(shapes[name], np.nan), dtype, case.misaligned)
+        poison = np.full(shapes[name], np.nan)
+        return memory.put(poison, dtypes.get(name, dtype), case.misaligned)
 
     results = {"output": result("grad_output"), "inputs": result("inputs")}
     results |= {"filters": result("filters"), "offsets": result("offsets")}

@@ -233,6 +233,7 @@ class Kernels:
         tensors: list[Any] | None,
         dtype: str,
         *,
+        wide_sampling: bool = False,
         gradient: bool,
         shapes: list[Any],
         strides: Any,
@@ -243,6 +244,7 @@ class Kernels:
     ) -> int:
         """Runs the operator, or its gradient, on tensors in the order of the C++ struct.
 
+        With `wide_sampling`, offsets, mask and their gradients are float32 (float64 for float64).
         Without tensors nothing is run. Returns the size of the workspace in bytes.
         """
         sizes = [size for shape in shapes for size in shape]
@@ -250,6 +252,7 @@ class Kernels:
         return self._call(
             self._library.tf_deformable_conv2d,
             TYPES[dtype],
+            int(wide_sampling),
             int(gradient),
             (ctypes.c_int64 * len(sizes))(*sizes),
             (ctypes.c_int64 * len(attributes))(*attributes),
@@ -263,6 +266,7 @@ class Kernels:
         tensors: list[Any] | None,
         dtype: str,
         *,
+        wide_sampling: bool = False,
         gradient: bool,
         shapes: list[Any],
         output_size: tuple[int, int],
@@ -280,6 +284,7 @@ class Kernels:
         return self._call(
             self._library.tf_deformable_roi_pool,
             TYPES[dtype],
+            int(wide_sampling),
             int(gradient),
             (ctypes.c_int64 * len(sizes))(*sizes),
             (ctypes.c_int64 * len(integers))(*integers),

@@ -45,13 +45,40 @@ std::string ForType(int type, const F& function) {
   return "no such type";
 }
 
-// tensors: the members of a struct of pointers, in their order.
-template <typename Tensors>
-Tensors MakeTensors(void* const* pointers) {
-  Tensors tensors;
-  static_assert(sizeof(tensors) % sizeof(void*) == 0);
-  __builtin_memcpy(&tensors, pointers, sizeof(tensors));
-  return tensors;
+// Pointers to tensors, one after the other.
+class Pointers {
+ public:
+  Pointers(void* const* next, bool wide_sampling) : next_(next), wide_sampling_(wide_sampling) {}
+
+  template <typename P>
+  operator P*() {
+    return static_cast<P*>(*next_++);
+  }
+  // Offsets or a mask, whose elements may be wider than those of features.
+  template <typename E>
+  operator SamplingTensor<E>() {
+    if (wide_sampling_) return static_cast<typename SamplingTensor<E>::Wide*>(*this);
+    return static_cast<E*>(*this);
+  }
+
+ private:
+  void* const* next_;
+  bool wide_sampling_;
+};
+
+template <typename T>
+DeformableConv2DForward<T> MakeForward(Pointers next) {
+  return {next, next, next, next, next, next};
+}
+
+template <typename T>
+DeformableConv2DBackward<T> MakeBackward(Pointers next) {
+  return {next, next, next, next, next, next, next, next, next};
+}
+
+template <typename T>
+RoIPoolTensors<T> MakeRoIPoolTensors(Pointers next) {
+  return {next, next, next, next, next};
 }
 
 // A workspace of null: says how large it has to be.
@@ -75,11 +102,12 @@ CudaOptions MakeOptions(int tensor_float_32, int deterministic) {
 extern "C" {
 
 // shapes: inputs [4], filters [4], offsets [4]; attributes: strides [2], dilations [2],
-// padding [4]; tensors: of DeformableConv2DForward or DeformableConv2DBackward.
+// padding [4]; wide_sampling: whether offsets, mask and their gradients have the type of positions;
+// tensors: of DeformableConv2DForward or DeformableConv2DBackward.
 __attribute__((visibility("default"))) const char* tf_deformable_conv2d(
-    int type, int gradient, const int64_t* shapes, const int64_t* attributes, int tensor_float_32,
-    int deterministic, void* const* tensors, int64_t* workspace_bytes, void* workspace,
-    void* stream) {
+    int type, int wide_sampling, int gradient, const int64_t* shapes, const int64_t* attributes,
+    int tensor_float_32, int deterministic, void* const* tensors, int64_t* workspace_bytes,
+    void* workspace, void* stream) {
   DeformableConv2DArguments a;
   a.inputs = MakeShape(shapes, 4);
   a.filters = MakeShape(shapes + 4, 4);
@@ -92,20 +120,17 @@ __attribute__((visibility("default"))) const char* tf_deformable_conv2d(
   const std::string invalid = ParseDeformableConv2D(a, &g);
   if (!invalid.empty()) return Report(invalid);
   const CudaOptions options = MakeOptions(tensor_float_32, deterministic);
+  const Pointers pointers(tensors, wide_sampling != 0);
   return Report(ForType(type, [&](auto element) {
     using T = decltype(element);
     if (gradient == 0) {
-      return RunOrMeasure(DeformableConv2DForwardCudaPlan<T>(g, options), workspace_bytes,
-                          workspace, [&](const auto& plan) {
-                            return plan.Run(MakeTensors<DeformableConv2DForward<T>>(tensors),
-                                            workspace, stream);
-                          });
+      return RunOrMeasure(
+          DeformableConv2DForwardCudaPlan<T>(g, options), workspace_bytes, workspace,
+          [&](const auto& plan) { return plan.Run(MakeForward<T>(pointers), workspace, stream); });
     }
-    return RunOrMeasure(DeformableConv2DBackwardCudaPlan<T>(g, options), workspace_bytes, workspace,
-                        [&](const auto& plan) {
-                          return plan.Run(MakeTensors<DeformableConv2DBackward<T>>(tensors),
-                                          workspace, stream);
-                        });
+    return RunOrMeasure(
+        DeformableConv2DBackwardCudaPlan<T>(g, options), workspace_bytes, workspace,
+        [&](const auto& plan) { return plan.Run(MakeBackward<T>(pointers), workspace, stream); });
   }));
 }
 
@@ -113,9 +138,9 @@ __attribute__((visibility("default"))) const char* tf_deformable_conv2d(
 // samples_per_bin, aligned; numbers: spatial_scale, gamma; tensors: of RoIPoolTensors, then output,
 // or grad_output, grad_inputs, grad_offsets, grad_mask.
 __attribute__((visibility("default"))) const char* tf_deformable_roi_pool(
-    int type, int gradient, const int64_t* shapes, const int64_t* integers, const float* numbers,
-    int deterministic, void* const* tensors, int64_t* workspace_bytes, void* workspace,
-    void* stream) {
+    int type, int wide_sampling, int gradient, const int64_t* shapes, const int64_t* integers,
+    const float* numbers, int deterministic, void* const* tensors, int64_t* workspace_bytes,
+    void* workspace, void* stream) {
   RoIPoolArguments a;
   a.inputs = MakeShape(shapes, 4);
   a.boxes = MakeShape(shapes + 4, 2);
@@ -133,17 +158,21 @@ __attribute__((visibility("default"))) const char* tf_deformable_roi_pool(
   const CudaOptions options = MakeOptions(1, deterministic);
   return Report(ForType(type, [&](auto element) {
     using T = decltype(element);
-    const auto arguments = MakeTensors<RoIPoolTensors<T>>(tensors);
-    const auto tensor = [&](int i) { return static_cast<T*>(tensors[i]); };
+    const auto arguments = MakeRoIPoolTensors<T>(Pointers(tensors, wide_sampling != 0));
+    Pointers next(tensors + 5, wide_sampling != 0);
     if (gradient == 0) {
       return RunOrMeasure(
           RoIPoolForwardCudaPlan<T>(g, options), workspace_bytes, workspace,
-          [&](const auto& plan) { return plan.Run(arguments, tensor(5), workspace, stream); });
+          [&](const auto& plan) { return plan.Run(arguments, next, workspace, stream); });
     }
-    return RunOrMeasure(
-        RoIPoolBackwardCudaPlan<T>(g, options), workspace_bytes, workspace, [&](const auto& plan) {
-          return plan.Run(arguments, tensor(5), tensor(6), tensor(7), tensor(8), workspace, stream);
-        });
+    return RunOrMeasure(RoIPoolBackwardCudaPlan<T>(g, options), workspace_bytes, workspace,
+                        [&](const auto& plan) {
+                          const T* const grad_output = next;
+                          T* const grad_inputs = next;
+                          const SamplingTensor<T> grad_offsets = next, grad_mask = next;
+                          return plan.Run(arguments, grad_output, grad_inputs, grad_offsets,
+                                          grad_mask, workspace, stream);
+                        });
   }));
 }
 

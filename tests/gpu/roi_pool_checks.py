@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.gpu.deformable_conv2d_checks import Arrays, assert_close
+from tests.gpu.deformable_conv2d_checks import Arrays, assert_close, sampling_dtypes
 from tests.gpu.kernels import Kernels
 from tests.oracles import roi_pool as oracle
 
@@ -90,15 +90,16 @@ def evaluate(
     """Results of the kernels, and the arguments as rounded to `dtype`."""
     memory = kernels.memory
     of_positions = "float64" if dtype == "float64" else "float32"
-    dtypes = {"boxes": of_positions, "box_indices": "int32"}
+    of_boxes = {"boxes": of_positions, "box_indices": "int32"}
+    dtypes = of_boxes | (sampling_dtypes(dtype) if options.get("wide_sampling") else {})
     put = {
-        name: memory.put(array, dtypes.get(name, dtype), case.misaligned and name not in dtypes)
+        name: memory.put(array, dtypes.get(name, dtype), case.misaligned and name not in of_boxes)
         for name, array in arrays.items()
     }
 
     def result(like: str) -> Any:
         poison = np.full(arrays[like].shape, np.nan)
-        return memory.put(poison, dtype, case.misaligned)
+        return memory.put(poison, dtypes.get(like, dtype), case.misaligned)
 
     results = {"output": result("grad_output"), "inputs": result("inputs")}
     results |= {name: result(name) for name in ("offsets", "mask") if name in arrays}

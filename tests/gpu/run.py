@@ -65,6 +65,9 @@ def check_small(checks: Checks, library: pathlib.Path, names: tuple[str, ...] | 
     kernels = gpu.Kernels(library, gpu.DeviceMemory(library))
     for dtype in gpu.TYPES:
         modes: list[dict[str, bool]] = [{}, {"deterministic": True}]
+        if dtype in ("float16", "bfloat16"):
+            modes.append({"wide_sampling": True})
+        roi_modes = list(modes)
         if dtype == "float32":
             modes.append({"tensor_float_32": False})
         for name, case in conv2d.CASES.items():
@@ -78,7 +81,7 @@ def check_small(checks: Checks, library: pathlib.Path, names: tuple[str, ...] | 
         for name, roi_case in roi_pool.CASES.items():
             if names is not None and name not in names:
                 continue
-            for options in modes[:2]:
+            for options in roi_modes:
                 title = f"roi_pool, {name}, {dtype}, {options}"
                 checks.run(title, roi_pool.check, kernels, roi_case, dtype, **options)
                 if dtype == "float64" and roi_case.batch > 0:

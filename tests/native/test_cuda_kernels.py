@@ -53,6 +53,14 @@ def test_deformable_conv2d_of_16_bits(kernels: gpu.Kernels, name: str, dtype: st
     conv2d.check(kernels, conv2d.CASES[name], dtype)
 
 
+@pytest.mark.parametrize("name", OF_16_BITS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_deformable_conv2d_of_16_bits_with_sampling_in_float32(
+    kernels: gpu.Kernels, name: str, dtype: str
+) -> None:
+    conv2d.check(kernels, conv2d.CASES[name], dtype, wide_sampling=True)
+
+
 @pytest.mark.parametrize("name", ["lopsided", "vectors"])
 def test_deformable_conv2d_without_tf32(kernels: gpu.Kernels, name: str) -> None:
     conv2d.check(kernels, conv2d.CASES[name], "float32", tensor_float_32=False)
@@ -82,6 +90,14 @@ def test_deformable_conv2d_golden_vectors(kernels: gpu.Kernels, path: pathlib.Pa
 @pytest.mark.parametrize("in_order", [False, True], ids=["", "in_order"])
 def test_roi_pool(kernels: gpu.Kernels, name: str, dtype: str, in_order: bool) -> None:
     roi_pool.check(kernels, roi_pool.CASES[name], dtype, deterministic=in_order)
+
+
+@pytest.mark.parametrize("name", ["lopsided", "aligned", "vectors", "no offsets but a mask"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_roi_pool_of_16_bits_with_sampling_in_float32(
+    kernels: gpu.Kernels, name: str, dtype: str
+) -> None:
+    roi_pool.check(kernels, roi_pool.CASES[name], dtype, wide_sampling=True)
 
 
 @pytest.mark.parametrize("name", ["lopsided", "aligned", "adaptive", "vectors"])

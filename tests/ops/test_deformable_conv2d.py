@@ -77,6 +77,67 @@ def test_agrees_with_the_oracle_in_every_dtype(name: str, dtype: tf.DType) -> No
     assert_close(evaluate(arrays, **case.attributes()), expected, dtype)
 
 
+HALVES = [tf.float16, tf.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=lambda d: d.name)
+@pytest.mark.parametrize("name", ["lopsided", "no mask, no bias", "batch 33", "one group"])
+def test_half_precision_with_sampling_in_float32(name: str, dtype: tf.DType) -> None:
+    """Offsets and mask that half precision does not have, some 100 pixels away and back."""
+    case = CASES[name]
+    arrays = case.arrays(dtype)
+    fine = {n: a.astype(np.float32) for n, a in arrays.items() if n in ("offsets", "mask")}
+    fine["offsets"] += np.float32(1 / 1024)
+    if "mask" in fine:
+        fine["mask"] += np.float32(1 / 4096)
+    arrays |= fine
+
+    got = evaluate(arrays, **case.attributes())
+
+    expected = case.expected(arrays)
+    in_half = [n for n in got if n not in ("offsets", "mask")]
+    assert_close({n: got[n] for n in in_half}, {n: expected[n] for n in in_half}, dtype)
+    for name in fine:
+        assert got[name].dtype == tf.float32
+        error = np.abs(got[name].numpy() - expected[name]).max()
+        assert error < 1e-4 * max(1.0, np.abs(expected[name]).max()), name  # not rounded to 16 bits
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=lambda d: d.name)
+def test_far_offsets_in_float32_are_not_rounded(dtype: tf.DType) -> None:
+    """A ramp tells where it was read: 16 bits would be off by up to a quarter of a pixel."""
+    ramp = tf.range(128, dtype=tf.float32)[None, None, :, None]  # exact in both
+    offsets = np.zeros([1, 1, 128, 2], np.float32)
+    offsets[..., 1] = np.linspace(32, 64, 128) + 1 / 128
+    read = 40  # of the first pixels, whose samples stay on the map
+
+    outputs = tf_deformable.deformable_conv2d(
+        tf.cast(ramp, dtype), tf.ones([1, 1, 1, 1], dtype), offsets
+    )
+
+    expected = np.arange(128) + offsets[0, 0, :, 1]
+    rounded = tf.cast(expected[:read], dtype)  # the output is in half precision
+    np.testing.assert_array_equal(outputs[0, 0, :read, 0], rounded)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=lambda d: d.name)
+def test_half_precision_with_sampling_in_float32_twice_differentiated(dtype: tf.DType) -> None:
+    arrays = {n: tf.constant(a) for n, a in Case().arrays(dtype).items() if n != "grad_output"}
+    arrays |= {n: tf.cast(arrays[n], tf.float32) for n in ("offsets", "mask")}
+    with tf.GradientTape() as outer:
+        outer.watch(arrays)
+        with tf.GradientTape() as inner:
+            inner.watch(arrays)
+            loss = tf.reduce_sum(
+                tf_deformable.deformable_conv2d(**arrays, **Case().attributes()) ** 2
+            )
+        first = inner.gradient(loss, arrays)
+        total = tf.add_n([tf.reduce_sum(tf.cast(g, tf.float32) ** 2) for g in first.values()])
+    for name, second in outer.gradient(total, arrays).items():
+        assert second.dtype == first[name].dtype == arrays[name].dtype, name
+        assert np.isfinite(tf.cast(second, tf.float32)).all(), name
+
+
 @pytest.mark.parametrize("dtype", [tf.float64, tf.float32, tf.bfloat16], ids=lambda d: d.name)
 def test_agrees_with_the_oracle_on_many_channels(dtype: tf.DType) -> None:
     arrays, expected = arrays_and_expected(WIDE, dtype)

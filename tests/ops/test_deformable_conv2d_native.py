@@ -37,7 +37,7 @@ def _call_gradient_operator(grad_output_shape: list[int]) -> list[tf.Tensor]:
     arguments = {name: tf.constant(array) for name, array in case.arrays().items()}
     arguments["mask"] = [arguments["mask"]]
     arguments["grad_output"] = tf.zeros(grad_output_shape, tf.float64)
-    return _native.load().tf_deformable_deformable_conv2d_grad(
+    return _native.load().tf_deformable_conv2d_grad(
         **arguments,
         strides=case.strides,
         dilations=case.dilations,
@@ -65,8 +65,8 @@ def test_the_operators_are_documented() -> None:
         assert definition is not None
     module = _native.load()
     for function in (
-        module.tf_deformable_deformable_conv2d,
-        module.tf_deformable_deformable_conv2d_grad,
+        module.tf_deformable_conv2d,
+        module.tf_deformable_conv2d_grad,
     ):
         assert "offsets" in function.__doc__
 

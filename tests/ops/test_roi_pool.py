@@ -101,6 +101,28 @@ def test_agrees_with_the_oracle_in_every_dtype(name: str, aligned: bool, dtype: 
     assert_close(evaluate(arrays, **case.attributes()), expected, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES[2:], ids=lambda d: d.name)
+@pytest.mark.parametrize("aligned", ALIGNED)
+@pytest.mark.parametrize("name", ["lopsided", "no mask", "no offsets", "a class for each channel"])
+def test_half_precision_with_sampling_in_float32(name: str, aligned: bool, dtype: tf.DType) -> None:
+    case = dataclasses.replace(CASES[name], aligned=aligned)
+    arrays = case.arrays(dtype)
+    fine = {n: a.astype(np.float32) for n, a in arrays.items() if n in ("offsets", "mask")}
+    for array in fine.values():
+        array += np.float32(1 / 4096)  # what half precision does not have
+    arrays |= fine
+
+    got = evaluate(arrays, **case.attributes())
+
+    expected = case.expected(arrays)
+    in_half = [n for n in got if n not in fine]
+    assert_close({n: got[n] for n in in_half}, {n: expected[n] for n in in_half}, dtype)
+    for name in fine:
+        assert got[name].dtype == tf.float32
+        error = np.abs(got[name].numpy() - expected[name]).max()
+        assert error < 1e-4 * max(1.0, np.abs(expected[name]).max()), name  # not rounded to 16 bits
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
 def test_agrees_with_the_oracle_on_many_channels(dtype: tf.DType) -> None:
     arrays, expected = arrays_and_expected(WIDE, dtype)

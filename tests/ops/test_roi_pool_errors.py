@@ -248,6 +248,26 @@ def test_dtypes_must_agree(backend: str, argument: str, kind: Any) -> None:
         _call(**{argument: kind(SHAPES[argument], np.float16)})
 
 
+@pytest.mark.parametrize(
+    ("offsets", "mask", "rule"),
+    [
+        (tf.float64, tf.float64, "offsets must have the dtype of inputs (float16) or float32, got"),
+        (tf.bfloat16, tf.bfloat16, "offsets must have the dtype of inputs (float16) or float32"),
+        (tf.float32, tf.float16, "mask must have the dtype of offsets (float32), got float16"),
+        (tf.float16, tf.float32, "mask must have the dtype of offsets (float16), got float32"),
+    ],
+)
+def test_sampling_beside_half_precision(
+    backend: str, offsets: tf.DType, mask: tf.DType, rule: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"deformable_roi_pool: {rule}")):
+        _call(
+            inputs=tf.zeros(SHAPES["inputs"], tf.float16),
+            offsets=tf.zeros(SHAPES["offsets"], offsets),
+            mask=tf.zeros(SHAPES["mask"], mask),
+        )
+
+
 @pytest.mark.parametrize("dtype", [tf.int32, tf.complex64, tf.bool], ids=lambda d: d.name)
 def test_inputs_must_be_floating(backend: str, dtype: tf.DType) -> None:
     message = (

@@ -82,7 +82,7 @@ def _call_gradient_operator(grad_output_shape: list[int]) -> list[tf.Tensor]:
     for name in ("offsets", "mask"):
         arguments[name] = [arguments[name]]
     arguments["grad_output"] = tf.zeros(grad_output_shape, tf.float64)
-    return _native.load().tf_deformable_deformable_ro_i_pool_grad(**arguments, **case.attributes())
+    return _native.load().tf_deformable_roi_pool_grad(**arguments, **case.attributes())
 
 
 @pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
@@ -113,7 +113,7 @@ def test_the_gradient_operator_gives_what_the_tape_gives() -> None:
 def test_the_operators_are_documented() -> None:
     module = _native.load()
     for function in (
-        module.tf_deformable_deformable_ro_i_pool,
-        module.tf_deformable_deformable_ro_i_pool_grad,
+        module.tf_deformable_roi_pool,
+        module.tf_deformable_roi_pool_grad,
     ):
         assert "box_indices" in function.__doc__

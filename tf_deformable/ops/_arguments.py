@@ -130,9 +130,12 @@ def padding(op: str, value: str | Sequence[Sequence[int]], layout: DataFormat) -
 
 
 def tensors(
-    op: str, values: Mapping[str, Any], optional: Collection[str] = ()
+    op: str, values: Mapping[str, Any], sampling: Collection[str], optional: Collection[str] = ()
 ) -> dict[str, tf.Tensor | None]:
     """Converts arguments to tensors of one dtype, the one of the first.
+
+    Those that say where and how strongly to sample may also be, all of them, float32 beside
+    features in half precision, which would round positions.
 
     Python numbers and integer arrays take that dtype. What has a floating dtype of its own keeps
     it and must match: a silent cast would hide a loss of precision.
@@ -140,32 +143,41 @@ def tensors(
     Args:
         op: name of the operator, for messages.
         values: argument names to values.
+        sampling: those that may be wider.
         optional: those that may be None, and then stay None.
 
     Raises:
         TypeError: a value cannot become a tensor.
         ValueError: the dtype is not supported, or differs from that of the first argument.
     """
-    first, *_ = values
-    converted: dict[str, tf.Tensor | None] = {}
-    dtype: tf.DType | None = None
-    for argument, value in values.items():
+    first, *others = values
+    inputs = _tensor(op, first, values[first], None)
+    if inputs.dtype not in _DTYPES:
+        raise ValueError(
+            f"{op}: {first} must have dtype float16, bfloat16, float32 or float64, "
+            f"got {inputs.dtype.name}"
+        )
+    is_narrow = inputs.dtype in (tf.float16, tf.bfloat16)
+    rule = f"the dtype of {first} ({inputs.dtype.name})"
+    chosen: tuple[str, tf.DType] | None = None  # by the first of the sampling arguments
+
+    converted: dict[str, tf.Tensor | None] = {first: inputs}
+    for argument in others:
+        value = values[argument]
         if value is None and argument in optional:
             converted[argument] = None
             continue
-        tensor = _tensor(op, argument, value, dtype)
-        if dtype is None:
-            dtype = tensor.dtype
-            if dtype not in _DTYPES:
-                raise ValueError(
-                    f"{op}: {argument} must have dtype float16, bfloat16, float32 or float64, "
-                    f"got {dtype.name}"
-                )
-        elif tensor.dtype != dtype:
-            raise ValueError(
-                f"{op}: {argument} must have the dtype of {first} ({dtype.name}), "
-                f"got {tensor.dtype.name}"
-            )
+        allowed, its_rule = [inputs.dtype], rule
+        if is_narrow and argument in sampling:
+            if chosen is None:
+                allowed, its_rule = [inputs.dtype, tf.float32], f"{rule} or float32"
+            else:
+                allowed, its_rule = [chosen[1]], f"the dtype of {chosen[0]} ({chosen[1].name})"
+        tensor = _tensor(op, argument, value, allowed[0])
+        if tensor.dtype not in allowed:
+            raise ValueError(f"{op}: {argument} must have {its_rule}, got {tensor.dtype.name}")
+        if argument in sampling and chosen is None:
+            chosen = argument, tensor.dtype
         converted[argument] = tensor
     return converted
 

@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable import _native, config
+from tf_deformable._registration import register_gradient
 from tf_deformable.ops import _arguments
 from tf_deformable.reference import deformable_conv2d as _reference
 
@@ -87,8 +88,10 @@ def deformable_conv2d(
         data_format: "NHWC", or "NCHW", which is transposed to NHWC and back.
         name: of the operation in a graph.
 
-    `filters`, `offsets`, `mask` and `bias` have the dtype of `inputs`. Python numbers and integer
-    arrays are converted to it; floating arrays and tensors of another dtype are an error.
+    `filters`, `offsets`, `mask` and `bias` have the dtype of `inputs`. Beside inputs in float16 or
+    bfloat16, `offsets` and `mask` may be float32, and should be: 16 bits round offsets of 32 to 64
+    pixels to 1/32 (float16) or 1/4 (bfloat16) of a pixel. Python numbers and integer arrays are
+    converted; floating arrays and tensors of another dtype are an error.
 
     Returns:
         `[N, Ho, Wo, F]` (NCHW: `[N, F, Ho, Wo]`), in the dtype of `inputs`.
@@ -118,6 +121,7 @@ def deformable_conv2d(
                 "mask": mask,
                 "bias": bias,
             },
+            sampling=("offsets", "mask"),
             optional=("mask", "bias"),
         )
         if layout == "NCHW":
@@ -187,7 +191,7 @@ def _native_forward(
     bias: tf.Tensor | None,
     attributes: _Attributes,
 ) -> tf.Tensor:
-    return _native.load().tf_deformable_deformable_conv2d(
+    return _native.load().tf_deformable_conv2d(
         inputs=inputs,
         filters=filters,
         offsets=offsets,
@@ -206,7 +210,7 @@ def _native_backward(
     attributes: _Attributes,
 ) -> list[tf.Tensor]:
     """Gradients of inputs, filters, offsets and, if there is one, mask."""
-    grads = _native.load().tf_deformable_deformable_conv2d_grad(
+    grads = _native.load().tf_deformable_conv2d_grad(
         inputs=inputs,
         filters=filters,
         offsets=offsets,
@@ -217,7 +221,6 @@ def _native_backward(
     return [grads.grad_inputs, grads.grad_filters, grads.grad_offsets, *grads.grad_mask]
 
 
-@tf.RegisterGradient("TFDeformable>DeformableConv2D")
 def _gradient(op: tf.Operation, grad_output: tf.Tensor) -> list[tf.Tensor]:
     inputs, filters, offsets, *mask_and_bias = op.inputs
     num_masks = op.get_attr("num_masks")
@@ -226,7 +229,6 @@ def _gradient(op: tf.Operation, grad_output: tf.Tensor) -> list[tf.Tensor]:
     return grads + [_sum_over_pixels(grad_output) for _ in bias]
 
 
-@tf.RegisterGradient("TFDeformable>DeformableConv2DGrad")
 def _second_gradient(op: tf.Operation, *upstream: tf.Tensor) -> list[tf.Tensor]:
     """Differentiates the reference's gradient: rarely needed, so no kernel of its own."""
     *primals, grad_output = op.inputs
@@ -243,6 +245,13 @@ def _second_gradient(op: tf.Operation, *upstream: tf.Tensor) -> list[tf.Tensor]:
         output_gradients=list(upstream),
         unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )
+
+
+# The second of each is that of version 0.1.
+register_gradient(_gradient, ["TFDeformable>Conv2D", "TFDeformable>DeformableConv2D"])
+register_gradient(
+    _second_gradient, ["TFDeformable>Conv2DGrad", "TFDeformable>DeformableConv2DGrad"]
+)
 
 
 def _sum_over_pixels(grad_output: tf.Tensor) -> tf.Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable import _native, config
+from tf_deformable._registration import register_gradient
 from tf_deformable.ops import _arguments
 from tf_deformable.reference import deformable_roi_pool as _reference
 
@@ -109,8 +110,9 @@ def deformable_roi_pool(
         aligned: which of the conventions holds.
         name: of the operation in a graph.
 
-    `offsets` and `mask` have the dtype of `inputs`. Python numbers and integer arrays are converted
-    to it; floating arrays and tensors of another dtype are an error.
+    `offsets` and `mask` have the dtype of `inputs`, or both are float32 beside inputs in float16 or
+    bfloat16. Python numbers and integer arrays are converted; floating arrays and tensors of
+    another dtype are an error.
 
     Returns:
         `[R, ph, pw, C]`, in the dtype of `inputs`.
@@ -126,7 +128,10 @@ def deformable_roi_pool(
     """
     with tf.name_scope(name or "deformable_roi_pool"):
         values = _arguments.tensors(
-            _OP, {"inputs": inputs, "offsets": offsets, "mask": mask}, optional=("offsets", "mask")
+            _OP,
+            {"inputs": inputs, "offsets": offsets, "mask": mask},
+            sampling=("offsets", "mask"),
+            optional=("offsets", "mask"),
         )
         if values["offsets"] is not None:
             _arguments.check_rank(_OP, "offsets", "[R,part_h,part_w,2]", values["offsets"])
@@ -213,6 +218,7 @@ def deformable_psroi_pool(
             **_arguments.tensors(
                 _OP,
                 {"inputs": inputs, "offsets": offsets, "mask": mask},
+                sampling=("offsets", "mask"),
                 optional=("offsets", "mask"),
             ),
             boxes=boxes,
@@ -279,7 +285,7 @@ def _pool(
     box_indices = _arguments.indices(_OP, "box_indices", box_indices)
     if config.get_backend() == "reference":
         return _reference(inputs, boxes, box_indices, offsets, mask, **attributes.for_reference())
-    return _native.load().tf_deformable_deformable_ro_i_pool(
+    return _native.load().tf_deformable_roi_pool(
         inputs=inputs,
         boxes=boxes,
         box_indices=box_indices,
@@ -289,10 +295,9 @@ def _pool(
     )
 
 
-@tf.RegisterGradient("TFDeformable>DeformableRoIPool")
 def _gradient(op: tf.Operation, grad_output: tf.Tensor) -> list[tf.Tensor | None]:
     inputs, boxes, box_indices, offsets, mask = _split_inputs(op, op.inputs)
-    grads = _native.load().tf_deformable_deformable_ro_i_pool_grad(
+    grads = _native.load().tf_deformable_roi_pool_grad(
         inputs=inputs,
         boxes=boxes,
         box_indices=box_indices,
@@ -304,7 +309,6 @@ def _gradient(op: tf.Operation, grad_output: tf.Tensor) -> list[tf.Tensor | None
     return [grads.grad_inputs, None, None, *grads.grad_offsets, *grads.grad_mask]
 
 
-@tf.RegisterGradient("TFDeformable>DeformableRoIPoolGrad")
 def _second_gradient(op: tf.Operation, *upstream: tf.Tensor) -> list[tf.Tensor | None]:
     """Differentiates the reference's gradient: rarely needed, so no kernel of its own."""
     *primals, grad_output = op.inputs
@@ -330,6 +334,13 @@ def _second_gradient(op: tf.Operation, *upstream: tf.Tensor) -> list[tf.Tensor |
         unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )
     return [second, None, None, *others]
+
+
+# The second of each is that of version 0.1.
+register_gradient(_gradient, ["TFDeformable>RoiPool", "TFDeformable>DeformableRoIPool"])
+register_gradient(
+    _second_gradient, ["TFDeformable>RoiPoolGrad", "TFDeformable>DeformableRoIPoolGrad"]
+)
 
 
 def _split_inputs(op: tf.Operation, tensors: Sequence[tf.Tensor]) -> tuple[Any, ...]:
