@@ -29,10 +29,11 @@ def register_all() -> None:
     except _native.NativeLibraryError:
         pass
     try:
-        tf.keras.layers  # noqa: B018 (TensorFlow imports Keras when it is first looked at)
-    except (ImportError, AttributeError):
+        importlib.import_module("tf_deformable._keras")
+    except ImportError:
         return
     importlib.import_module("tf_deformable.models")
+    importlib.import_module("tf_deformable.ops._keras_operation")
 
 
 def register_gradient(function: Callable[..., Any], op_types: Sequence[str]) -> None:

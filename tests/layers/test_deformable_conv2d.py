@@ -306,10 +306,8 @@ def test_dtype_policies(policy, variables, tolerance):
     assert {tf.as_dtype(weight.dtype).name for weight in layer.weights} == {variables}
     np.testing.assert_allclose(tf.cast(outputs, tf.float64), expected, atol=tolerance)
     offsets, mask = layer.compute_offsets(inputs)
-    assert offsets.dtype == mask.dtype == compute_dtype
-    assert layer.sampling_positions(inputs).dtype == (
-        "float64" if policy == "float64" else "float32"
-    )
+    of_positions = "float64" if policy == "float64" else "float32"
+    assert offsets.dtype == mask.dtype == layer.sampling_positions(inputs).dtype == of_positions
 
 
 def test_integer_images_are_cast():

@@ -40,6 +40,9 @@ OTHER_THAN_DEFAULT = {
     "offset_bias_initializer": "ones",
     "offset_kernel_regularizer": "l2",
     "offset_bias_regularizer": "l1",
+    "offset_source": "features",
+    "adds_flow": True,
+    "max_offset": 8.0,
     "offset_learning_rate_multiplier": 0.1,
 }
 BASE_LAYER_ARGUMENTS = {"name": "deformable", "dtype": "float64", "trainable": False}

@@ -14,7 +14,13 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
 )
 
-GEOMETRY = {"output_size": (3, 2), "spatial_scale": 0.25, "samples_per_bin": 3, "aligned": True}
+GEOMETRY = {
+    "output_size": (3, 2),
+    "spatial_scale": 0.25,
+    "samples_per_bin": 3,
+    "aligned": True,
+    "data_format": "channels_first",
+}
 OFFSETS = {
     "gamma": 0.25,
     "offset_kernel_initializer": "glorot_normal",

@@ -133,26 +133,23 @@ def listening(listener: Callable[[Call], None]) -> Iterator[None]:
     for layers that no model lists, and costs nothing at all other times.
     """
     thread = threading.get_ident()
-    base_call = tf.keras.layers.Layer.__call__
+    previous = OperatorLayer.__call__
 
     @tf.autograph.experimental.do_not_convert
-    def call(layer: OperatorLayer, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        outputs = base_call(layer, inputs, *args, **kwargs)
+    def call(layer: OperatorLayer, inputs: Any, *others: Any, **kwargs: Any) -> Any:
+        inputs = layer._gather(inputs, others, kwargs)
+        outputs = previous(layer, inputs, **kwargs)
         # Keras also calls layers with tensors of its own, that stand for shapes.
         if threading.get_ident() == thread and isinstance(outputs, tf.Tensor):
             listener(Call(layer, inputs, outputs))
         return outputs
 
     with _patching:
-        previous = OperatorLayer.__dict__.get("__call__")
-        OperatorLayer.__call__ = call
+        OperatorLayer.__call__ = call  # type: ignore[method-assign]
         try:
             yield
         finally:
-            if previous is None:
-                del OperatorLayer.__call__
-            else:
-                OperatorLayer.__call__ = previous
+            OperatorLayer.__call__ = previous  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
@@ -188,8 +185,7 @@ def samples_of(call: Call) -> LayerSamples:
     """Where the convolution of an eager call sampled."""
     layer = call.layer
     assert isinstance(layer, DeformableConv2D)
-    features = layer._channels_last(call.inputs)
-    offsets, mask = layer._offset_branch(features)
+    features, offsets, mask = layer._sampled(call.inputs)
     height, width = features.shape[1:3]
 
     def positions(of: tf.Tensor) -> Array:

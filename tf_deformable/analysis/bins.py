@@ -64,7 +64,6 @@ def layer_bins(calls: list[_calls.Call]) -> list[LayerBins]:
 def _bins(call: _calls.Call) -> LayerBins:
     layer = call.layer
     assert isinstance(layer, roi_pool._RoILayer)
-    features, boxes = call.inputs
     regions = layer._regions(call.inputs)
     regular = bin_boxes(
         regions.boxes,
@@ -75,8 +74,8 @@ def _bins(call: _calls.Call) -> LayerBins:
     return LayerBins(
         name=call.name,
         layer=layer,
-        map_size=tuple(features.shape[1:3]),
-        boxes=_calls.to_numpy(tf.convert_to_tensor(boxes)),
+        map_size=tuple(regions.features.shape[1:3]),
+        boxes=_calls.to_numpy(tf.convert_to_tensor(call.inputs[1])),
         present=regions.per_image(regions.box_indices >= 0).numpy(),
         bins=_calls.to_numpy(layer.bin_boxes(call.inputs)),
         regular=_calls.to_numpy(regions.per_image(regions.without_padding(regular))),

@@ -10,14 +10,19 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable import config
+from tf_deformable._keras import IS_KERAS_3, as_output_shape
 
-# `tf.keras` is Keras 3, or tf-keras when TF_USE_LEGACY_KERAS=1 was set before TensorFlow's import.
-# The name of neither's version attribute is the other's; `keras.ops` came with Keras 3.
-IS_KERAS_3 = hasattr(tf.keras, "ops")
+__all__ = ["IS_KERAS_3", "OperatorLayer", "as_integer", "as_output_shape"]
+
+_AUTOCAST = "autocast" if IS_KERAS_3 else "experimental_autocast"
 
 
 class OperatorLayer(tf.keras.layers.Layer):
-    """A layer whose arithmetic is an operator of `tf_deformable.ops`."""
+    """A layer whose arithmetic is an operator of `tf_deformable.ops`.
+
+    It may have several inputs. They come as a list, as a dictionary by name, or as arguments, and
+    reach `call` as a list; a single one as it is.
+    """
 
     built: bool  # Keras sets it.
     _supports_jit = True
@@ -29,7 +34,39 @@ class OperatorLayer(tf.keras.layers.Layer):
                 "KERAS_BACKEND=tensorflow before Keras is imported), got "
                 f"{tf.keras.backend.backend()!r}"
             )
+        # Keras would cast every input, and round boxes and offsets by that. Layers cast what is to
+        # be cast, whatever `autocast` says.
+        kwargs["autocast"] = False
         super().__init__(**kwargs)
+
+    @tf.autograph.experimental.do_not_convert
+    def __call__(self, inputs: Any, *others: Any, **kwargs: Any) -> Any:
+        """Calls the layer, as every Keras layer is called."""
+        inputs = self._gather(inputs, others, kwargs)
+        return super().__call__(inputs, **kwargs)
+
+    @property
+    def _input_names(self) -> tuple[str, ...]:
+        """What the layer is called with."""
+        raise NotImplementedError
+
+    def _gather(self, inputs: Any, others: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Returns the inputs as `call` takes them; removes them from `kwargs`."""
+        names = self._input_names
+        if len(names) == 1:
+            return inputs if not others else [inputs, *others]
+        if isinstance(inputs, dict):
+            if set(inputs) != set(names):
+                raise self._error("inputs", f"must have the keys {list(names)}", list(inputs))
+            return [inputs[name] for name in names]
+        # Keras gives `mask` a meaning of its own.
+        named = [kwargs.pop(name) for name in names[1:] if name != "mask" and name in kwargs]
+        return [inputs, *others, *named] if others or named else inputs
+
+    @property
+    def _sampling_dtype(self) -> str:
+        """The dtype of offsets, mask and positions: half precision would round them."""
+        return "float64" if self.compute_dtype == "float64" else "float32"
 
     @property
     def supports_jit(self) -> bool:
@@ -49,6 +86,31 @@ class OperatorLayer(tf.keras.layers.Layer):
         Keras does so by itself inside `call` alone, and for floating-point inputs alone.
         """
         return tf.cast(value, self.compute_dtype)
+
+    def _cast_sampling(self, value: Any) -> tf.Tensor:
+        """Returns offsets, a mask, or a weight of the branch in the dtype of positions."""
+        return tf.cast(value, self._sampling_dtype)
+
+    def _add_branch_weight(self, **arguments: Any) -> Any:
+        """Adds a weight that Keras does not cast to the compute dtype."""
+        return self.add_weight(**arguments, **{_AUTOCAST: False})
+
+    def _check_is_built(self) -> None:
+        if not self.built:
+            raise ValueError(f"{type(self).__name__}: the layer must be built (called) first")
+
+    def _data_format(self, value: str | None) -> str:
+        return self._choice(
+            "data_format",
+            tf.keras.backend.image_data_format() if value is None else value,
+            ("channels_last", "channels_first"),
+        )
+
+    def _choice(self, argument: str, value: Any, choices: tuple[str, ...]) -> str:
+        if not isinstance(value, str) or value.lower() not in choices:
+            *others, last = map(repr, choices)
+            raise self._error(argument, f"must be {', '.join(others)} or {last}", value)
+        return value.lower()
 
     def _error(self, argument: str, rule: str, value: Any) -> ValueError:
         return ValueError(f"{type(self).__name__}: {argument} {rule}, got {value!r}")
@@ -91,11 +153,6 @@ class OperatorLayer(tf.keras.layers.Layer):
         if len(pair) != 2 or len(numbers) != 2:
             raise self._error(argument, "must be a positive integer or two of them (y, x)", value)
         return numbers[0], numbers[1]
-
-
-def as_output_shape(shape: tuple[int | None, ...]) -> Any:
-    """Returns the shape as the layers of the Keras in use return theirs."""
-    return shape if IS_KERAS_3 else tf.TensorShape(shape)
 
 
 def as_integer(value: Any) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -36,7 +37,7 @@ def convolution(
         `[N, Ho, Wo, F]`.
     """
     if max(strides) == 1 or max(dilations) == 1:
-        return tf.nn.convolution(inputs, filters, strides, padding, dilations=dilations)
+        return _convolution(inputs, filters, strides, padding, dilations)
     if padding == "SAME":
         pads = same_padding(tf.shape(inputs)[1:3], tuple(filters.shape[:2]), strides, dilations)
         inputs = tf.pad(inputs, tf.pad(pads, [[1, 1], [0, 0]]))
@@ -46,10 +47,67 @@ def convolution(
     stride_y, stride_x = strides[0] // step_y, strides[1] // step_x
     dilations = (dilations[0] // step_y, dilations[1] // step_x)
     if max(dilations) == 1:
-        return tf.nn.convolution(inputs, filters, (stride_y, stride_x), "VALID")
+        return _convolution(inputs, filters, (stride_y, stride_x), "VALID", (1, 1))
     # Both remain, as in stride 2 with dilation 3: every position is computed, some are kept.
-    outputs = tf.nn.convolution(inputs, filters, 1, "VALID", dilations=dilations)
+    outputs = _convolution(inputs, filters, (1, 1), "VALID", dilations)
     return outputs[:, ::stride_y, ::stride_x]
+
+
+def _convolution(
+    inputs: tf.Tensor,
+    filters: tf.Tensor,
+    strides: tuple[int, int],
+    padding: str,
+    dilations: tuple[int, int],
+) -> tf.Tensor:
+    # oneDNN gives the convolution of an empty batch the shape of its inputs: there is one image.
+    is_empty = inputs.shape[0] == 0
+    if is_empty:
+        inputs = tf.pad(inputs, [[0, 1], [0, 0], [0, 0], [0, 0]])
+    # Without data_format the gradient has no gradient in eager mode.
+    outputs = tf.nn.convolution(
+        inputs, filters, strides, padding, data_format="NHWC", dilations=dilations
+    )
+    return outputs[:0] if is_empty else outputs
+
+
+def wide_convolution(
+    inputs: tf.Tensor,
+    filters: tf.Tensor,
+    *,
+    strides: tuple[int, int] = (1, 1),
+    padding: str = "VALID",
+    dilations: tuple[int, int] = (1, 1),
+) -> tf.Tensor:
+    """`convolution` in the dtype of the filters, of inputs that may be narrower.
+
+    Widened inputs are as large as twice the inputs: none are kept for the gradient, which widens
+    them once more.
+    """
+    dtype = filters.dtype
+    if inputs.dtype == dtype:
+        return convolution(inputs, filters, strides=strides, padding=padding, dilations=dilations)
+
+    @tf.custom_gradient
+    def of_widened(inputs: tf.Tensor, filters: tf.Tensor) -> Any:
+        def compute(wide: tf.Tensor, filters: tf.Tensor) -> tf.Tensor:
+            return convolution(wide, filters, strides=strides, padding=padding, dilations=dilations)
+
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            # After the upstream gradient, or TensorFlow would keep and use the one from before.
+            with tf.control_dependencies([upstream]):
+                wide = tf.cast(inputs, dtype)
+            with tf.GradientTape() as tape:
+                tape.watch([wide, filters])
+                outputs = compute(wide, filters)
+            of_inputs, of_filters = tape.gradient(
+                outputs, [wide, filters], output_gradients=upstream
+            )
+            return tf.cast(of_inputs, inputs.dtype), of_filters
+
+        return compute(tf.cast(inputs, dtype), filters), gradient
+
+    return of_widened(inputs, filters)
 
 
 def mask_from_logits(logits: tf.Tensor, initial_value: float) -> tf.Tensor:

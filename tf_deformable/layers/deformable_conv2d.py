@@ -8,9 +8,16 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable.layers._base import OperatorLayer, as_output_shape
-from tf_deformable.layers._offset_branch import convolution, mask_from_logits, scale_gradient
+from tf_deformable.layers._offset_branch import (
+    mask_from_logits,
+    scale_gradient,
+    wide_convolution,
+)
+from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.ops.deformable_conv2d import deformable_conv2d
 from tf_deformable.ops.sampling import sampling_positions
+
+Shape = tuple[int | None, ...]
 
 
 @tf.keras.utils.register_keras_serializable(package="tf_deformable")
@@ -24,8 +31,9 @@ class DeformableConv2D(OperatorLayer):
     `keras.layers.Conv2D` with the same kernel and bias (times `mask_initial_value`, before the
     bias, if modulated).
 
-    It takes every argument of `keras.layers.Conv2D`, with the same meaning, and can stand where
-    a `Conv2D` stood; here `strides` and `dilation_rate` may both exceed 1.
+    It takes every argument of `keras.layers.Conv2D`, with the same meaning and in the same order,
+    and can stand where a `Conv2D` stood; here `strides` and `dilation_rate` may both exceed 1. What
+    `Conv2D` does not have is given by keyword.
 
     Example:
     >>> model = tf.keras.Sequential([
@@ -45,6 +53,18 @@ class DeformableConv2D(OperatorLayer):
     >>> layer.sampling_positions(features).shape  # N, Ho, Wo, G, kh, kw, (y, x)
     TensorShape([4, 31, 23, 1, 3, 3, 2])
 
+    Features of one image sampled where another one says, as networks for video align frames: the
+    branch reads both (`offset_source="features"`), and what it predicts corrects a flow that is
+    given (`adds_flow`), by at most 10 pixels (`max_offset`):
+
+    >>> neighbor, both = tf.zeros([1, 32, 32, 16]), tf.zeros([1, 32, 32, 48])
+    >>> flow = tf.zeros([1, 32, 32, 2])  # (dy, dx) to where the neighbor shows the same
+    >>> align = tf_deformable.DeformableConv2D(
+    ...     16, 3, padding="same", offset_groups=4, modulated=True,
+    ...     offset_source="features", adds_flow=True, max_offset=10)
+    >>> align([neighbor, both, flow]).shape
+    TensorShape([1, 32, 32, 16])
+
     Args:
         filters: int, number of output channels.
         kernel_size: int or two ints (y, x), size of the kernel.
@@ -55,10 +75,6 @@ class DeformableConv2D(OperatorLayer):
         dilation_rate: int or two ints (y, x), distance between the taps of the kernel at rest.
         groups: int, number of groups the input channels are split into, each convolved with
             `filters // groups` filters. Must divide the input channels and `filters`.
-        offset_groups: int, number of groups of input channels that move independently: the
-            channels of one group share their offsets (and mask). Must divide the input channels.
-        modulated: bool, whether every sample is also multiplied with a predicted mask
-            (Deformable ConvNets v2).
         activation: activation function, applied after the bias.
         use_bias: bool, whether a bias is added to the output. The offset branch always has one.
         kernel_initializer: initializer of the kernel.
@@ -68,6 +84,10 @@ class DeformableConv2D(OperatorLayer):
         activity_regularizer: regularizer of the output.
         kernel_constraint: constraint of the kernel.
         bias_constraint: constraint of the bias.
+        offset_groups: int, number of groups of input channels that move independently: the
+            channels of one group share their offsets (and mask). Must divide the input channels.
+        modulated: bool, whether every sample is also multiplied with a predicted mask
+            (Deformable ConvNets v2).
         mask_initial_value: mask of an untrained modulated layer, `0.5` or `1.0`. With 0.5, as in
             the paper, the mask is `sigmoid(logits)`, in (0, 1); with 1.0 it is
             `2 * sigmoid(logits)`, in (0, 2), and the layer starts as a plain convolution.
@@ -75,25 +95,44 @@ class DeformableConv2D(OperatorLayer):
         offset_bias_initializer: initializer of the offset branch's bias.
         offset_kernel_regularizer: regularizer of the offset branch's kernel.
         offset_bias_regularizer: regularizer of the offset branch's bias.
+        offset_source: what the offsets come from. `"inputs"`: the branch reads the layer's inputs.
+            `"features"`: the layer is called with `[inputs, offset_features]`, and the branch reads
+            the latter, a map of the same height and width and any number of channels. `"given"`:
+            there is no branch, the layer is called with `[inputs, offsets]`, or `[inputs, offsets,
+            mask]` if modulated, and uses both as they are.
+        adds_flow: bool, whether the layer is also called with a flow, last in the list: a
+            displacement `[N, Ho, Wo, 2]`, (dy, dx) in pixels of the inputs, that is added to the
+            offsets of all taps of an output pixel.
+        max_offset: positive float or None. The branch's offsets are limited to it, in pixels:
+            they are `max_offset * tanh(outputs of the branch)`, before a flow is added.
         offset_learning_rate_multiplier: non-negative float; the gradient that reaches the output
             of the offset branch is multiplied by it, hence also what flows on to the branch's
             weights and, through the branch, to the input. Optimizers that normalise gradients
             (Adam and its kin) undo such a factor; there it matters for clipping alone.
-        **kwargs: what every Keras layer takes: `name`, `dtype`, `trainable`.
+        **kwargs: what every Keras layer takes: `name`, `dtype`, `trainable`. (`autocast` changes
+            nothing: features are cast to the compute dtype, offsets, mask and flow are not.)
 
     Weights (kh, kw the kernel size, C input channels, G `offset_groups`), in this order:
         kernel: `[kh, kw, C // groups, filters]`.
         bias: `[filters]`, if `use_bias`.
-        offset_kernel: `[kh, kw, C, D]`, D = 2*G*kh*kw, or 3*G*kh*kw if modulated. The first
+        offset_kernel: `[kh, kw, C, D]`, D = 2*G*kh*kw, or 3*G*kh*kw if modulated; C are the
+            channels of what the branch reads. Missing if offsets are given. The first
             2*G*kh*kw channels are the offsets in pixels, ordered (offset group, tap row, tap
             column, (dy, dx)) with the last fastest; the others are the logits of the mask,
             ordered (offset group, tap row, tap column).
-        offset_bias: `[D]`.
+        offset_bias: `[D]`, likewise.
+
+    In half precision the branch computes in float32: 16 bits would round offsets, those between 32
+    and 64 pixels to 1/32 (float16) or 1/4 (bfloat16) of a pixel.
 
     Input shape:
         `[batch, height, width, C]` for channels_last, `[batch, C, height, width]` for
         channels_first. All but C may be unknown. Any real dtype; it is cast to the layer's
         compute dtype (float16, bfloat16, float32 or float64).
+
+        With other inputs, a list of them in the order above, all in the same data format; or
+        `layer(inputs, offset_features)`, or a dictionary by these names: `inputs`,
+        `offset_features`, `offsets`, `mask`, `flow`.
 
     Output shape:
         `[batch, new_height, new_width, filters]` for channels_last, `[batch, filters, new_height,
@@ -122,8 +161,6 @@ class DeformableConv2D(OperatorLayer):
         data_format: str | None = None,
         dilation_rate: int | tuple[int, int] = 1,
         groups: int = 1,
-        offset_groups: int = 1,
-        modulated: bool = False,
         activation: Any = None,
         use_bias: bool = True,
         kernel_initializer: Any = "glorot_uniform",
@@ -133,11 +170,17 @@ class DeformableConv2D(OperatorLayer):
         activity_regularizer: Any = None,
         kernel_constraint: Any = None,
         bias_constraint: Any = None,
+        *,
+        offset_groups: int = 1,
+        modulated: bool = False,
         mask_initial_value: float = 0.5,
         offset_kernel_initializer: Any = "zeros",
         offset_bias_initializer: Any = "zeros",
         offset_kernel_regularizer: Any = None,
         offset_bias_regularizer: Any = None,
+        offset_source: str = "inputs",
+        adds_flow: bool = False,
+        max_offset: float | None = None,
         offset_learning_rate_multiplier: float = 1.0,
         **kwargs: Any,
     ) -> None:
@@ -146,11 +189,7 @@ class DeformableConv2D(OperatorLayer):
         self.kernel_size = self._positive_pair("kernel_size", kernel_size)
         self.strides = self._positive_pair("strides", strides)
         self.padding = self._choice("padding", padding, ("valid", "same"))
-        self.data_format = self._choice(
-            "data_format",
-            tf.keras.backend.image_data_format() if data_format is None else data_format,
-            ("channels_last", "channels_first"),
-        )
+        self.data_format = self._data_format(data_format)
         self.dilation_rate = self._positive_pair("dilation_rate", dilation_rate)
         self.groups = self._positive_integer("groups", groups)
         if self.filters % self.groups:
@@ -172,30 +211,38 @@ class DeformableConv2D(OperatorLayer):
         self.offset_bias_initializer = tf.keras.initializers.get(offset_bias_initializer)
         self.offset_kernel_regularizer = tf.keras.regularizers.get(offset_kernel_regularizer)
         self.offset_bias_regularizer = tf.keras.regularizers.get(offset_bias_regularizer)
+        self.offset_source = self._choice(
+            "offset_source", offset_source, ("inputs", "features", "given")
+        )
+        self.adds_flow = self._boolean("adds_flow", adds_flow)
+        self.max_offset = None
+        if max_offset is not None:
+            if self.offset_source == "given":
+                raise self._error(
+                    "max_offset", 'must be None with offset_source="given"', max_offset
+                )
+            self.max_offset = self._finite_number("max_offset", max_offset, above=0)
         self.offset_learning_rate_multiplier = self._finite_number(
             "offset_learning_rate_multiplier", offset_learning_rate_multiplier, at_least=0
         )
-        self.input_spec = tf.keras.layers.InputSpec(ndim=4)
+        specs = [tf.keras.layers.InputSpec(ndim=4) for _ in self._input_names]
+        self.input_spec = specs if len(specs) > 1 else specs[0]
 
     def build(self, input_shape: Any) -> None:
         """Creates the weights for inputs of this shape, whose channels must be known."""
         if self.built:
             return
-        shape = self._input_shape(input_shape)
+        shapes = dict(zip(self._input_names, self._input_shapes(input_shape), strict=True))
         channel_axis = 1 if self.data_format == "channels_first" else 3
-        channels = shape[channel_axis]
-        if channels is None:
-            raise self._error("inputs", "must have a known number of channels", shape)
+        channels = self._known_channels("inputs", shapes)
         for argument in ("groups", "offset_groups"):
             divisor = getattr(self, argument)
             if channels % divisor:
                 raise self._error(
                     "inputs channels", f"must be a multiple of {argument}={divisor}", channels
                 )
-        self.compute_output_shape(shape)  # Refuses a kernel that does not fit.
+        self.compute_output_shape(input_shape)  # Refuses what does not fit.
 
-        taps = self.offset_groups * math.prod(self.kernel_size)
-        branch_outputs = (3 if self.modulated else 2) * taps
         self.kernel = self.add_weight(
             name="kernel",
             shape=(*self.kernel_size, channels // self.groups, self.filters),
@@ -212,25 +259,34 @@ class DeformableConv2D(OperatorLayer):
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
             )
-        self.offset_kernel = self.add_weight(
-            name="offset_kernel",
-            shape=(*self.kernel_size, channels, branch_outputs),
-            initializer=self.offset_kernel_initializer,
-            regularizer=self.offset_kernel_regularizer,
-        )
-        self.offset_bias = self.add_weight(
-            name="offset_bias",
-            shape=(branch_outputs,),
-            initializer=self.offset_bias_initializer,
-            regularizer=self.offset_bias_regularizer,
-        )
-        self.input_spec = tf.keras.layers.InputSpec(ndim=4, axes={channel_axis: channels})
+        self.offset_kernel = self.offset_bias = None
+        if self.offset_source != "given":
+            branch_outputs = (3 if self.modulated else 2) * self._taps
+            branch_channels = self._known_channels(
+                "inputs" if self.offset_source == "inputs" else "offset_features", shapes
+            )
+            self.offset_kernel = self._add_branch_weight(
+                name="offset_kernel",
+                shape=(*self.kernel_size, branch_channels, branch_outputs),
+                initializer=self.offset_kernel_initializer,
+                regularizer=self.offset_kernel_regularizer,
+            )
+            self.offset_bias = self._add_branch_weight(
+                name="offset_bias",
+                shape=(branch_outputs,),
+                initializer=self.offset_bias_initializer,
+                regularizer=self.offset_bias_regularizer,
+            )
+        specs = [
+            tf.keras.layers.InputSpec(ndim=4, axes={channel_axis: shape[channel_axis]})
+            for shape in shapes.values()
+        ]
+        self.input_spec = specs if len(specs) > 1 else specs[0]
         self.built = True
 
     def call(self, inputs: Any) -> tf.Tensor:
         """Returns the activated convolution of the inputs at the predicted positions."""
-        features = self._channels_last(inputs)
-        offsets, mask = self._offset_branch(features)
+        features, offsets, mask = self._sampled(inputs)
         outputs = deformable_conv2d(
             features,
             self._cast(self.kernel),
@@ -243,6 +299,7 @@ class DeformableConv2D(OperatorLayer):
         )
         return self.activation(self._in_data_format(outputs))
 
+    @accepts_keras_tensors
     def compute_offsets(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Predicts the offsets and the mask that the layer uses for these inputs.
 
@@ -250,26 +307,29 @@ class DeformableConv2D(OperatorLayer):
         channels_last and "NCHW" for channels_first.
 
         Args:
-            inputs: a tensor as the layer is called with. In a model, the input of this layer:
-                `tf.keras.Model(model.inputs, layer.input)(images)`.
+            inputs: what the layer is called with: a tensor, or a list of them. In a model, the
+                input of this layer: `tf.keras.Model(model.input, layer.input)(images)`; or
+                `tf.keras.Model(model.input, layer.compute_offsets(layer.input))`.
 
         Returns:
             offsets: `[N, Ho, Wo, G*kh*kw*2]`, in pixels of the input, last axis ordered (offset
-                group, tap row, tap column, (dy, dx)), in the compute dtype.
+                group, tap row, tap column, (dy, dx)), float32, or float64 if the layer computes in
+                float64.
             mask: `[N, Ho, Wo, G*kh*kw]`, None if the layer is not modulated.
             Both have their channels second for channels_first.
 
         Raises:
             ValueError: the layer has not been built (called) yet.
         """
-        offsets, mask = self._offset_branch(self._channels_last(inputs))
+        _, offsets, mask = self._sampled(inputs)
         return self._in_data_format(offsets), None if mask is None else self._in_data_format(mask)
 
+    @accepts_keras_tensors
     def sampling_positions(self, inputs: Any) -> tf.Tensor:
         """Returns where the layer samples these inputs.
 
         Args:
-            inputs: a tensor as the layer is called with, see `compute_offsets`.
+            inputs: what the layer is called with, see `compute_offsets`.
 
         Returns:
             `[N, Ho, Wo, G, kh, kw, 2]`, for every output pixel, offset group and tap the position
@@ -280,8 +340,7 @@ class DeformableConv2D(OperatorLayer):
         Raises:
             ValueError: the layer has not been built (called) yet.
         """
-        features = self._channels_last(inputs)
-        offsets, _ = self._offset_branch(features)
+        features, offsets, _ = self._sampled(inputs)
         return sampling_positions(
             offsets,
             kernel_size=self.kernel_size,
@@ -293,7 +352,8 @@ class DeformableConv2D(OperatorLayer):
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the shape of the output for inputs of this shape, None where it is unknown."""
-        shape = self._input_shape(input_shape)
+        shapes = dict(zip(self._input_names, self._input_shapes(input_shape), strict=True))
+        shape = shapes["inputs"]
         spatial = shape[2:] if self.data_format == "channels_first" else shape[1:3]
         extents = [
             (kernel - 1) * dilation + 1
@@ -311,9 +371,34 @@ class DeformableConv2D(OperatorLayer):
                 raise self._error(
                     "the dilated kernel", f"of extent {extents} must fit into the inputs", shape
                 )
-        if self.data_format == "channels_first":
-            return as_output_shape((shape[0], self.filters, *new_spatial))
-        return as_output_shape((shape[0], *new_spatial, self.filters))
+
+        def with_channels(size: list[int | None], channels: int | None) -> Shape:
+            if self.data_format == "channels_first":
+                return (shape[0], channels, *size)
+            return (shape[0], *size, channels)
+
+        expected = {
+            "offset_features": with_channels(list(spatial), None),
+            "offsets": with_channels(new_spatial, 2 * self._taps),
+            "mask": with_channels(new_spatial, self._taps),
+            "flow": with_channels(new_spatial, 2),
+        }
+        for name, got in shapes.items():
+            if name in expected and not tf.TensorShape(got).is_compatible_with(expected[name]):
+                rule = f"must have shape {expected[name]} beside inputs of shape {shape}"
+                raise self._error(name, rule, got)
+        return as_output_shape(with_channels(new_spatial, self.filters))
+
+    def get_prunable_weights(self) -> list[Any]:
+        """Returns what TensorFlow's Model Optimization Toolkit may prune: the kernel.
+
+        The branch's kernel starts at zero, and to prune it would freeze it there.
+        """
+        return [self.kernel]
+
+    def get_clusterable_weights(self) -> list[tuple[str, Any]]:
+        """Returns what TensorFlow's Model Optimization Toolkit may cluster: the kernel, by name."""
+        return [("kernel", self.kernel)]
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, serialised."""
@@ -331,6 +416,9 @@ class DeformableConv2D(OperatorLayer):
             "activation": tf.keras.activations.serialize(self.activation),
             "use_bias": self.use_bias,
             "mask_initial_value": self.mask_initial_value,
+            "offset_source": self.offset_source,
+            "adds_flow": self.adds_flow,
+            "max_offset": self.max_offset,
             "offset_learning_rate_multiplier": self.offset_learning_rate_multiplier,
             **{
                 name: tf.keras.initializers.serialize(getattr(self, name))
@@ -357,45 +445,89 @@ class DeformableConv2D(OperatorLayer):
             },
         }
 
+    @property
+    def _taps(self) -> int:
+        """Samples of an output pixel."""
+        return self.offset_groups * math.prod(self.kernel_size)
+
+    @property
+    def _input_names(self) -> tuple[str, ...]:
+        names = ["inputs"]
+        if self.offset_source == "features":
+            names.append("offset_features")
+        if self.offset_source == "given":
+            names += ["offsets", "mask"] if self.modulated else ["offsets"]
+        return (*names, "flow") if self.adds_flow else tuple(names)
+
+    def _sampled(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """Returns features, offsets and mask (or None), all NHWC, of what the layer is called with.
+
+        Features are in the compute dtype, the others in the dtype of positions.
+        """
+        self._check_is_built()
+        names = self._input_names
+        values = inputs if len(names) > 1 else [inputs]
+        if not isinstance(values, (list, tuple)) or len(values) != len(names):
+            raise self._error("inputs", f"must be [{', '.join(names)}]", type(inputs).__name__)
+        given = {name: self._channels_last(v) for name, v in zip(names, values, strict=True)}
+        features = self._cast(given["inputs"])
+        if self.offset_source == "given":
+            offsets = self._cast_sampling(given["offsets"])
+            mask = self._cast_sampling(given["mask"]) if self.modulated else None
+        else:
+            source = "inputs" if self.offset_source == "inputs" else "offset_features"
+            offsets, mask = self._offset_branch(self._cast(given[source]))
+        if self.adds_flow:
+            offsets += tf.tile(self._cast_sampling(given["flow"]), [1, 1, 1, self._taps])
+        return features, offsets, mask
+
     def _offset_branch(self, features: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Returns the offsets and the mask (or None) for NHWC features, both NHWC."""
-        if not self.built:
-            raise ValueError(f"{type(self).__name__}: the layer must be built (called) first")
-        outputs = convolution(
+        """Returns the branch's offsets and mask (or None) for NHWC features, both NHWC."""
+        outputs = wide_convolution(
             features,
-            self._cast(self.offset_kernel),
+            self._cast_sampling(self.offset_kernel),
             strides=self.strides,
             padding=self.padding.upper(),
             dilations=self.dilation_rate,
         )
-        outputs = tf.nn.bias_add(outputs, self._cast(self.offset_bias))
+        outputs = tf.nn.bias_add(outputs, self._cast_sampling(self.offset_bias))
         if self.offset_learning_rate_multiplier != 1.0:
             outputs = scale_gradient(outputs, self.offset_learning_rate_multiplier)
-        if not self.modulated:
-            return outputs, None
-        taps = self.offset_groups * math.prod(self.kernel_size)
-        offsets, logits = tf.split(outputs, [2 * taps, taps], axis=-1)
-        return offsets, mask_from_logits(logits, self.mask_initial_value)
+        mask = None
+        if self.modulated:
+            outputs, logits = tf.split(outputs, [2 * self._taps, self._taps], axis=-1)
+            mask = mask_from_logits(logits, self.mask_initial_value)
+        if self.max_offset is not None:
+            outputs = self.max_offset * tf.tanh(outputs)
+        return outputs, mask
 
-    def _channels_last(self, inputs: Any) -> tf.Tensor:
-        inputs = self._cast(inputs)
+    def _channels_last(self, tensor: Any) -> tf.Tensor:
         if self.data_format == "channels_first":
-            return tf.transpose(inputs, [0, 2, 3, 1])
-        return inputs
+            return tf.transpose(tensor, [0, 2, 3, 1])
+        return tf.convert_to_tensor(tensor)
 
     def _in_data_format(self, tensor: tf.Tensor) -> tf.Tensor:
         if self.data_format == "channels_first":
             return tf.transpose(tensor, [0, 3, 1, 2])
         return tensor
 
-    def _input_shape(self, input_shape: Any) -> tuple[int | None, ...]:
-        shape = tuple(tf.TensorShape(input_shape).as_list())
-        if len(shape) != 4:
-            raise self._error("inputs", "must have rank 4", shape)
-        return shape
+    def _input_shapes(self, input_shape: Any) -> list[Shape]:
+        """Checks the shapes of what the layer is called with, in the order of `_input_names`."""
+        names = self._input_names
+        try:
+            of_inputs = list(input_shape) if len(names) > 1 else [input_shape]
+            shapes = [tuple(tf.TensorShape(shape).as_list()) for shape in of_inputs]
+        except (TypeError, ValueError):
+            shapes = []
+        if len(shapes) != len(names):
+            raise self._error("inputs", f"must be [{', '.join(names)}]", input_shape)
+        for name, shape in zip(names, shapes, strict=True):
+            if len(shape) != 4:
+                raise self._error(name, "must have rank 4", shape)
+        return shapes
 
-    def _choice(self, argument: str, value: Any, choices: tuple[str, str]) -> str:
-        if not isinstance(value, str) or value.lower() not in choices:
-            rule = f"must be {choices[0]!r} or {choices[1]!r}"
-            raise self._error(argument, rule, value)
-        return value.lower()
+    def _known_channels(self, name: str, shapes: dict[str, Shape]) -> int:
+        channels = shapes[name][1 if self.data_format == "channels_first" else 3]
+        if channels is None:
+            raise self._error(name, "must have a known number of channels", shapes[name])
+        return channels

@@ -13,7 +13,12 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable.layers._base import OperatorLayer, as_integer, as_output_shape
-from tf_deformable.layers._offset_branch import convolution, mask_from_logits, scale_gradient
+from tf_deformable.layers._offset_branch import (
+    mask_from_logits,
+    scale_gradient,
+    wide_convolution,
+)
+from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.ops.roi_pool import deformable_psroi_pool, deformable_roi_pool
 from tf_deformable.ops.sampling import bin_boxes
 
@@ -50,10 +55,11 @@ class _RoILayer(OperatorLayer):
         spatial_scale: float,
         samples_per_bin: int,
         aligned: bool,
+        data_format: str | None,
         **kwargs: Any,
     ) -> None:
-        # Keras would cast all its inputs to the compute dtype, and boxes to whole pixels by that.
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(**kwargs)
+        self.data_format = self._data_format(data_format)
         self.output_size = self._positive_pair("output_size", output_size)
         self.spatial_scale = self._finite_number("spatial_scale", spatial_scale, above=0)
         self.aligned = self._boolean("aligned", aligned)
@@ -65,6 +71,7 @@ class _RoILayer(OperatorLayer):
         if number == 0:
             self.supports_jit = False  # The boxes decide how much there is to compute.
 
+    @accepts_keras_tensors
     def bin_boxes(self, inputs: Any) -> tf.Tensor:
         """Returns the bins that the layer averages, as boxes in the image, for pictures.
 
@@ -96,11 +103,26 @@ class _RoILayer(OperatorLayer):
         features, boxes = self._input_shapes(input_shape)
         batch = boxes[0] if features[0] is None else features[0]
         channels = self._output_channels(features[3])
+        if self.data_format == "channels_first":
+            return as_output_shape((batch, boxes[1], channels, *self.output_size))
         return as_output_shape((batch, boxes[1], *self.output_size, channels))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, serialised."""
-        return {**super().get_config(), **self._geometry()}
+        return {**super().get_config(), **self._geometry(), "data_format": self.data_format}
+
+    @property
+    def _input_names(self) -> tuple[str, ...]:
+        return "features", "boxes"
+
+    def _gather(self, inputs: Any, others: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Returns `[features, boxes]`, boxes that are ragged padded with zeros."""
+        inputs = super()._gather(inputs, others, kwargs)
+        if isinstance(inputs, (tuple, list)) and len(inputs) == 2:
+            features, boxes = inputs
+            if hasattr(boxes, "to_tensor"):  # of tf.RaggedTensor, and of what tf-keras traces with
+                return [features, boxes.to_tensor(shape=[None, None, 4])]
+        return inputs
 
     def _geometry(self) -> dict[str, Any]:
         """The arguments of the operators that all these layers have."""
@@ -126,6 +148,8 @@ class _RoILayer(OperatorLayer):
         features, boxes = self._cast(inputs[0]), tf.convert_to_tensor(inputs[1])
         shape, _ = self._input_shapes([features.shape, boxes.shape])
         self._output_channels(shape[3])
+        if self.data_format == "channels_first":
+            features = tf.transpose(features, [0, 2, 3, 1])
         if boxes.dtype in (tf.float16, tf.bfloat16):
             raise self._error(
                 "boxes",
@@ -142,7 +166,12 @@ class _RoILayer(OperatorLayer):
                 tf.shape(features)[0],
                 message=f"{type(self).__name__}: boxes must have the batch size of features",
             )
-        is_padding = tf.reduce_all(boxes == 0, axis=-1) | tf.reduce_all(boxes == -1, axis=-1)
+        # Not by ==, which programs of TensorFlow 1 may have set to compare identities.
+        padding = [
+            tf.reduce_all(tf.equal(boxes, tf.cast(value, boxes.dtype)), axis=-1)
+            for value in (0, -1)
+        ]
+        is_padding = padding[0] | padding[1]
         images = tf.where(is_padding, -1, tf.range(counts[0])[:, None])
         return _Regions(
             features=features,
@@ -152,19 +181,28 @@ class _RoILayer(OperatorLayer):
         )
 
     def _input_shapes(self, input_shape: Any) -> tuple[Shape, Shape]:
-        """Checks the shapes of features and boxes."""
+        """Checks the shapes of features and boxes; returns features' with channels last."""
         try:
             features, boxes = (tuple(tf.TensorShape(shape).as_list()) for shape in input_shape)
         except (TypeError, ValueError):
             raise self._error("inputs", "must be [features, boxes]", input_shape) from None
         if len(features) != 4:
-            raise self._error("features", "must have rank 4 [B,H,W,C]", features)
+            layout = "[B,C,H,W]" if self.data_format == "channels_first" else "[B,H,W,C]"
+            raise self._error("features", f"must have rank 4 {layout}", features)
         if len(boxes) != 3 or boxes[2] not in (4, None):
             raise self._error("boxes", "must have shape [B,R,4]", boxes)
         if None not in (features[0], boxes[0]) and features[0] != boxes[0]:
             rule = f"must have the batch size of features ({features[0]})"
             raise self._error("boxes", rule, boxes)
+        if self.data_format == "channels_first":
+            features = (features[0], *features[2:], features[1])
         return features, boxes
+
+    def _per_image(self, pooled: tf.Tensor, regions: _Regions) -> tf.Tensor:
+        """`[B*R, ph, pw, C]` to what the layer returns."""
+        if self.data_format == "channels_first":
+            pooled = tf.transpose(pooled, [0, 3, 1, 2])
+        return regions.per_image(pooled)
 
 
 class _DeformableRoILayer(_RoILayer):
@@ -182,9 +220,12 @@ class _DeformableRoILayer(_RoILayer):
         offset_kernel_regularizer: Any,
         offset_bias_regularizer: Any,
         offset_learning_rate_multiplier: float,
+        data_format: str | None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(output_size, spatial_scale, samples_per_bin, aligned, **kwargs)
+        super().__init__(
+            output_size, spatial_scale, samples_per_bin, aligned, data_format, **kwargs
+        )
         self.gamma = self._finite_number("gamma", gamma)
         self.offset_kernel_initializer = tf.keras.initializers.get(offset_kernel_initializer)
         self.offset_bias_initializer = tf.keras.initializers.get(offset_bias_initializer)
@@ -217,14 +258,12 @@ class _DeformableRoILayer(_RoILayer):
         if channels is None:
             raise self._error("features", "must have a known number of channels", features)
         self.input_spec = [
-            tf.keras.layers.InputSpec(ndim=4, axes={3: channels}),
+            tf.keras.layers.InputSpec(
+                ndim=4, axes={1 if self.data_format == "channels_first" else 3: channels}
+            ),
             tf.keras.layers.InputSpec(ndim=3),
         ]
         return channels
-
-    def _check_is_built(self) -> None:
-        if not self.built:
-            raise ValueError(f"{type(self).__name__}: the layer must be built (called) first")
 
     def _scaled_gradient(self, branch_outputs: tf.Tensor) -> tf.Tensor:
         if self.offset_learning_rate_multiplier == 1.0:
@@ -256,23 +295,30 @@ class RoIPool(_RoILayer):
             of Deformable ConvNets, box coordinates are indices of pixels and are rounded, y2 and x2
             are the last pixels inside. True: as in RoIAlign, they are continuous, pixel i extends
             from i to i+1, and nothing is rounded. See `tf_deformable.deformable_roi_pool`.
-        **kwargs: what every Keras layer takes: `name`, `dtype`, `trainable`.
+        data_format: `"channels_last"`, `"channels_first"` or None for Keras' own setting. The
+            operator works on channels_last, channels_first is transposed before and after.
+        **kwargs: what every Keras layer takes: `name`, `dtype`, `trainable`. (`autocast` changes
+            nothing: features are cast to the compute dtype, boxes are not.)
 
     Input shape:
         A list `[features, boxes]`:
-        features: `[B, H, W, C]`. All but the rank may be unknown. Any real dtype; it is cast to the
-            layer's compute dtype (float16, bfloat16, float32 or float64).
+        features: `[B, H, W, C]`, for channels_first `[B, C, H, W]`. All but the rank may be
+            unknown. Any real dtype; it is cast to the layer's compute dtype (float16, bfloat16,
+            float32 or float64).
         boxes: `[B, R, 4]`, (y1, x1, y2, x2) in pixels of the image. R, the boxes per image, may be
-            unknown. float32, float64 or integers, in every dtype policy: half precision would move
-            boxes by whole pixels and is refused. Boxes are not differentiated.
+            unknown; a `tf.RaggedTensor` is padded to the largest R. float32, float64 or integers,
+            in every dtype policy: half precision would move boxes by whole pixels and is refused.
+            Boxes are not differentiated.
 
         Images with fewer than R boxes are padded: a box of four zeros, or of four times -1, is
         padding. Its output is 0, and no gradient comes from it, whatever is in its place upstream.
         (Zeros are what `tf.pad`, `RaggedTensor.to_tensor` and
         `tf.image.combined_non_max_suppression` fill up with, -1 is KerasCV's choice.)
 
+        `layer(features, boxes)` and `layer({"features": features, "boxes": boxes})` do the same.
+
     Output shape:
-        `[B, R, ph, pw, C]`.
+        `[B, R, ph, pw, C]`, for channels_first `[B, R, C, ph, pw]`.
 
     Returns:
         A tensor in the compute dtype.
@@ -292,9 +338,13 @@ class RoIPool(_RoILayer):
         spatial_scale: float = 1.0,
         samples_per_bin: int = 4,
         aligned: bool = False,
+        *,
+        data_format: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(output_size, spatial_scale, samples_per_bin, aligned, **kwargs)
+        super().__init__(
+            output_size, spatial_scale, samples_per_bin, aligned, data_format, **kwargs
+        )
 
     def call(self, inputs: Any) -> tf.Tensor:
         """Returns the pooled features of the boxes."""
@@ -302,7 +352,7 @@ class RoIPool(_RoILayer):
         pooled = deformable_roi_pool(
             regions.features, regions.boxes, regions.box_indices, **self._geometry()
         )
-        return regions.per_image(pooled)
+        return self._per_image(pooled, regions)
 
 
 @tf.keras.utils.register_keras_serializable(package="tf_deformable")
@@ -325,6 +375,7 @@ class PSRoIPool(_RoILayer):
         spatial_scale: float, pixels of the features per pixel of the image.
         samples_per_bin: int, samples of a bin along each axis, as in `RoIPool`.
         aligned: bool, where a box lies on the features, as in `RoIPool`.
+        data_format: `"channels_last"` or `"channels_first"`, as in `RoIPool`.
         **kwargs: what every Keras layer takes: `name`, `dtype`, `trainable`.
 
     Input shape:
@@ -335,7 +386,7 @@ class PSRoIPool(_RoILayer):
         Dtypes, and what may be unknown, as in `RoIPool`.
 
     Output shape:
-        `[B, R, ph, pw, D]`.
+        `[B, R, ph, pw, D]`, for channels_first `[B, R, D, ph, pw]`.
 
     Returns:
         A tensor in the compute dtype.
@@ -356,9 +407,13 @@ class PSRoIPool(_RoILayer):
         spatial_scale: float = 1.0,
         samples_per_bin: int = 4,
         aligned: bool = False,
+        *,
+        data_format: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(output_size, spatial_scale, samples_per_bin, aligned, **kwargs)
+        super().__init__(
+            output_size, spatial_scale, samples_per_bin, aligned, data_format, **kwargs
+        )
         self.group_size = self._positive_integer("group_size", group_size)
 
     def call(self, inputs: Any) -> tf.Tensor:
@@ -371,7 +426,7 @@ class PSRoIPool(_RoILayer):
             group_size=self.group_size,
             **self._geometry(),
         )
-        return regions.per_image(pooled)
+        return self._per_image(pooled, regions)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, serialised."""
@@ -436,6 +491,7 @@ class DeformableRoIPool(_DeformableRoILayer):
             weights and, through the branch, to the features. (The authors' Faster R-CNN has 0.01
             for the weights.) Optimizers that normalise gradients (Adam and its kin) undo such a
             factor; there it matters for clipping alone.
+        data_format: `"channels_last"` or `"channels_first"`, as in `RoIPool`.
         **kwargs: what every Keras layer takes: `name`, `dtype`, `trainable`.
 
     Weights, in this order:
@@ -487,6 +543,8 @@ class DeformableRoIPool(_DeformableRoILayer):
         offset_kernel_regularizer: Any = None,
         offset_bias_regularizer: Any = None,
         offset_learning_rate_multiplier: float = 1.0,
+        *,
+        data_format: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -500,6 +558,7 @@ class DeformableRoIPool(_DeformableRoILayer):
             offset_kernel_regularizer,
             offset_bias_regularizer,
             offset_learning_rate_multiplier,
+            data_format,
             **kwargs,
         )
         if not isinstance(offset_units, (tuple, list)):
@@ -522,13 +581,13 @@ class DeformableRoIPool(_DeformableRoILayer):
         bins = math.prod(self.output_size)
         size = bins * self._known_channels(input_shape)
         for layer, units in enumerate(self.offset_units):
-            kernel = self.add_weight(
+            kernel = self._add_branch_weight(
                 name=f"offset_hidden_kernel_{layer}",
                 shape=(size, units),
                 initializer=_fresh(self.offset_hidden_kernel_initializer),
                 regularizer=self.offset_kernel_regularizer,
             )
-            bias = self.add_weight(
+            bias = self._add_branch_weight(
                 name=f"offset_hidden_bias_{layer}",
                 shape=(units,),
                 initializer="zeros",
@@ -539,13 +598,13 @@ class DeformableRoIPool(_DeformableRoILayer):
             setattr(self, f"offset_hidden_bias_{layer}", bias)
             size = units
         branch_outputs = (3 if self.modulated else 2) * bins
-        self.offset_kernel = self.add_weight(
+        self.offset_kernel = self._add_branch_weight(
             name="offset_kernel",
             shape=(size, branch_outputs),
             initializer=self.offset_kernel_initializer,
             regularizer=self.offset_kernel_regularizer,
         )
-        self.offset_bias = self.add_weight(
+        self.offset_bias = self._add_branch_weight(
             name="offset_bias",
             shape=(branch_outputs,),
             initializer=self.offset_bias_initializer,
@@ -566,18 +625,20 @@ class DeformableRoIPool(_DeformableRoILayer):
             gamma=self.gamma,
             **self._geometry(),
         )
-        return regions.per_image(pooled)
+        return self._per_image(pooled, regions)
 
+    @accepts_keras_tensors
     def compute_offsets(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Predicts the offsets and the mask that the layer uses for these inputs.
 
         Args:
             inputs: `[features, boxes]`, as the layer is called with. In a model, the inputs of this
-                layer: `tf.keras.Model(model.inputs, layer.input)([images, boxes])`.
+                layer: `tf.keras.Model(model.input, layer.input)([images, boxes])`.
 
         Returns:
             offsets: `[B, R, ph, pw, 2]`, (dy, dx) in units of the box's height and width and of
-                1/gamma, in the compute dtype. Padding has offsets too; they are not used.
+                1/gamma, float32 (float64 if the layer computes in float64). Padding has offsets
+                too; they are not used.
             mask: `[B, R, ph, pw]`, None if the layer is not modulated.
 
         Raises:
@@ -608,7 +669,7 @@ class DeformableRoIPool(_DeformableRoILayer):
         pooled = deformable_roi_pool(
             regions.features, regions.boxes, regions.box_indices, **self._geometry()
         )
-        outputs = tf.reshape(pooled, [-1, math.prod(pooled.shape[1:])])
+        outputs = tf.reshape(self._cast_sampling(pooled), [-1, math.prod(pooled.shape[1:])])
         for layer in range(len(self.offset_units)):
             kernel = getattr(self, f"offset_hidden_kernel_{layer}")
             bias = getattr(self, f"offset_hidden_bias_{layer}")
@@ -626,7 +687,8 @@ class DeformableRoIPool(_DeformableRoILayer):
         return offsets, tf.reshape(mask, [-1, *self.output_size])
 
     def _dense(self, inputs: tf.Tensor, kernel: Any, bias: Any) -> tf.Tensor:
-        return tf.nn.bias_add(tf.matmul(inputs, self._cast(kernel)), self._cast(bias))
+        kernel, bias = self._cast_sampling(kernel), self._cast_sampling(bias)
+        return tf.nn.bias_add(tf.matmul(inputs, kernel), bias)
 
 
 def _fresh(initializer: Any) -> Any:
@@ -690,6 +752,7 @@ class DeformablePSRoIPool(_DeformableRoILayer):
             is multiplied by it, hence also what flows on to the weights of the offset fields and,
             through them, to the features. Optimizers that normalise gradients (Adam and its kin)
             undo such a factor; there it matters for clipping alone.
+        data_format: `"channels_last"` or `"channels_first"`, as in `RoIPool`.
         **kwargs: what every Keras layer takes: `name`, `dtype`, `trainable`.
 
     Weights (C the features' channels), in this order:
@@ -745,6 +808,8 @@ class DeformablePSRoIPool(_DeformableRoILayer):
         offset_kernel_regularizer: Any = None,
         offset_bias_regularizer: Any = None,
         offset_learning_rate_multiplier: float = 1.0,
+        *,
+        data_format: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -758,6 +823,7 @@ class DeformablePSRoIPool(_DeformableRoILayer):
             offset_kernel_regularizer,
             offset_bias_regularizer,
             offset_learning_rate_multiplier,
+            data_format,
             activity_regularizer=activity_regularizer,
             **kwargs,
         )
@@ -795,13 +861,13 @@ class DeformablePSRoIPool(_DeformableRoILayer):
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
             )
-        self.offset_kernel = self.add_weight(
+        self.offset_kernel = self._add_branch_weight(
             name="offset_kernel",
             shape=(1, 1, channels, offset_fields),
             initializer=self.offset_kernel_initializer,
             regularizer=self.offset_kernel_regularizer,
         )
-        self.offset_bias = self.add_weight(
+        self.offset_bias = self._add_branch_weight(
             name="offset_bias",
             shape=(offset_fields,),
             initializer=self.offset_bias_initializer,
@@ -813,20 +879,22 @@ class DeformablePSRoIPool(_DeformableRoILayer):
         """Returns the score maps of the boxes, pooled at the predicted bins."""
         regions = self._regions(inputs)
         offsets = self._offsets(regions)
-        scores = self._convolution(regions.features, self.kernel, self.bias)
-        return regions.per_image(self._pool(scores, regions, offsets))
+        bias = self._cast(self.bias) if self.use_bias else None
+        scores = self._convolution(regions.features, self._cast(self.kernel), bias)
+        return self._per_image(self._pool(scores, regions, offsets), regions)
 
+    @accepts_keras_tensors
     def compute_offsets(self, inputs: Any) -> tf.Tensor:
         """Predicts the offsets that the layer uses for these inputs.
 
         Args:
             inputs: `[features, boxes]`, as the layer is called with. In a model, the inputs of this
-                layer: `tf.keras.Model(model.inputs, layer.input)([images, boxes])`.
+                layer: `tf.keras.Model(model.input, layer.input)([images, boxes])`.
 
         Returns:
             `[B, R, ph, pw, classes, 2]`, (dy, dx) in units of the box's height and width and of
-            1/gamma, in the compute dtype; classes is 1 if `class_agnostic`, else `filters`.
-            Padding has offsets of zero.
+            1/gamma, float32 (float64 if the layer computes in float64); classes is 1 if
+            `class_agnostic`, else `filters`. Padding has offsets of zero.
 
         Raises:
             ValueError: the layer has not been built (called) yet.
@@ -866,15 +934,16 @@ class DeformablePSRoIPool(_DeformableRoILayer):
     def _offsets(self, regions: _Regions) -> tf.Tensor:
         """Returns offsets `[B*R, ph, pw, classes, 2]`."""
         self._check_is_built()
-        fields = self._convolution(regions.features, self.offset_kernel, self.offset_bias)
+        kernel, bias = map(self._cast_sampling, (self.offset_kernel, self.offset_bias))
+        fields = self._convolution(regions.features, kernel, bias)
         offsets = self._scaled_gradient(self._pool(fields, regions))
         return tf.reshape(offsets, [-1, *self.output_size, self._classes, 2])
 
-    def _convolution(self, features: tf.Tensor, kernel: Any, bias: Any | None) -> tf.Tensor:
-        maps = convolution(
-            features, self._cast(kernel), strides=(1, 1), padding="VALID", dilations=(1, 1)
-        )
-        return maps if bias is None else tf.nn.bias_add(maps, self._cast(bias))
+    def _convolution(
+        self, features: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None
+    ) -> tf.Tensor:
+        maps = wide_convolution(features, kernel)
+        return maps if bias is None else tf.nn.bias_add(maps, bias)
 
     def _pool(
         self, maps: tf.Tensor, regions: _Regions, offsets: tf.Tensor | None = None

@@ -244,8 +244,8 @@ def _multiply_adds(layer: Any, read: Shape, made: Shape) -> int | None:
     if isinstance(layer, DeformableConv2D):
         samples = math.prod(layer.kernel_size) * (channels or 0)
         bilinear = samples * (_BILINEAR + layer.modulated)
-        weights = (layer.kernel, layer.offset_kernel)
-        return _product(made, bilinear + sum(math.prod(weight.shape) for weight in weights))
+        branch = 0 if layer.offset_kernel is None else math.prod(layer.offset_kernel.shape)
+        return _product(made, bilinear + math.prod(layer.kernel.shape) + branch)
     if isinstance(layer, keras.Conv2D):
         return _product(made, math.prod(layer.kernel.shape))
     return 0

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tf_deformable import _native, config
 from tf_deformable._registration import register_gradient
 from tf_deformable.ops import _arguments
+from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.reference import deformable_conv2d as _reference
 
 _OP = "deformable_conv2d"
@@ -18,6 +19,7 @@ _TO_NHWC = (0, 2, 3, 1)
 _TO_NCHW = (0, 3, 1, 2)
 
 
+@accepts_keras_tensors
 def deformable_conv2d(
     inputs: Any,
     filters: Any,

@@ -14,11 +14,13 @@ import tensorflow as tf
 from tf_deformable import _native, config
 from tf_deformable._registration import register_gradient
 from tf_deformable.ops import _arguments
+from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.reference import deformable_roi_pool as _reference
 
 _OP = "deformable_roi_pool"  # messages of both functions bear this name
 
 
+@accepts_keras_tensors
 def deformable_roi_pool(
     inputs: Any,
     boxes: Any,
@@ -146,6 +148,7 @@ def deformable_roi_pool(
         )
 
 
+@accepts_keras_tensors
 def deformable_psroi_pool(
     inputs: Any,
     boxes: Any,

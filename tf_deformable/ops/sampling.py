@@ -16,12 +16,14 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable.ops import _arguments
+from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.reference.roi_pool import _round
 
 _OPERATOR = "sampling_positions"
 _LEAST_BOX_SIZE = 0.1  # in pixels of the map, unless aligned
 
 
+@accepts_keras_tensors
 def sampling_positions(
     offsets: Any,
     *,
@@ -80,6 +82,7 @@ def sampling_positions(
     return tf.stack([y, x], axis=-1)
 
 
+@accepts_keras_tensors
 def bin_boxes(
     boxes: Any,
     offsets: Any = None,
