@@ -16,11 +16,6 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import effective_dilation  # noqa: E402
 import segmentation  # noqa: E402
 
-# Keras 3 calls np.array(tf.Variable), which NumPy 2 deprecates.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 
 def test_it_measures_and_draws_a_network_of_the_segmentation_experiment(tmp_path):
     tiny = segmentation.Budget(scenes=16, test_scenes=6, epochs=1, max_scans=200)

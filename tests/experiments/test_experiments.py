@@ -17,11 +17,6 @@ import detection  # noqa: E402
 import runs  # noqa: E402
 import segmentation  # noqa: E402
 
-# Keras 3 calls np.array(tf.Variable), which NumPy 2 deprecates.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 
 def test_runs_are_kept(tmp_path):
     calls = []

@@ -16,11 +16,6 @@ from tf_deformable import (
     config,
 )
 
-# Keras 3 calls np.array(tf.Variable), which NumPy 2 deprecates.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 FEATURES = np.random.default_rng(0).normal(size=[2, 9, 10, 8]).astype(np.float32)
 BOXES = np.array([[[1, 2, 5.5, 6.5], [0, 0, 7, 7]], [[3, 1, 6, 5], [0, 0, 0, 0]]], np.float32)
 MOVED = {"offset_kernel_initializer": "random_normal", "offset_bias_initializer": "random_normal"}

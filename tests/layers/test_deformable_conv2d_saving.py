@@ -11,11 +11,6 @@ import tensorflow as tf
 
 from tf_deformable.layers import DeformableConv2D
 
-# Keras 3 calls np.array(tf.Variable), which NumPy 2 deprecates.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 OTHER_THAN_DEFAULT = {
     "filters": 6,
     "kernel_size": (3, 2),

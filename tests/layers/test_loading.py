@@ -11,13 +11,7 @@ import tensorflow as tf
 
 import tf_deformable
 
-pytestmark = [
-    # Keras 3 calls np.array(tf.Variable), which NumPy 2 deprecates.
-    pytest.mark.filterwarnings(
-        "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-    ),
-    pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 
 # Every way to load, each with what it needs; arguments: the folder, and the ways to try.
 _LOAD = """

@@ -9,11 +9,6 @@ import tensorflow as tf
 import tf_deformable
 from tf_deformable import DeformableConv2D, analysis
 
-# Keras 3 calls np.array(tf.Variable), which NumPy 2 deprecates.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 GEOMETRY = {"strides": 2, "padding": "same", "offset_groups": 2}
 TAPS = 2 * 9
 

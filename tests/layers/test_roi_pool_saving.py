@@ -9,11 +9,6 @@ import tensorflow as tf
 
 from tf_deformable import DeformablePSRoIPool, DeformableRoIPool, PSRoIPool, RoIPool
 
-# Keras 3 calls np.array(tf.Variable), which NumPy 2 deprecates.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 GEOMETRY = {
     "output_size": (3, 2),
     "spatial_scale": 0.25,

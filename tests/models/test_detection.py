@@ -13,11 +13,6 @@ from tf_deformable.layers import (
 )
 from tf_deformable.models import boxes, detector, faster_rcnn_head, rfcn_head
 
-# Keras 3 calls np.array(tf.Variable), which NumPy 2 deprecates.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 layers = tf.keras.layers
 
 

@@ -7,11 +7,6 @@ import tensorflow as tf
 from tf_deformable.layers import DeformableConv2D
 from tf_deformable.models import deeplab
 
-# Keras 3 calls np.array(tf.Variable), which NumPy 2 deprecates.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 layers = tf.keras.layers
 
 

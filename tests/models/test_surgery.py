@@ -10,11 +10,6 @@ import tf_deformable
 from tf_deformable.layers import DeformableConv2D
 from tf_deformable.models import compare, deformable_layer, deformify
 
-# Keras 3 calls np.array(tf.Variable), which NumPy 2 deprecates.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 layers = tf.keras.layers
 
 # Network, size of the images, layers that "conv5" chooses: the first of them, and how many.

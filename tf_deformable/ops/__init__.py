@@ -1,5 +1,6 @@
 """Functional operators: eager and in graphs, native or reference as `tf_deformable.config` says."""
 
+from tf_deformable.ops._statistics import register_statistics
 from tf_deformable.ops.deformable_conv2d import deformable_conv2d
 from tf_deformable.ops.roi_pool import deformable_psroi_pool, deformable_roi_pool
 from tf_deformable.ops.sampling import bin_boxes, sampling_positions
@@ -11,3 +12,5 @@ __all__ = [
     "deformable_roi_pool",
     "sampling_positions",
 ]
+
+register_statistics()
