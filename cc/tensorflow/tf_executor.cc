@@ -1,8 +1,10 @@
 #include "tensorflow/tf_executor.h"
 
 #include <algorithm>
-#include <atomic>
+#include <functional>
+#include <utility>
 
+#include "deformable/parallel_loop.h"
 #include "tensorflow/core/platform/threadpool.h"
 
 namespace tf_deformable {
@@ -25,16 +27,10 @@ void TfExecutor::Run(int64_t units, int64_t operations, Task task, const void* c
     for (int64_t unit = 0; unit < units; ++unit) task(context, unit, 0);
     return;
   }
-  // Each worker takes the next unit as it gets free: units differ in cost, threads in speed.
-  std::atomic<int64_t> next{0};
-  const auto work = [&](int64_t first, int64_t last) {
-    for (int64_t worker = first; worker < last; ++worker) {
-      for (int64_t unit = next++; unit < units; unit = next++) {
-        task(context, unit, static_cast<int>(worker));
-      }
-    }
-  };
-  pool_->ParallelFor(workers, tensorflow::thread::ThreadPool::SchedulingParams::Fixed(1), work);
+  // Not ThreadPool::ParallelFor: how to ask it for one task per worker is not the same in all
+  // versions of TensorFlow, and it waits for threads that have not begun.
+  ParallelLoop(units, workers, task, context,
+               [pool = pool_](std::function<void()> work) { pool->Schedule(std::move(work)); });
 }
 
 absl::Status AllocateWorkspace(tensorflow::OpKernelContext* context, int64_t bytes,
