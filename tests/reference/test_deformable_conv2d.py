@@ -9,7 +9,10 @@ import tensorflow as tf
 import tf_deformable
 from tests.ops.deformable_conv2d_cases import Case, arrays_and_expected, assert_close, evaluate
 from tf_deformable import _native, reference
-from tf_deformable.reference._deformable_conv2d_geometry import deformable_conv2d_geometry
+from tf_deformable.reference._deformable_conv2d_geometry import (
+    _resolve_axis,
+    deformable_conv2d_geometry,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +130,61 @@ def test_sizes_are_static_where_any_argument_tells_them() -> None:
     assert (no_offsets.batch, no_offsets.output_height, no_offsets.offset_groups) == (2, 9, 2)
 
     assert _geometry(filters=[3, 3, 2, None]).filters == 6
+
+
+_LARGEST = 2**31 - 1
+
+
+@pytest.mark.parametrize(
+    ("padding", "pads"),
+    [
+        ("SAME", None),
+        ("VALID", None),
+        (((1, 2), (0, 0)), (1, 2)),
+        (((_LARGEST, 3), (0, 0)), (_LARGEST, 3)),
+        (((_LARGEST, _LARGEST), (0, 0)), (_LARGEST, _LARGEST)),
+    ],
+    ids=["same", "valid", "explicit", "explicit, large", "explicit, largest"],
+)
+@pytest.mark.parametrize("dilation", [1, 3, _LARGEST])
+@pytest.mark.parametrize("stride", [1, 2, 5, _LARGEST])
+def test_sizes_known_at_run_time_lead_where_static_ones_do(
+    stride: int, dilation: int, padding, pads
+) -> None:
+    """Some are divided in int32; no attribute is too large for that."""
+    for size in (0, 1, 2, 7, 8, _LARGEST):
+        for kernel in (1, 2, 3):
+            attributes = (kernel, stride, dilation, padding, pads)
+            static = _resolve_axis(size, *attributes)
+            dynamic = _resolve_axis(tf.constant(size, tf.int64), *attributes)
+            # as the definition has them, in Python's integers
+            extent = (kernel - 1) * dilation + 1
+            if padding == "SAME":
+                output = -(-size // stride)
+                before = max((output - 1) * stride + extent - size, 0) // 2
+            else:
+                before, after = pads or (0, 0)
+                output = max((size + before + after - extent) // stride + 1, 0)
+            assert (static.output, static.pad_before) == (output, before)
+            assert (int(dynamic.output), int(dynamic.pad_before)) == (output, before)
+
+
+def test_offsets_of_another_size_do_not_compile_with_xla() -> None:
+    """Where sizes are unknown to the trace: XLA drops the check."""
+    case = Case(mask=False, bias=False)
+    arrays = case.arrays()
+    del arrays["grad_output"]
+    signature = {name: tf.TensorSpec([None] * a.ndim, a.dtype) for name, a in arrays.items()}
+
+    @tf.function(jit_compile=True, input_signature=[signature])
+    def function(arguments: dict[str, tf.Tensor]) -> tf.Tensor:
+        with tf_deformable.config.use_backend("reference"):
+            return tf_deformable.deformable_conv2d(**arguments, **case.attributes())
+
+    function(arrays)
+    for offsets in (arrays["offsets"][:1], arrays["offsets"][:, 1:], arrays["offsets"][:, :, 1:]):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            function({**arrays, "offsets": offsets})
 
 
 @pytest.mark.parametrize(

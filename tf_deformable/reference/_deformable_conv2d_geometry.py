@@ -21,6 +21,7 @@ from tf_deformable.reference._sizes import (
     differ,
     dims,
     first_known,
+    floor_divide,
     known,
     text,
 )
@@ -209,18 +210,26 @@ class _Axis:
 def _resolve_axis(
     size: Dim, kernel: Dim, stride: int, dilation: int, padding: Padding, pads: Pair | None
 ) -> _Axis:
-    """Output size and padding as `tf.nn.conv2d` defines them."""
+    """Output size and padding as `tf.nn.conv2d` defines them.
+
+    Only sizes are divided, and what an attribute adds to them beforehand is negative and less than
+    a stride: the dividends fit in int32, whatever the attributes.
+    """
     extent = (kernel - 1) * dilation + 1
     if padding == "SAME":
-        output = (size + stride - 1) // stride
-        total = _maximum((output - 1) * stride + extent - size, 0)
-        return _Axis(output, total // 2, extent, size + total, False)
+        output = -floor_divide(-size, stride)
+        missing = (output - 1) * stride - size  # but for the kernel
+        total = _maximum(missing + extent, 0)
+        before = floor_divide(missing + extent % 2, 2) + extent // 2  # half of missing + extent
+        return _Axis(output, _maximum(before, 0), extent, size + total, False)
     before, after = pads or (0, 0)
     padded = size + before + after
+    added = before + after - extent
+    whole = -(-added // stride)
     # An empty map has an empty output instead of an error.
-    output = _maximum((padded - extent) // stride + 1, 0)
+    output = floor_divide(size + (added - whole * stride), stride) + whole + 1
     too_large = known(size, padded, extent) and size > 0 and padded < extent
-    return _Axis(output, before, extent, padded, too_large)
+    return _Axis(_maximum(output, 0), before, extent, padded, too_large)
 
 
 def _check_attributes(strides: Pair, padding: Padding, dilations: Pair) -> None:

@@ -71,6 +71,23 @@ def first_known(*sizes: Dim) -> Dim:
     return next((size for size in sizes if known(size)), sizes[0])
 
 
+def floor_divide(size: Dim, divisor: int) -> Dim:
+    """Returns the quotient, rounded down, of a size that fits in int32."""
+    if isinstance(size, int):
+        return size // divisor
+    # LiteRT divides int32 alone.
+    return size if divisor == 1 else tf.cast(tf.cast(size, tf.int32) // divisor, tf.int64)
+
+
+def shape_of(*sizes: Dim) -> list[Dim]:
+    """Returns a shape for `tf.reshape`, constant where it can be: it finds one size by itself."""
+    unknown = [axis for axis, size in enumerate(sizes) if not known(size)]
+    shape = list(sizes)
+    if len(unknown) == 1 and 0 not in (size for size in sizes if known(size)):
+        shape[unknown[0]] = -1
+    return shape
+
+
 def text(value: Dim | str | tf.TensorShape | Sequence[Dim | str]) -> str:
     """Returns a size or a shape as the compiled operator prints it: `[2,9,?,4]`."""
     if isinstance(value, (int, str)):

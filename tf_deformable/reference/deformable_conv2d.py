@@ -18,7 +18,7 @@ from tf_deformable.reference._deformable_conv2d_geometry import (
     Padding,
     deformable_conv2d_geometry,
 )
-from tf_deformable.reference._sizes import Dim, Pair
+from tf_deformable.reference._sizes import Dim, Pair, known, shape_of
 
 
 def deformable_conv2d(
@@ -71,7 +71,7 @@ def deformable_conv2d(
     y, x = _sampling_positions(tf.cast(offsets, compute_dtype), geometry)
     columns = _bilinear_samples(tf.cast(inputs, compute_dtype), y, x, geometry)
     if mask is not None:
-        columns *= _taps_before_groups(tf.cast(mask, compute_dtype), geometry)[..., None]
+        columns *= _taps_before_groups(tf.cast(mask, compute_dtype), geometry)
     outputs = _contract(columns, tf.cast(filters, compute_dtype), geometry)
     if bias is not None:
         outputs = tf.nn.bias_add(outputs, tf.cast(bias, compute_dtype))  # unlike +, no broadcast
@@ -81,86 +81,92 @@ def deformable_conv2d(
 def _sampling_positions(
     offsets: tf.Tensor, g: DeformableConv2DGeometry
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Coordinates y and x of every sample, each `[N, Ho, Wo, kh*kw, G]`, in pixels."""
+    """Coordinates y and x of every sample, each `[N, Ho, Wo, kh*kw*G]`, in pixels."""
     dtype = offsets.dtype
 
-    def undeformed(output: Dim, kernel: Dim, stride: int, dilation: int, pad: Dim) -> tf.Tensor:
-        starts = tf.range(output, dtype=tf.int64) * stride - pad
-        return tf.cast(starts[:, None] + tf.range(kernel, dtype=tf.int64) * dilation, dtype)
+    def starts(output: Dim, stride: int, pad: Dim) -> tf.Tensor:
+        return tf.expand_dims(tf.range(output, dtype=tf.int64) * stride - pad, 1)
 
-    base_y = undeformed(
-        g.output_height, g.kernel_height, g.strides[0], g.dilations[0], g.pad_top
-    )  # [Ho, kh]
-    base_x = undeformed(
-        g.output_width, g.kernel_width, g.strides[1], g.dilations[1], g.pad_left
-    )  # [Wo, kw]
-    rows = tf.repeat(base_y, g.kernel_width, axis=1)  # [Ho, kh*kw], tap columns fastest
-    columns = tf.tile(base_x, [1, g.kernel_height])  # [Wo, kh*kw]
+    tap_rows = tf.range(g.kernel_height, dtype=tf.int64) * g.dilations[0]
+    tap_rows = tf.repeat(tap_rows, g.kernel_width * g.offset_groups)  # [kh*kw*G]
+    tap_columns = tf.range(g.kernel_width, dtype=tf.int64) * g.dilations[1]
+    tap_columns = tf.tile(tf.repeat(tap_columns, g.offset_groups), [g.kernel_height])
+    rows = starts(g.output_height, g.strides[0], g.pad_top) + tap_rows  # [Ho, kh*kw*G]
+    columns = starts(g.output_width, g.strides[1], g.pad_left) + tap_columns  # [Wo, kh*kw*G]
 
-    offsets = _taps_before_groups(offsets, g, 2)  # [N, Ho, Wo, kh*kw, G, 2]
-    y = offsets[..., 0] + rows[:, None, :, None]
-    x = offsets[..., 1] + columns[:, :, None]
+    shape = shape_of(g.batch, g.output_height, g.output_width, g.taps * g.offset_groups)
+    y, x = tf.unstack(_taps_before_groups(offsets, g, 2), num=2, axis=-1)
+    y = tf.reshape(y, shape) + tf.expand_dims(tf.cast(rows, dtype), 1)
+    x = tf.reshape(x, shape) + tf.cast(columns, dtype)
     return y, x
 
 
-def _taps_before_groups(tensor: tf.Tensor, g: DeformableConv2DGeometry, *last: int) -> tf.Tensor:
-    """`[N, Ho, Wo, G*kh*kw*last]` to `[N, Ho, Wo, kh*kw, G, last]`."""
-    shape = [g.batch, g.output_height, g.output_width, g.offset_groups, g.taps, *last]
-    axes = [0, 1, 2, 4, 3, *range(5, 5 + len(last))]
-    return tf.transpose(tf.reshape(tensor, shape), axes)
+def _taps_before_groups(tensor: tf.Tensor, g: DeformableConv2DGeometry, last: int = 1) -> tf.Tensor:
+    """`[N, Ho, Wo, G*kh*kw*last]` to `[N*Ho*Wo, kh*kw*G, last]`."""
+    if not (known(g.offset_groups) and g.offset_groups == 1):
+        tensor = tf.reshape(tensor, [g.output_pixels, g.offset_groups, g.taps, last])
+        tensor = tf.transpose(tensor, [0, 2, 1, 3])
+    return tf.reshape(tensor, [g.output_pixels, g.taps * g.offset_groups, last])
 
 
 def _bilinear_samples(
     inputs: tf.Tensor, y: tf.Tensor, x: tf.Tensor, g: DeformableConv2DGeometry
 ) -> tf.Tensor:
-    """Interpolated inputs at (y, x): `[N, Ho, Wo, kh*kw, G, C/G]`."""
+    """Interpolated inputs at (y, x): `[N*Ho*Wo, kh*kw*G, C/G]`."""
     dtype = inputs.dtype
     height, width = tf.cast(g.height, dtype), tf.cast(g.width, dtype)
 
     # A position that touches no pixel, +-inf included, moves to a finite one that touches none
-    # either: its value and its gradients are zero. NaN in one coordinate becomes NaN in both.
+    # either: its value and its gradients are zero. NaN in one coordinate becomes NaN in both, and
+    # reads where no pixel is.
+    far = tf.constant(-2, dtype)
     is_nan = tf.math.is_nan(y) | tf.math.is_nan(x)
-    y_or_far = tf.where((y < -1) | (y >= height), tf.constant(-2, dtype), y)
-    x_or_far = tf.where((x < -1) | (x >= width), tf.constant(-2, dtype), x)
-    y, x = tf.where(is_nan, y + x, y_or_far), tf.where(is_nan, y + x, x_or_far)
+    either = y + x
+    y = tf.where((y < -1) | (y >= height), far, y)
+    x = tf.where((x < -1) | (x >= width), far, x)
+    top = tf.floor(tf.stop_gradient(tf.where(is_nan, far, y)))  # in [-2, H-1]
+    left = tf.floor(tf.stop_gradient(tf.where(is_nan, far, x)))
+    y, x = tf.where(is_nan, either, y), tf.where(is_nan, either, x)
 
-    top, left = tf.stop_gradient(tf.floor(y)), tf.stop_gradient(tf.floor(x))
-    down, right = y - top, x - left  # in [0, 1)
+    # One row per pixel and offset group. The zeros around the map hold all four pixels of a
+    # position that is far, and make every gather in range, on an empty map too.
+    per_row = (g.width + 3) * g.offset_groups
+    per_image = (g.height + 3) * per_row
+    rows = tf.pad(inputs, [[0, 0], [2, 1], [2, 1], [0, 0]])
+    rows = tf.reshape(rows, [-1, g.channels // g.offset_groups])
 
-    # One row per pixel and offset group. The pixel after the last is zero and stands for all that
-    # lies outside, so that every gather is in range, on an empty map too.
-    pixels = g.height * g.width
-    rows = tf.reshape(inputs, [g.batch, pixels, g.channels])
-    rows = tf.pad(rows, [[0, 0], [0, 1], [0, 0]])
-    group_size = g.channels // g.offset_groups
-    rows = tf.reshape(rows, [g.batch * (pixels + 1) * g.offset_groups, group_size])
+    # int64: TensorFlow computes with int32 on the host when all else is on a GPU.
+    origins = tf.range(g.batch, dtype=tf.int64) * per_image + 2 * per_row + 2 * g.offset_groups
+    offset_groups = tf.tile(tf.range(g.offset_groups, dtype=tf.int64), [g.taps])
+    index = tf.cast(top, tf.int64) * per_row + tf.cast(left, tf.int64) * g.offset_groups
+    index += tf.reshape(origins, [-1, 1, 1, 1]) + offset_groups
 
-    images = tf.reshape(tf.range(g.batch, dtype=tf.int64), [g.batch, 1, 1, 1, 1])
-    offset_groups = tf.range(g.offset_groups, dtype=tf.int64)
+    samples = shape_of(g.output_pixels, g.taps * g.offset_groups, 1)
+    index = tf.reshape(index, samples)
+    down, right = tf.reshape(y - top, samples), tf.reshape(x - left, samples)  # in [0, 1)
 
-    def corner(row: tf.Tensor, column: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        row = tf.cast(tf.where(inside, row, 0), tf.int64)
-        column = tf.cast(tf.where(inside, column, 0), tf.int64)
-        pixel = tf.where(inside, row * g.width + column, pixels)
-        index = (images * (pixels + 1) + pixel) * g.offset_groups + offset_groups
-        return weight[..., None] * tf.gather_nd(rows, index[..., None])
+    def corner(place: Dim, weight: tf.Tensor) -> tf.Tensor:
+        return weight * tf.gather_nd(rows, index + place)
 
     return (
-        corner(top, left, (1 - down) * (1 - right))
-        + corner(top, left + 1, (1 - down) * right)
-        + corner(top + 1, left, down * (1 - right))
-        + corner(top + 1, left + 1, down * right)
+        corner(0, (1 - down) * (1 - right))
+        + corner(g.offset_groups, (1 - down) * right)
+        + corner(per_row, down * (1 - right))
+        + corner(per_row + g.offset_groups, down * right)
     )
 
 
 def _contract(columns: tf.Tensor, filters: tf.Tensor, g: DeformableConv2DGeometry) -> tf.Tensor:
     """Sum over taps and channels of each group: `[N, Ho, Wo, F]`."""
     depth = g.taps * g.group_channels
-    columns = tf.reshape(columns, [g.output_pixels, g.taps, g.groups, g.group_channels])
-    columns = tf.transpose(columns, [2, 0, 1, 3])
-    columns = tf.reshape(columns, [g.groups, g.output_pixels, depth])
-    filters = tf.reshape(filters, [depth, g.groups, g.filters // g.groups])
-    filters = tf.transpose(filters, [1, 0, 2])
-    outputs = tf.transpose(tf.matmul(columns, filters), [1, 0, 2])
-    return tf.reshape(outputs, [g.batch, g.output_height, g.output_width, g.filters])
+    if known(g.groups) and g.groups == 1:
+        columns = tf.reshape(columns, shape_of(g.output_pixels, depth))
+        outputs = tf.matmul(columns, tf.reshape(filters, [depth, g.filters]))
+    else:
+        columns = tf.reshape(columns, shape_of(g.output_pixels, g.taps, g.groups, g.group_channels))
+        columns = tf.transpose(columns, [2, 0, 1, 3])
+        columns = tf.reshape(columns, shape_of(g.groups, g.output_pixels, depth))
+        filters = tf.reshape(filters, [depth, g.groups, g.filters // g.groups])
+        filters = tf.transpose(filters, [1, 0, 2])
+        outputs = tf.transpose(tf.matmul(columns, filters), [1, 0, 2])
+    return tf.reshape(outputs, shape_of(g.batch, g.output_height, g.output_width, g.filters))

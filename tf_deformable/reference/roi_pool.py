@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import tensorflow as tf
 
 from tf_deformable.reference._roi_pool_geometry import (
@@ -20,7 +21,7 @@ from tf_deformable.reference._roi_pool_geometry import (
     check_box_indices,
     roi_pool_geometry,
 )
-from tf_deformable.reference._sizes import Dim, Pair
+from tf_deformable.reference._sizes import LARGEST_INTEGER, Dim, Pair, dims, known, shape_of
 
 # A bin of more samples than this weighs each with nothing.
 _MOST_SAMPLES = 2**30
@@ -89,58 +90,77 @@ def deformable_roi_pool(
     images = tf.cast(check_box_indices(box_indices, g.batch), tf.int64)
     is_pooled = (images >= 0) & (images < g.batch)  # [R]; the others are padding
     # tf.where, not a product: whatever padding holds, it has neither values nor gradients.
-    if offsets is None:
-        offsets = tf.zeros([1, 1, 1, 1, 2], compute_dtype)
-    else:
-        offsets = _offsets_of_bins(tf.cast(offsets, compute_dtype), g)
-        offsets = tf.where(_as_bins(is_pooled)[..., None], offsets, 0)
-
+    images = tf.where(is_pooled, images, 0)
     boxes = tf.stop_gradient(tf.cast(boxes, compute_dtype))
     is_finite = tf.reduce_all(tf.math.is_finite(boxes), axis=1)
-    is_nan = ~_as_bins(is_finite) | tf.reduce_any(tf.math.is_nan(offsets), axis=-1)
-    is_nan &= _as_bins(is_pooled)
-    boxes = tf.where((is_finite & is_pooled)[:, None], boxes, 0)
+    boxes = tf.where(tf.expand_dims(is_finite & is_pooled, 1), boxes, 0)
     y1, x1, y2, x2 = tf.unstack(boxes, num=4, axis=1)
+    is_nan = _as_bins(is_pooled & ~is_finite)
+    if offsets is None:
+        dy = dx = tf.zeros([1, 1, 1], compute_dtype)
+    else:
+        offsets = _offsets_of_bins(tf.cast(offsets, compute_dtype), g)
+        offsets = tf.where(tf.expand_dims(_as_bins(is_pooled), -1), offsets, 0)
+        dy, dx = tf.unstack(offsets, num=2, axis=-1)
+        is_nan |= tf.math.is_nan(dy) | tf.math.is_nan(dx)
+    is_read = _as_bins(is_pooled) & ~is_nan
 
-    rows = tf.range(g.pooled_height, dtype=tf.int64)[:, None, None]  # beside columns and classes
-    columns = tf.range(g.pooled_width, dtype=tf.int64)[:, None]
-    y = _axis(y1, y2, rows, offsets[..., 0], is_nan, g.pooled_height, g.height, g)
-    x = _axis(x1, x2, columns, offsets[..., 1], is_nan, g.pooled_width, g.width, g)
+    rows = np.arange(g.pooled_height)[:, None]
+    columns = tf.repeat(np.arange(g.pooled_width), g.classes)
+    y = _axis(y1, y2, rows, dy, is_nan, is_read, g.pooled_height, g.height, g)
+    x = _axis(x1, x2, columns, dx, is_nan, is_read, g.pooled_width, g.width, g)
 
-    maps = rows * g.group_size // g.pooled_height * g.group_size
-    maps += columns * g.group_size // g.pooled_width
-    is_read = y.is_read[..., :, None] & x.is_read[..., None, :]
-    is_read &= _as_bins(is_pooled)[..., None, None]
-    values = _gather(tf.cast(inputs, compute_dtype), images, maps, y, x, is_read, g)
-    weights = y.weights[..., :, None] * x.weights[..., None, :]
-    outputs = tf.reduce_sum(weights[..., None] * values, axis=[-3, -2])
-    outputs /= tf.maximum(y.count * x.count, 1)[..., None]
+    bins = g.boxes * g.pooled_height * g.pooled_width * g.classes
+    samples = shape_of(bins, _last_size(y.weights) * _last_size(x.weights), 1)
+    places = tf.reshape(_places(images, y.pixels, x.pixels, g), samples)
+    values = tf.gather_nd(_vectors(tf.cast(inputs, compute_dtype), g), places)
+    weights = tf.expand_dims(y.weights, -1) * tf.expand_dims(x.weights, -2)
+    outputs = tf.reduce_sum(tf.reshape(weights, samples) * values, axis=1)
+    of_bins = (g.boxes, g.pooled_height, g.pooled_width * g.classes, g.depth // g.classes)
+    outputs = tf.reshape(outputs, shape_of(*of_bins))
+    outputs /= tf.expand_dims(tf.maximum(y.count * x.count, 1), -1)
     outputs = tf.reshape(outputs, [g.boxes, g.pooled_height, g.pooled_width, g.depth])
     if mask is not None:
         shape = [g.boxes, g.pooled_height, g.pooled_width, 1]
         mask = tf.reshape(tf.cast(mask, compute_dtype), shape)
-        outputs *= tf.where(_as_bins(is_pooled), mask, 0)
+        outputs *= tf.where(tf.expand_dims(_as_bins(is_pooled), -1), mask, 0)
     return tf.cast(outputs, dtype)
 
 
 def _as_bins(tensor: tf.Tensor) -> tf.Tensor:
-    """`[R]` to `[R, 1, 1, 1]`, which broadcasts to `[R, ph, pw, classes]`."""
-    return tensor[:, None, None, None]
+    """`[R]` to `[R, 1, 1]`, which broadcasts to `[R, ph, pw*classes]`."""
+    return tf.reshape(tensor, [-1, 1, 1])
 
 
 def _offsets_of_bins(offsets: tf.Tensor, g: RoIPoolGeometry) -> tf.Tensor:
-    """`[R, part_h, part_w, classes, 2]` to `[R, ph, pw, classes, 2]`."""
-    rows = tf.range(g.pooled_height, dtype=tf.int64) * g.part_height // g.pooled_height
-    columns = tf.range(g.pooled_width, dtype=tf.int64) * g.part_width // g.pooled_width
-    return tf.gather(tf.gather(offsets, rows, axis=1), columns, axis=2)
+    """`[R, part_h, part_w, classes, 2]` to `[R, ph, pw*classes, 2]`."""
+    parts = shape_of(g.boxes, g.part_height, g.part_width, g.classes * 2)
+    offsets = tf.reshape(offsets, parts)
+    offsets = _parts_of_bins(offsets, 1, g.part_height, g.pooled_height)
+    offsets = _parts_of_bins(offsets, 2, g.part_width, g.pooled_width)
+    bins = shape_of(g.boxes, g.pooled_height, g.pooled_width * g.classes, 2)
+    return tf.reshape(offsets, bins)
+
+
+def _parts_of_bins(offsets: tf.Tensor, axis: int, parts: Dim, bins: int) -> tf.Tensor:
+    """Takes the part of each bin, along one axis."""
+    if known(parts):
+        if parts == bins:
+            return offsets
+        part_of_bin = np.arange(bins) * parts // bins
+    else:
+        # LiteRT divides int32 alone, which may not hold the product of bins and parts.
+        dtype = tf.int32 if bins * bins <= LARGEST_INTEGER else tf.int64
+        bin_number, parts = tf.range(bins, dtype=dtype), tf.cast(parts, dtype)
+        part_of_bin = bin_number * (parts // bins) + bin_number * (parts % bins) // bins
+    return tf.gather(offsets, part_of_bin, axis=axis)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Axis:
-    """What the bins read along one axis; all broadcast to `[R, ph, pw, classes, ...]`."""
+    """What the bins read along one axis; all broadcast to `[R, ph, pw*classes, ...]`."""
 
-    pixels: tf.Tensor  # [..., 2*samples], the floors, then the ceilings
-    is_read: tf.Tensor  # [..., 2*samples]
+    pixels: tf.Tensor  # [..., 2*samples], floors, then ceilings; beyond the map: nothing is read
     weights: tf.Tensor  # [..., 2*samples], zero where nothing is read, NaN in a bin that is NaN
     count: tf.Tensor  # [...], samples that the mean is taken over
 
@@ -151,6 +171,7 @@ def _axis(
     index: tf.Tensor,
     offsets: tf.Tensor,
     is_nan: tf.Tensor,
+    is_read: tf.Tensor,
     bins: int,
     limit: Dim,
     g: RoIPoolGeometry,
@@ -160,9 +181,10 @@ def _axis(
     Args:
         low: `[R]`, where the boxes begin, in pixels of the image.
         high: `[R]`, where they end.
-        index: the bin's number.
-        offsets: `[R, ph, pw, classes]`, normalised.
+        index: `[ph, 1]` or `[pw*classes]`, the bin's number.
+        offsets: `[R, ph, pw*classes]` or `[1, 1, 1]`, normalised.
         is_nan: whether the bin is NaN.
+        is_read: whether the bin reads the map.
         bins: number of bins.
         limit: pixels of the map.
         g: the geometry of the pooling.
@@ -182,7 +204,8 @@ def _axis(
 
     if not g.aligned:
         sample = tf.range(g.samples_per_bin, dtype=dtype)
-        position = base[..., None] + sample * (bin_size / g.samples_per_bin)[..., None]
+        step = bin_size / g.samples_per_bin
+        position = tf.expand_dims(base, -1) + sample * tf.expand_dims(step, -1)
         is_kept = (position >= -0.5) & (position <= size_of_map - 0.5)
         count = tf.reduce_sum(tf.cast(is_kept, dtype), axis=-1)
     else:
@@ -192,8 +215,9 @@ def _axis(
             step = bin_size / count
         else:
             count, step, sample = _samples_for_every_pixel(bin_size, base, size_of_map)
-        position = base[..., None] + (sample + 0.5) * step[..., None]
-        is_kept = (position >= -1) & (position <= size_of_map) & (sample < count[..., None])
+        position = tf.expand_dims(base, -1) + (sample + 0.5) * tf.expand_dims(step, -1)
+        is_kept = (position >= -1) & (position <= size_of_map)
+        is_kept &= sample < tf.expand_dims(count, -1)
 
     last = tf.maximum(size_of_map - 1, 0)
     inside = tf.clip_by_value(tf.where(is_kept, position, 0), 0, last)
@@ -201,19 +225,21 @@ def _axis(
     moves = is_kept & (position == inside) & (position != floor)
     position = tf.where(moves, position, tf.stop_gradient(inside))
 
-    is_nan = is_nan[..., None]
+    is_nan, is_read = tf.expand_dims(is_nan, -1), tf.expand_dims(is_read, -1)
     fraction = position - floor  # in [0, 1)
     # A term of the position, so that the derivative by the offset is NaN as well.
     fraction += tf.where(is_nan, tf.constant(float("nan"), dtype), 0) * tf.where(
-        is_nan, base[..., None], 0
+        is_nan, tf.expand_dims(base, -1), 0
     )
     is_weighed = is_kept | is_nan
     floor_weights = tf.where(is_weighed, 1 - fraction, 0)
     ceil_weights = tf.where(is_weighed, fraction, 0)
     pixels = tf.cast(floor, tf.int64)
+    beyond = tf.constant(limit, tf.int64) if known(limit) else limit
+    floors = tf.where(is_kept & is_read, pixels, beyond)  # the same if the map is empty
+    ceilings = tf.where(moves & is_read, pixels + 1, beyond)
     return _Axis(
-        pixels=tf.concat([pixels, pixels + 1], axis=-1),
-        is_read=tf.concat([is_kept & (size_of_map > 0), moves], axis=-1) & ~is_nan,
+        pixels=tf.concat([floors, ceilings], axis=-1),
         weights=tf.concat([floor_weights, ceil_weights], axis=-1),
         count=count,
     )
@@ -233,38 +259,46 @@ def _samples_for_every_pixel(
     most = tf.clip_by_value(tf.reduce_max(count), 1, 2 * size_of_map + 6)
     before = tf.math.floor((-1 - tf.stop_gradient(base)) / step) - 1
     first = tf.where((before > 0) & (before < count), before, 0)
-    return count, step, first[..., None] + tf.range(most, dtype=base.dtype)
+    return count, step, tf.expand_dims(first, -1) + tf.range(most, dtype=base.dtype)
 
 
-def _gather(
-    inputs: tf.Tensor,
-    images: tf.Tensor,
-    maps: tf.Tensor,
-    y: _Axis,
-    x: _Axis,
-    is_read: tf.Tensor,
-    g: RoIPoolGeometry,
+def _places(
+    images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor, g: RoIPoolGeometry
 ) -> tf.Tensor:
-    """The pixels of each bin and class: `[R, ph, pw, classes, 2*samples, 2*samples, D/classes]`."""
-    maps_and_classes = g.group_size * g.group_size * g.classes
-    # The pixel after the last is zero and stands for all that is not read, so that every gather is
-    # in range, on an empty map too.
-    pixels = g.batch * g.height * g.width
-    channels = g.group_size * g.group_size * g.depth
-    vectors = tf.pad(tf.reshape(inputs, [pixels, channels]), [[0, 1], [0, 0]])
-    vectors = tf.reshape(vectors, [(pixels + 1) * maps_and_classes, g.depth // g.classes])
+    """Where among `_vectors` each bin and class reads: `[R, ph, pw*classes, 2*samples, 2*samples]`.
 
-    rows = _as_bins(images)[..., None] * g.height + y.pixels
-    pixel = tf.where(is_read, rows[..., :, None] * g.width + x.pixels[..., None, :], pixels)
-    within_pixel = maps[..., None, None] * g.classes + _as_column(
-        tf.range(g.classes, dtype=tf.int64)
-    )
-    return tf.gather_nd(vectors, (pixel * maps_and_classes + within_pixel)[..., None])
+    Args:
+        images: `[R]`.
+        rows: int64, broadcasts to `[R, ph, pw*classes, 2*samples]`.
+        columns: likewise.
+        g: the geometry of the pooling.
+    """
+    per_pixel = g.group_size * g.group_size * g.classes
+    map_rows = np.arange(g.pooled_height) * g.group_size // g.pooled_height * g.group_size
+    map_columns = np.arange(g.pooled_width) * g.group_size // g.pooled_width
+    in_rows = np.reshape(map_rows, [-1, 1, 1]) * g.classes
+    in_columns = tf.repeat(map_columns * g.classes, g.classes)
+    in_columns += tf.tile(tf.range(g.classes, dtype=tf.int64), [g.pooled_width])
+
+    rows += tf.reshape(images * (g.height + 1), [-1, 1, 1, 1])
+    rows = rows * ((g.width + 1) * per_pixel) + in_rows
+    columns = columns * per_pixel + tf.expand_dims(in_columns, 1)
+    return tf.expand_dims(rows, -1) + tf.expand_dims(columns, -2)
 
 
-def _as_column(tensor: tf.Tensor) -> tf.Tensor:
-    """`[n]` to `[n, 1, 1]`."""
-    return tensor[:, None, None]
+def _vectors(inputs: tf.Tensor, g: RoIPoolGeometry) -> tf.Tensor:
+    """The channels of each pixel, map and class: `[N*(H+1)*(W+1)*k*k*classes, D/classes]`.
+
+    The last row and column of pixels are zero and stand for all that is not read, so that every
+    gather is in range, on an empty map and without images too.
+    """
+    no_image = max(1 - g.batch, 0) if known(g.batch) else tf.maximum(1 - g.batch, 0)
+    inputs = tf.pad(inputs, [[0, no_image], [0, 1], [0, 1], [0, 0]])
+    return tf.reshape(inputs, [-1, g.depth // g.classes])
+
+
+def _last_size(tensor: tf.Tensor) -> Dim:
+    return dims(tensor, 4)[-1]
 
 
 def _round(value: tf.Tensor) -> tf.Tensor:
