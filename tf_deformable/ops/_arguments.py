@@ -225,10 +225,13 @@ def indices(op: str, argument: str, value: Any) -> tf.Tensor:
     tensor = _tensor(op, argument, value, tf.int32 if is_python else None)
     if not tensor.dtype.is_integer:
         raise ValueError(f"{op}: {argument} must have an integer dtype, got {tensor.dtype.name}")
+    if tensor.dtype.min >= tf.int32.min and tensor.dtype.max <= tf.int32.max:
+        return tf.cast(tensor, tf.int32)
     wide = tf.cast(tensor, tf.int64)
     if tensor.dtype == tf.uint64:  # What int64 cannot hold came out negative.
         wide = tf.where(wide < 0, tf.int64.max, wide)
-    return tf.saturate_cast(wide, tf.int32)
+    # As tf.saturate_cast, which LiteRT cannot do to integers.
+    return tf.cast(tf.maximum(tf.minimum(wide, tf.int32.max), tf.int32.min), tf.int32)
 
 
 def check_rank(op: str, argument: str, layout: str, tensor: tf.Tensor) -> None:
