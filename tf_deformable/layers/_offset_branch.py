@@ -41,6 +41,9 @@ def convolution(
     if padding == "SAME":
         pads = same_padding(tf.shape(inputs)[1:3], tuple(filters.shape[:2]), strides, dilations)
         inputs = tf.pad(inputs, tf.pad(pads, [[1, 1], [0, 0]]))
+        if inputs.shape[3] is None:  # Padding by unknown sizes hides what LiteRT needs to know.
+            batch, height, width, _ = tf.unstack(tf.shape(inputs), num=4)
+            inputs = tf.reshape(inputs, [batch, height, width, filters.shape[2]])
 
     step_y, step_x = (math.gcd(*pair) for pair in zip(strides, dilations, strict=True))
     inputs = inputs[:, ::step_y, ::step_x]
