@@ -166,7 +166,7 @@ def check_box_indices(box_indices: tf.Tensor, batch: Dim) -> tf.Tensor:
     wrong = (box_indices < -1) | (tf.cast(box_indices, tf.int64) >= batch)
     places = tf.range(tf.size(box_indices))
     place = tf.reduce_min(tf.where(wrong, places, tf.int32.max))  # the first that is wrong
-    value = tf.reduce_sum(tf.where(places == place, box_indices, 0))
+    value = tf.reduce_sum(tf.where(tf.equal(places, place), box_indices, 0))
     rule = f"{_OPERATOR}: box_indices must be -1 (padding) or in [0,N)"
     if not tf.executing_eagerly():
         message = [f"{rule}, N:", batch, "got:", value, "at:", place]  # printed in brackets each

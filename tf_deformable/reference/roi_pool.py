@@ -222,7 +222,7 @@ def _axis(
     last = tf.maximum(size_of_map - 1, 0)
     inside = tf.clip_by_value(tf.where(is_kept, position, 0), 0, last)
     floor = tf.floor(tf.stop_gradient(inside))
-    moves = is_kept & (position == inside) & (position != floor)
+    moves = is_kept & tf.equal(position, inside) & tf.not_equal(position, floor)
     position = tf.where(moves, position, tf.stop_gradient(inside))
 
     is_nan, is_read = tf.expand_dims(is_nan, -1), tf.expand_dims(is_read, -1)
