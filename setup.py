@@ -56,10 +56,10 @@ OR_PURE_PYTHON = (
     "(the reference implementation alone, which is slower)"
 )
 
-# cc/deformable is the arithmetic; it is compiled without TensorFlow's headers, which keeps it free
-# of them. cc/tensorflow registers it.
-ADAPTERS = Path("cc/tensorflow")
-SOURCES = sorted([*Path("cc/deformable").rglob("*.cc"), *ADAPTERS.rglob("*.cc")])
+# cc/kernels is the arithmetic; it is compiled without TensorFlow's headers, which keeps it free of
+# them. cc/adapters registers it.
+ADAPTERS = Path("cc/adapters")
+SOURCES = sorted([*Path("cc/kernels").rglob("*.cc"), *ADAPTERS.rglob("*.cc")])
 HEADERS = sorted([*Path("cc").rglob("*.h"), *Path("cc").rglob("*.inc")])
 
 # A kernel for an instruction set is a file of its own, and its name says which. Nothing else may be

@@ -1,7 +1,7 @@
 // Calls the kernels some times on fixed shapes, without TensorFlow, so that a tool can count their
 // instructions in a second or two. Usage: instructions OPERATOR forward|backward CALLS
 //
-// Linked with the objects of cc/deformable (see instructions.py).
+// Linked with the objects of cc/kernels (see instructions.py).
 
 #include <cstdint>
 #include <cstdio>
@@ -11,8 +11,8 @@
 #include <new>
 #include <vector>
 
-#include "deformable/deformable_conv2d_cpu.h"
-#include "deformable/roi_pool_cpu.h"
+#include "kernels/deformable_conv2d/cpu_plan.h"
+#include "kernels/roi_pool/cpu_plan.h"
 
 namespace {
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from machine import ROOT, instruction_sets
 
-OBJECTS = ROOT / "build" / "native" / "cc" / "deformable"
+OBJECTS = ROOT / "build" / "native" / "cc" / "kernels"
 PROGRAM = ROOT / "build" / "benchmarks" / "instructions"
 
 # Millions per call, by g++ 12. Other compilers and small changes stay within SLACK. A change that
@@ -74,7 +74,7 @@ def _counter() -> Callable[[list[str]], int]:
     source = Path(__file__).with_suffix(".cc")
     command = [*compiler, "-std=c++17", "-O2", f"-I{ROOT / 'cc'}", str(source)]
     # Those of CUDA would need its libraries.
-    objects = [str(path) for path in OBJECTS.glob("*.o") if ".cu." not in path.name]
+    objects = [str(path) for path in OBJECTS.rglob("*.o") if ".cu." not in path.name]
     subprocess.run([*command, *objects, "-o", str(PROGRAM)], check=True)
 
     for tool, pattern in (

@@ -20,7 +20,7 @@ from typing import Any
 
 _LIBRARY = Path(__file__).with_name("libtf_deformable.so")
 _PURE_PYTHON_MARKER = Path(__file__).with_name("PURE_PYTHON")  # written by setup.py
-_BUILD_INFO_TAG = b"@TFD_BUILD_INFO@"  # cc/tensorflow/build_info.cc
+_BUILD_INFO_TAG = b"@TFD_BUILD_INFO@"  # cc/adapters/tensorflow/build_info.cc
 
 # What `load` returns has a function for each.
 _OPERATORS = tuple(

@@ -21,7 +21,12 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 API = ROOT / "tests" / "gpu" / "kernels_c_api.cc"
-HOST_SOURCES = ("shape", "validation", "deformable_conv2d_geometry", "roi_pool_geometry")
+HOST_SOURCES = (
+    "base/shape",
+    "base/validation",
+    "deformable_conv2d/geometry",
+    "roi_pool/geometry",
+)
 
 TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
 
@@ -38,9 +43,17 @@ def _compile(commands: list[list[str]], link: list[str], jobs: int | None) -> No
 
 
 def _sources() -> list[pathlib.Path]:
-    folder = ROOT / "cc" / "deformable"
-    kernels = sorted(folder.glob("*.cu.cc"))
+    folder = ROOT / "cc" / "kernels"
+    kernels = sorted(folder.rglob("*.cu.cc"))
     return [*kernels, API, *(folder / f"{name}.cc" for name in HOST_SOURCES)]
+
+
+def _objects(folder: pathlib.Path) -> dict[pathlib.Path, pathlib.Path]:
+    """The object file of each source; names are those of their paths, which differ."""
+    return {
+        folder / f"{str(source.relative_to(ROOT)).replace('/', '.')}.o": source
+        for source in _sources()
+    }
 
 
 def build_emulation(
@@ -52,7 +65,7 @@ def build_emulation(
     options += flags
     options += [f"-I{ROOT / 'cc'}", f"-I{ROOT / 'tests' / 'native'}"]
     options += ["-DTF_DEFORMABLE_CUDA_EMULATION"]
-    objects = {folder / f"{source.name}.o": source for source in _sources()}
+    objects = _objects(folder)
     library = folder / "libkernels_emulated.so"
     _compile(
         [[*compiler, *options, "-c", str(s), "-o", str(o)] for o, s in objects.items()],
@@ -67,7 +80,7 @@ def build_cuda(folder: pathlib.Path, architecture: str, jobs: int | None = None)
     nvcc = os.environ.get("NVCC", "nvcc")
     options = ["-x", "cu", "-std=c++17", "-O3", f"-arch={architecture}", "-lineinfo"]
     options += ["-Xcompiler=-fPIC", f"-I{ROOT / 'cc'}"]
-    objects = {folder / f"{source.name}.o": source for source in _sources()}
+    objects = _objects(folder)
     library = folder / "libkernels_cuda.so"
     _compile(
         [[nvcc, *options, "-c", str(s), "-o", str(o)] for o, s in objects.items()],

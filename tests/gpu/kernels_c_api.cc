@@ -10,9 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "deformable/deformable_conv2d_cuda.h"
-#include "deformable/float_types.h"
-#include "deformable/roi_pool_cuda.h"
+#include "kernels/base/float_types.h"
+#include "kernels/deformable_conv2d/cuda_plan.h"
+#include "kernels/roi_pool/cuda_plan.h"
 
 namespace {
 

@@ -5,7 +5,7 @@
 Needs nvcc, NumPy and ml_dtypes; PyTorch and torchvision for the steps `large` and `bench`, which
 compare with them; not TensorFlow. Steps:
 
-    build     compiles cc/deformable for the GPU, into FOLDER
+    build     compiles cc/kernels for the GPU, into FOLDER
     check     every case, dtype and gradient against the float64 oracles and the golden vectors
     sanitize  some of these under compute-sanitizer: memcheck, racecheck, initcheck, synccheck
     large     shapes as in use, against torchvision in float64

@@ -1,4 +1,4 @@
-// cc/deformable/cuda_primitives.h for the host: runs the CUDA kernels on a machine without a GPU.
+// cc/kernels/cuda/primitives.h for the host: runs the CUDA kernels on a machine without a GPU.
 //
 // The threads of a block are fibers of one thread of the host, each with its own stack. One runs
 // until it waits for others (SyncThreads, or any function that a whole warp takes part in); which
@@ -26,7 +26,7 @@
 #include <ucontext.h>
 #endif
 
-#include "deformable/float_types.h"
+#include "kernels/base/float_types.h"
 
 #define TF_DEFORMABLE_KERNEL(threads, blocks)
 #define TF_DEFORMABLE_DEVICE inline

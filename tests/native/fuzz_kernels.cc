@@ -8,7 +8,7 @@
 //
 // Results that are kept are compared with those of another instruction set. The second form runs
 // nothing: it checks how much memory lopsided shapes would need. Linked with the objects of
-// cc/deformable (see test_fuzz_kernels.py), or with those compiled with sanitizers
+// cc/kernels (see test_fuzz_kernels.py), or with those compiled with sanitizers
 // (CONTRIBUTING.md).
 
 #include <sys/mman.h>
@@ -24,9 +24,9 @@
 #include <random>
 #include <vector>
 
-#include "deformable/cpu_driver.h"
-#include "deformable/deformable_conv2d_cpu.h"
-#include "deformable/roi_pool_cpu.h"
+#include "kernels/cpu/driver.h"
+#include "kernels/deformable_conv2d/cpu_plan.h"
+#include "kernels/roi_pool/cpu_plan.h"
 
 namespace {
 

@@ -1,6 +1,6 @@
 // Checks ParallelLoop; says which check failed and exits with 1, or prints "all checks passed".
 
-#include "deformable/parallel_loop.h"
+#include "kernels/base/parallel_loop.h"
 
 #include <atomic>
 #include <chrono>

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-OBJECTS = ROOT / "build" / "native" / "cc" / "deformable"
+OBJECTS = ROOT / "build" / "native" / "cc" / "kernels"
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     target = tmp_path_factory.mktemp("fuzz") / "fuzz_kernels"
     source = pathlib.Path(__file__).with_name("fuzz_kernels.cc")
     # Those of CUDA would need its libraries.
-    objects = [str(path) for path in OBJECTS.glob("*.o") if ".cu." not in path.name]
+    objects = [str(path) for path in OBJECTS.rglob("*.o") if ".cu." not in path.name]
     command = [*compiler, "-std=c++17", "-O1", f"-I{ROOT / 'cc'}", str(source), *objects]
     subprocess.run([*command, "-o", str(target)], check=True)
     return target

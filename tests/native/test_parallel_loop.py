@@ -19,7 +19,7 @@ def test_parallel_loop(sanitizer: str, tmp_path: pathlib.Path) -> None:
         pytest.skip("needs a C++ compiler")
     sources = [
         pathlib.Path(__file__).with_name("parallel_loop.cc"),
-        ROOT / "cc" / "deformable" / "parallel_loop.cc",
+        ROOT / "cc" / "kernels" / "base" / "parallel_loop.cc",
     ]
     program = tmp_path / "parallel_loop"
     command = [*compiler, "-std=c++17", "-O1", "-g", "-pthread", f"-fsanitize={sanitizer}"]

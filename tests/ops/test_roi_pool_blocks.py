@@ -1,4 +1,4 @@
-"""Shapes that take every path of cc/deformable/roi_pool_cpu_kernels.inc, against the reference."""
+"""Shapes that take every path of cc/kernels/roi_pool/cpu_kernels.inc, against the reference."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Geometry and validation of the reference operators.
 
-The counterpart of `cc/deformable/deformable_conv2d_geometry.cc`: the same rules in the same order
+The counterpart of `cc/kernels/deformable_conv2d/geometry.cc`: the same rules in the same order
 with the same messages, checked wherever the static shapes allow it.
 """
 

@@ -1,6 +1,6 @@
 """Geometry and validation of the reference RoI pooling.
 
-The counterpart of `cc/deformable/roi_pool_geometry.cc`: the same rules in the same order with the
+The counterpart of `cc/kernels/roi_pool/geometry.cc`: the same rules in the same order with the
 same messages, checked wherever the static shapes allow it.
 """
 

@@ -1,0 +1,44 @@
+// CPU OpKernels of TFDeformable>Conv2D and its gradient.
+
+#include "adapters/tensorflow/deformable_conv2d_kernel.h"
+
+#include "adapters/tensorflow/tf_executor.h"
+#include "kernels/deformable_conv2d/cpu_plan.h"
+
+namespace tf_deformable {
+namespace {
+
+template <typename S>
+struct Cpu {
+  static void Forward(tensorflow::OpKernelContext* context,
+                      const DeformableConv2DGeometry& geometry,
+                      const DeformableConv2DForward<S>& tensors) {
+    Run<DeformableConv2DForwardPlan<S>>(context, geometry, tensors);
+  }
+  static void Backward(tensorflow::OpKernelContext* context,
+                       const DeformableConv2DGeometry& geometry,
+                       const DeformableConv2DBackward<S>& tensors) {
+    Run<DeformableConv2DBackwardPlan<S>>(context, geometry, tensors);
+  }
+
+ private:
+  // Runs a plan in a workspace that TensorFlow's allocator provides and accounts for.
+  template <typename Plan, typename Tensors>
+  static void Run(tensorflow::OpKernelContext* context, const DeformableConv2DGeometry& geometry,
+                  const Tensors& tensors) {
+    TfExecutor executor(context);
+    const Plan plan(geometry, executor.num_workers());
+    tensorflow::Tensor workspace;
+    OP_REQUIRES_OK(context, AllocateWorkspace(context, plan.workspace_bytes(), &workspace));
+    plan.Run(tensors, executor, workspace.data());
+  }
+};
+
+[[maybe_unused]] const bool registered =
+    RegisterDeformableConv2D<Eigen::half, Cpu>(tensorflow::DEVICE_CPU) &&
+    RegisterDeformableConv2D<Eigen::bfloat16, Cpu>(tensorflow::DEVICE_CPU) &&
+    RegisterDeformableConv2D<float, Cpu>(tensorflow::DEVICE_CPU) &&
+    RegisterDeformableConv2D<double, Cpu>(tensorflow::DEVICE_CPU);
+
+}  // namespace
+}  // namespace tf_deformable

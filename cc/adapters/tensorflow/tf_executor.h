@@ -1,0 +1,28 @@
+// Threads and memory of an OpKernel: TensorFlow's intra-op thread pool and its allocator.
+#ifndef TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_TF_EXECUTOR_H_
+#define TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_TF_EXECUTOR_H_
+
+#include "kernels/base/executor.h"
+#include "tensorflow/core/framework/op_kernel.h"
+
+namespace tf_deformable {
+
+class TfExecutor : public Executor {
+ public:
+  explicit TfExecutor(tensorflow::OpKernelContext* context);
+
+  // The pool's threads and the calling one.
+  int num_workers() const override;
+  void Run(int64_t units, int64_t operations, Task task, const void* context) override;
+
+ private:
+  tensorflow::thread::ThreadPool* pool_;
+};
+
+// Memory of TensorFlow's allocator, aligned to 64 bytes, accounted for by its profiler.
+absl::Status AllocateWorkspace(tensorflow::OpKernelContext* context, int64_t bytes,
+                               tensorflow::Tensor* workspace);
+
+}  // namespace tf_deformable
+
+#endif  // TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_TF_EXECUTOR_H_

@@ -1,8 +1,0 @@
-#include "deformable/deformable_conv2d_cuda_driver.h"
-
-namespace tf_deformable {
-
-template class DeformableConv2DForwardCudaPlan<float>;
-template class DeformableConv2DBackwardCudaPlan<float>;
-
-}  // namespace tf_deformable

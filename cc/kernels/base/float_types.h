@@ -1,0 +1,32 @@
+// Element types of tensors, free of TensorFlow headers.
+#ifndef TF_DEFORMABLE_CC_KERNELS_BASE_FLOAT_TYPES_H_
+#define TF_DEFORMABLE_CC_KERNELS_BASE_FLOAT_TYPES_H_
+
+#include <cstdint>
+
+namespace tf_deformable {
+
+// Storage only: the kernels widen both to float as they load and round (to nearest even) as they
+// store. Bit-compatible with Eigen::half and Eigen::bfloat16.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// The type in which positions, weights and sums of a tensor of T are computed.
+template <typename T>
+struct ComputeTypeOf {
+  using type = float;
+};
+template <>
+struct ComputeTypeOf<double> {
+  using type = double;
+};
+template <typename T>
+using ComputeType = typename ComputeTypeOf<T>::type;
+
+}  // namespace tf_deformable
+
+#endif  // TF_DEFORMABLE_CC_KERNELS_BASE_FLOAT_TYPES_H_

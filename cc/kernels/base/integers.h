@@ -1,0 +1,21 @@
+// Arithmetic of sizes that drivers and kernels share.
+#ifndef TF_DEFORMABLE_CC_KERNELS_BASE_INTEGERS_H_
+#define TF_DEFORMABLE_CC_KERNELS_BASE_INTEGERS_H_
+
+#include <cstdint>
+
+#include "kernels/base/host_device.h"
+
+namespace tf_deformable {
+
+// Always inlined: see DeformableConv2DGeometry.
+TF_DEFORMABLE_HOST_DEVICE constexpr int64_t CeilDiv(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+TF_DEFORMABLE_HOST_DEVICE constexpr int64_t RoundUp(int64_t a, int64_t b) {
+  return CeilDiv(a, b) * b;
+}
+
+}  // namespace tf_deformable
+
+#endif  // TF_DEFORMABLE_CC_KERNELS_BASE_INTEGERS_H_

@@ -1,0 +1,16 @@
+// What the caller of a CUDA kernel decides.
+#ifndef TF_DEFORMABLE_CC_KERNELS_CUDA_OPTIONS_H_
+#define TF_DEFORMABLE_CC_KERNELS_CUDA_OPTIONS_H_
+
+namespace tf_deformable {
+
+struct CudaOptions {
+  // Products of float read 10 bits of mantissa (TF32), on the tensor cores; sums are float.
+  bool tensor_float_32 = true;
+  // The same bits in every run, on the same device.
+  bool deterministic = false;
+};
+
+}  // namespace tf_deformable
+
+#endif  // TF_DEFORMABLE_CC_KERNELS_CUDA_OPTIONS_H_

@@ -1,0 +1,196 @@
+// Products of tiles in shared memory, a part of the result to each warp: on the tensor cores
+// (WarpProduct), or with plain multiply-adds (ExactProduct) where these would lose precision.
+//
+// Both have the same interface. A warp's part is kRows x kColumns; a step consumes kDepth, 32 bytes
+// of elements.
+#ifndef TF_DEFORMABLE_CC_KERNELS_CUDA_PRODUCT_H_
+#define TF_DEFORMABLE_CC_KERNELS_CUDA_PRODUCT_H_
+
+#include <cstdint>
+
+#include "kernels/cuda/primitives.h"
+
+namespace tf_deformable {
+namespace cuda {
+
+// How a tile lies in shared memory: which of its axes is contiguous.
+enum class Contiguous { kDepth, kOutput };  // kOutput: rows of a, columns of b
+
+// Bytes between the rows of a tile that is read along them, so that no two of a warp's accesses
+// fall into one bank: `bytes`, and 16 (four-byte elements, read singly across rows: 32) more.
+template <typename T>
+constexpr int PaddedRow(int elements, bool read_across) {
+  return elements + (read_across && sizeof(T) == 4 ? 32 : 16) / static_cast<int>(sizeof(T));
+}
+
+template <typename T, int kRows_, int kColumns_>
+class WarpProduct {
+ public:
+  using Element = T;
+  using Sum = float;
+  static constexpr int kRows = kRows_, kColumns = kColumns_;
+  static constexpr int kDepth = 32 / sizeof(T);
+  static constexpr int kRun = 2;  // neighbouring columns that a lane holds
+
+  TF_DEFORMABLE_DEVICE void Clear() {
+#pragma unroll
+    for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+      for (int j = 0; j < kColumnTiles; ++j) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) sums_[i][j][k] = 0;
+      }
+    }
+  }
+
+  // a and b begin at the warp's first row and column, and at the step's first element in depth.
+  // kRounded: the elements of a have been rounded to TF32 (irrelevant for 16-bit elements).
+  template <Contiguous kA, Contiguous kB, bool kRounded>
+  TF_DEFORMABLE_DEVICE void Step(const T* a, int a_row, const T* b, int b_row, int lane) {
+    uint32_t fb[kColumnTiles][2];
+    LoadB<kB>(b, b_row, lane, fb);
+#pragma unroll
+    for (int i = 0; i < kRowTiles; ++i) {
+      uint32_t fa[4];
+      LoadA<kA>(a + i * 16 * (kA == Contiguous::kDepth ? a_row : 1), a_row, lane, fa);
+      if constexpr (sizeof(T) == 4 && !kRounded) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) fa[k] = ToTensorFloat32(BitsToFloat(fa[k]));
+      }
+#pragma unroll
+      for (int j = 0; j < kColumnTiles; ++j) MultiplyAdd<T>(sums_[i][j], fa, fb[j]);
+    }
+  }
+
+  // Calls f(row, column, sums) for each run of kRun columns that the lane holds.
+  template <typename F>
+  TF_DEFORMABLE_DEVICE void ForEachRun(int lane, const F& f) const {
+#pragma unroll
+    for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+      for (int j = 0; j < kColumnTiles; ++j) {
+        const int row = i * 16 + lane / 4, column = j * 8 + lane % 4 * 2;
+        f(row, column, &sums_[i][j][0]);
+        f(row + 8, column, &sums_[i][j][2]);
+      }
+    }
+  }
+
+ private:
+  static constexpr int kRowTiles = kRows / 16, kColumnTiles = kColumns / 8;
+  static_assert(kRows % 16 == 0 && kColumns % 16 == 0, "whole fragments");
+
+  template <Contiguous kA>
+  static TF_DEFORMABLE_DEVICE void LoadA(const T* a, int a_row, int lane, uint32_t (&fa)[4]) {
+    if constexpr (kA == Contiguous::kDepth) {
+      LoadMatrices(a + lane % 16 * a_row + lane / 16 * (16 / static_cast<int>(sizeof(T))), fa);
+    } else if constexpr (sizeof(T) == 2) {
+      LoadMatricesTransposed(a + (lane % 8 + lane / 16 * 8) * a_row + lane / 8 % 2 * 8, fa);
+    } else {
+      const T* const at = a + lane % 4 * a_row + lane / 4;
+      fa[0] = FloatToBits(at[0]);
+      fa[1] = FloatToBits(at[8]);
+      fa[2] = FloatToBits(at[4 * a_row]);
+      fa[3] = FloatToBits(at[4 * a_row + 8]);
+    }
+  }
+
+  template <Contiguous kB>
+  static TF_DEFORMABLE_DEVICE void LoadB(const T* b, int b_row, int lane,
+                                         uint32_t (&fb)[kColumnTiles][2]) {
+    if constexpr (kB == Contiguous::kOutput && sizeof(T) == 4) {
+#pragma unroll
+      for (int j = 0; j < kColumnTiles; ++j) {
+        const T* const at = b + lane % 4 * b_row + j * 8 + lane / 4;
+        fb[j][0] = ToTensorFloat32(at[0]);
+        fb[j][1] = ToTensorFloat32(at[4 * b_row]);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kColumnTiles; j += 2) {
+        uint32_t r[4];
+        if constexpr (kB == Contiguous::kOutput) {
+          LoadMatricesTransposed(b + lane % 16 * b_row + j * 8 + lane / 16 * 8, r);
+        } else {
+          LoadMatrices(b + (j * 8 + lane / 16 * 8 + lane % 8) * b_row +
+                           lane / 8 % 2 * (16 / static_cast<int>(sizeof(T))),
+                       r);
+          if constexpr (sizeof(T) == 4) {
+#pragma unroll
+            for (int k = 0; k < 4; ++k) r[k] = ToTensorFloat32(BitsToFloat(r[k]));
+          }
+        }
+        fb[j][0] = r[0];
+        fb[j][1] = r[1];
+        fb[j + 1][0] = r[2];
+        fb[j + 1][1] = r[3];
+      }
+    }
+  }
+
+  float sums_[kRowTiles][kColumnTiles][4];
+};
+
+template <typename T, int kRows_, int kColumns_>
+class ExactProduct {
+ public:
+  using Element = T;
+  using Sum = T;
+  static constexpr int kRows = kRows_, kColumns = kColumns_;
+  static constexpr int kDepth = 32 / sizeof(T);
+  static constexpr int kRun = 16 / sizeof(T);
+
+  TF_DEFORMABLE_DEVICE void Clear() {
+#pragma unroll
+    for (int i = 0; i < kLaneRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < kLaneColumns; ++j) sums_[i][j] = 0;
+    }
+  }
+
+  // As WarpProduct's: 8 x 4 lanes.
+  template <Contiguous kA, Contiguous kB, bool kRounded>
+  TF_DEFORMABLE_DEVICE void Step(const T* a, int a_row, const T* b, int b_row, int lane) {
+#pragma unroll
+    for (int k = 0; k < kDepth; ++k) {
+      T va[kLaneRows], vb[kLaneColumns];
+#pragma unroll
+      for (int i = 0; i < kLaneRows; ++i) {
+        const int row = lane / 4 + i * 8;
+        va[i] = kA == Contiguous::kDepth ? a[row * a_row + k] : a[k * a_row + row];
+      }
+#pragma unroll
+      for (int j = 0; j < kLaneColumns; ++j) {
+        const int column = (j / kRun * 4 + lane % 4) * kRun + j % kRun;
+        vb[j] = kB == Contiguous::kOutput ? b[k * b_row + column] : b[column * b_row + k];
+      }
+#pragma unroll
+      for (int i = 0; i < kLaneRows; ++i) {
+#pragma unroll
+        for (int j = 0; j < kLaneColumns; ++j) sums_[i][j] += va[i] * vb[j];
+      }
+    }
+  }
+
+  template <typename F>
+  TF_DEFORMABLE_DEVICE void ForEachRun(int lane, const F& f) const {
+#pragma unroll
+    for (int i = 0; i < kLaneRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < kLaneColumns; j += kRun) {
+        f(lane / 4 + i * 8, (j / kRun * 4 + lane % 4) * kRun, &sums_[i][j]);
+      }
+    }
+  }
+
+ private:
+  static constexpr int kLaneRows = kRows / 8, kLaneColumns = kColumns / 4;
+  static_assert(kRows % 8 == 0 && kColumns % (4 * kRun) == 0, "whole runs");
+
+  T sums_[kLaneRows][kLaneColumns];
+};
+
+}  // namespace cuda
+}  // namespace tf_deformable
+
+#endif  // TF_DEFORMABLE_CC_KERNELS_CUDA_PRODUCT_H_

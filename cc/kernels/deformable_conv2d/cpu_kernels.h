@@ -1,0 +1,148 @@
+// What the CPU driver (cpu_plan.cc) and the kernels compiled once per instruction set
+// (cpu_kernels.inc) agree on: plain data and function pointers, no inline code.
+#ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_KERNELS_H_
+#define TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_KERNELS_H_
+
+#include <cstdint>
+
+#include "kernels/base/float_types.h"
+#include "kernels/cpu/kernel_table.h"
+#include "kernels/deformable_conv2d/geometry.h"
+#include "kernels/sampling/sampling_tensor.h"
+
+namespace tf_deformable {
+
+// What a tile keeps of an output pixel and of a sample, in vectors of `lanes` of them each
+// (PixelVector, SampleVector).
+template <typename A>
+inline constexpr int64_t kPixelBytes = 2 * sizeof(int64_t) + 2 * sizeof(A);
+template <typename A>
+inline constexpr int64_t kSampleBytes = 4 * sizeof(int64_t) + 7 * sizeof(A);
+
+// The most columns that a sampled panel has, and channels that a kernel handles at a time.
+inline constexpr int64_t kLargestPanel = 256;
+
+// What a unit that adds up takes: pixels of the offsets' gradient, elements of the inputs'.
+inline constexpr int64_t kReducedPixels = 512;
+inline constexpr int64_t kReducedElements = 1 << 16;
+
+// Output pixels are numbered 0 .. N*Ho*Wo-1 in an order of the kernels' own, image by image (see
+// PixelWalk). Pointers to optional tensors may be null.
+
+template <typename T>
+struct ForwardJob {
+  using A = ComputeType<T>;
+  DeformableConv2DGeometry geometry;
+  bool depthwise;
+  const T* inputs;
+  const T* filters;
+  SamplingTensor<const T> offsets;
+  SamplingTensor<const T> mask;
+  const T* bias;
+  T* output;
+  // The slab of filters that is packed at a time: some groups' filters of a range.
+  int64_t first_group, last_group;
+  int64_t first_filter, last_filter;
+  A* packed_filters;  // per group: panels [taps * group_channels, columns]
+  int64_t packed_group_size;
+  bool packs_pieces;  // instead, each worker for itself what a sampled panel is multiplied by
+  int64_t tile_pixels;
+  // Workspace of one worker, as element offsets from its start.
+  int64_t panel_at, panel_row;  // sampled values [tile_pixels, panel_row]
+  int64_t sums_at, sums_row;    // [tile_pixels, sums_row]
+  int64_t piece_at;             // of packed filters
+  int64_t pixels_at;            // PixelVectors of a tile
+  int64_t samples_at;  // SampleVectors of one vector of pixels and the columns of a panel, or
+  bool all_samples;    // of all pixels and columns: where several groups use them, and they fit
+};
+
+template <typename T>
+struct FiltersGradientJob {
+  using A = ComputeType<T>;
+  DeformableConv2DGeometry geometry;
+  bool depthwise;
+  const T* inputs;
+  SamplingTensor<const T> offsets;
+  SamplingTensor<const T> mask;
+  const T* grad_output;
+  T* grad_filters;
+  // Unit: (segment of the pixels, group, block of rows of [taps * group_channels], block of the
+  // group's filters).
+  int64_t segment_pixels, segments;
+  int64_t rows_per_block, row_blocks;
+  int64_t filters_per_block, filter_blocks;
+  int64_t tile_pixels;
+  A* sums;  // of all units, sums_size each; used if there is more than one segment
+  int64_t sums_row, sums_size;
+  // Workspace of one worker, as element offsets from its start.
+  int64_t panel_at, panel_row;    // sampled values [tile_pixels, panel_row]
+  int64_t packed_at;              // packed grad_output [tile_pixels, filters_per_block]; depthwise:
+                                  // [tile_pixels, channels]
+  int64_t sums_at;                // [rows_per_block, sums_row], if there is one segment
+  int64_t pixels_at, samples_at;  // PixelVectors of a tile, SampleVectors of a panel's columns
+};
+
+// Channels whose input gradient one thread owns: they share a group and an offset group.
+struct ChannelBlock {
+  int64_t first, width;
+  int64_t group, offset_group;
+  int64_t packed_at;  // of its packed filters, in elements
+};
+
+template <typename T>
+struct InputsGradientJob {
+  using A = ComputeType<T>;
+  DeformableConv2DGeometry geometry;
+  bool depthwise;
+  const T* inputs;
+  const T* filters;
+  SamplingTensor<const T> offsets;
+  SamplingTensor<const T> mask;
+  const T* grad_output;
+  SamplingTensor<T> grad_offsets;
+  SamplingTensor<T> grad_mask;
+  const ChannelBlock* blocks;
+  int64_t num_blocks;
+  int64_t first_block, last_block, first_tap, last_tap;  // whose filters are packed
+  A* packed_filters;  // per block and tap: panels [group_filters, width]
+  // The step: images [first_image, last_image), pixels [first_pixel, last_pixel) of each. Segments
+  // of the pixels have sums of their own, where images and blocks are too few for the threads.
+  int64_t first_image, last_image;
+  int64_t first_pixel, last_pixel;
+  int64_t segments;
+  A* grad_inputs;        // [images, H, W, C]: of the first segment, in the end of all
+  A* segment_sums;       // [segments - 1, images, H, W, C]: of the others
+  int64_t segment_size;  // in elements
+  // Offset and mask gradients of each block: [images, num_blocks, pixels, taps, 3] (dy, dx, mask).
+  A* partials;
+  int64_t tile_pixels;
+  int64_t upstream_at, upstream_row;  // grad_output [tile_pixels, upstream_row]
+  int64_t columns_at, columns_row;    // gradient of the sampled values [tile_pixels, columns_row]
+  int64_t discard_at;                 // takes what is scattered off the map
+  int64_t pixels_at, samples_at;      // PixelVectors of a tile, a SampleVector
+};
+
+template <typename T>
+struct DeformableConv2DKernels {
+  using A = ComputeType<T>;
+  // Units of work; each writes memory of its own.
+  void (*pack_filters)(const ForwardJob<T>& job, int64_t group);
+  void (*forward)(const ForwardJob<T>& job, int64_t tile, A* workspace);
+  void (*filters_gradient)(const FiltersGradientJob<T>& job, int64_t unit, A* workspace);
+  void (*reduce_segments)(const FiltersGradientJob<T>& job, int64_t block);
+  void (*pack_transposed_filters)(const InputsGradientJob<T>& job, int64_t block);
+  void (*inputs_gradient)(const InputsGradientJob<T>& job, int64_t unit, A* workspace);
+  void (*reduce_partials)(const InputsGradientJob<T>& job, int64_t unit);
+  void (*add_segments)(const InputsGradientJob<T>& job, int64_t unit);
+  void (*round)(const A* from, int64_t size, T* to);
+
+  int64_t lanes;          // of A in a vector; packed columns are a multiple of it
+  int64_t block_rows;     // tiles are best a multiple of it
+  int64_t panel_columns;  // filter ranges are best a multiple of it
+};
+
+TF_DEFORMABLE_DECLARE_KERNEL_TABLES(DeformableConv2DKernels, kDeformableConv2DKernels)
+
+}  // namespace tf_deformable
+
+#endif  // TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_KERNELS_H_

@@ -1,0 +1,446 @@
+#include "kernels/deformable_conv2d/cpu_plan.h"
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "kernels/cpu/driver.h"
+
+namespace tf_deformable {
+namespace {
+
+constexpr int64_t kPackedBytes = 10 << 20;      // of filters packed at a time
+constexpr int64_t kPieceBytes = 512 << 10;      // of filters that a worker packs for itself
+constexpr int64_t kSamplesBytes = 512 << 10;    // of a tile
+constexpr int64_t kMostSamplesBytes = 2 << 20;  // of a tile that is one register block high
+constexpr int64_t kSumsBytes = 512 << 10;       // of the sums of a tile or block
+constexpr int64_t kPartialsBytes = 4 << 20;     // of the gradients that wait to be added up
+constexpr int64_t kSegmentsBytes = 4 << 20;     // of the inputs' gradients of further segments
+constexpr int64_t kTileBlocks = 16;             // a tile is that many register blocks high
+constexpr int64_t kSegmentTiles = 8;            // of a segment at least: its sums take time
+constexpr int64_t kUnitsWanted = 8;             // enough to keep some threads busy
+
+template <typename T>
+const DeformableConv2DKernels<T>& SelectedConv2DKernels() {
+  return SelectedKernels<T>(TF_DEFORMABLE_KERNEL_TABLES(kDeformableConv2DKernels));
+}
+
+// Rows of a panel are read side by side: a stride that is no multiple of a page keeps them out of
+// each other's cache sets.
+template <typename A>
+int64_t PanelRow(int64_t columns) {
+  return RoundUp(columns, kWorkspaceAlignment / sizeof(A)) + kWorkspaceAlignment / sizeof(A);
+}
+
+// Pixels of a tile: some register blocks, fewer if their samples or their sums would not fit, less
+// than one if even its sums would not.
+template <typename T>
+int64_t TilePixels(const DeformableConv2DKernels<T>& kernels, int64_t pixels,
+                   int64_t samples_per_pixel, int64_t sums_per_pixel) {
+  using A = ComputeType<T>;
+  const int64_t rows = kernels.block_rows;
+  int64_t tile = rows * kTileBlocks;
+  tile = std::min<int64_t>(tile, kSamplesBytes / (samples_per_pixel * kSampleBytes<A>));
+  tile = std::max(tile / rows * rows, rows);
+  const int64_t summed = std::max<int64_t>(kSumsBytes / (sums_per_pixel * sizeof(A)), 1);
+  if (tile > summed) tile = summed < rows ? summed : summed / rows * rows;
+  return std::min(tile, std::max<int64_t>(pixels, 1));
+}
+
+// What a panel's columns read, for one vector of pixels: no more samples than columns.
+int64_t PanelSamples(const DeformableConv2DGeometry& g, int64_t lanes) {
+  return std::min(g.offset_groups * g.taps(), kLargestPanel) * lanes;
+}
+
+// The geometry that the kernels are given, see cpu_kernels.h.
+DeformableConv2DGeometry KernelGeometry(const DeformableConv2DGeometry& geometry) {
+  DeformableConv2DGeometry g = geometry;
+  if (geometry.is_depthwise()) g.groups = 1;
+  return g;
+}
+
+}  // namespace
+
+// --- Forward -------------------------------------------------------------------------------------
+
+template <typename T>
+DeformableConv2DForwardPlan<T>::DeformableConv2DForwardPlan(
+    const DeformableConv2DGeometry& geometry, int num_workers)
+    : kernels_(SelectedConv2DKernels<T>()) {
+  using A = ComputeType<T>;
+  const DeformableConv2DGeometry g = KernelGeometry(geometry);
+  job_.geometry = g;
+  job_.depthwise = geometry.is_depthwise();
+  const int64_t depth = g.taps() * g.group_channels();
+  const int64_t column_bytes = depth * sizeof(A);
+  const int64_t columns = RoundUp(g.group_filters(), kernels_.lanes);
+  // Filters of which not even a panel fits are packed piece by piece, each time a tile needs them.
+  // So are depthwise ones, which are only widened.
+  job_.packs_pieces =
+      job_.depthwise || column_bytes * std::min(columns, kernels_.panel_columns) > kPackedBytes;
+  const int64_t packed_columns =
+      job_.packs_pieces ? kPieceBytes / (kLargestPanel * static_cast<int64_t>(sizeof(A)))
+                        : kPackedBytes / column_bytes;
+  const int64_t summed_columns =
+      kSumsBytes / (kernels_.block_rows * static_cast<int64_t>(sizeof(A)));
+  const int64_t most_columns = std::min(packed_columns, summed_columns);
+  filters_per_slab_ = g.group_filters();
+  if (!job_.depthwise && columns > most_columns) {
+    filters_per_slab_ = most_columns / kernels_.panel_columns * kernels_.panel_columns;
+  }
+  const int64_t slab_columns = RoundUp(filters_per_slab_, kernels_.lanes);
+  job_.packed_group_size = job_.packs_pieces ? 0 : depth * slab_columns;
+  groups_per_slab_ =
+      job_.packs_pieces
+          ? g.groups
+          : std::clamp<int64_t>(kPackedBytes / (column_bytes * slab_columns), 1, g.groups);
+
+  const int64_t group_samples = g.offset_groups * g.taps();
+  const int64_t block_samples = RoundUp(kernels_.block_rows, kernels_.lanes) * group_samples;
+  job_.all_samples = g.groups > 1 && block_samples * kSampleBytes<A> <= kMostSamplesBytes;
+  const int64_t pixel_samples = job_.all_samples ? group_samples : 1;
+  job_.tile_pixels = TilePixels(kernels_, g.output_pixels(), pixel_samples, slab_columns);
+  job_.panel_row = PanelRow<A>(std::min(depth, kLargestPanel));
+  job_.sums_row = slab_columns;
+  const int64_t piece = std::min(depth, kLargestPanel) * (job_.depthwise ? 1 : slab_columns);
+  Layout<A> worker;
+  job_.panel_at = worker.Add(job_.tile_pixels * job_.panel_row);
+  job_.sums_at = worker.Add(job_.tile_pixels * job_.sums_row);
+  job_.piece_at = worker.Add(job_.packs_pieces ? piece : 0);
+  job_.pixels_at = worker.AddBytes(RoundUp(job_.tile_pixels, kernels_.lanes) * kPixelBytes<A>);
+  const int64_t samples = job_.all_samples
+                              ? RoundUp(job_.tile_pixels, kernels_.lanes) * pixel_samples
+                              : PanelSamples(g, kernels_.lanes);
+  job_.samples_at = worker.AddBytes(samples * kSampleBytes<A>);
+  worker_size_ = worker.size();
+
+  Layout<A> all;
+  all.Add(groups_per_slab_ * job_.packed_group_size);
+  worker_at_ = all.Add(num_workers * worker_size_);
+  workspace_bytes_ = all.size() * sizeof(A);
+}
+
+template <typename T>
+void DeformableConv2DForwardPlan<T>::Run(const DeformableConv2DForward<T>& tensors,
+                                         Executor& executor, void* workspace) const {
+  using A = ComputeType<T>;
+  const DeformableConv2DGeometry& g = job_.geometry;
+  const int64_t depth = g.taps() * g.group_channels();
+  ForwardJob<T> job = job_;
+  job.inputs = tensors.inputs;
+  job.filters = tensors.filters;
+  job.offsets = tensors.offsets;
+  job.mask = tensors.mask;
+  job.bias = tensors.bias;
+  job.output = tensors.output;
+  job.packed_filters = static_cast<A*>(workspace);
+  A* const worker_space = job.packed_filters + worker_at_;
+
+  const int64_t tiles = CeilDiv(g.output_pixels(), job.tile_pixels);
+  for (int64_t group = 0; group < g.groups; group += groups_per_slab_) {
+    job.first_group = group;
+    job.last_group = std::min(group + groups_per_slab_, g.groups);
+    for (int64_t filter = 0; filter < g.group_filters(); filter += filters_per_slab_) {
+      job.first_filter = filter;
+      job.last_filter = std::min(filter + filters_per_slab_, g.group_filters());
+      const int64_t columns = job.last_filter - job.first_filter;
+      const int64_t row_filters = job.depthwise ? 1 : columns;
+      if (!job.packs_pieces) {
+        ForEach(executor, job.last_group - job.first_group, depth * columns,
+                [&](int64_t unit, int) { kernels_.pack_filters(job, job.first_group + unit); });
+      }
+      const int64_t products = (job.last_group - job.first_group) * depth * row_filters;
+      ForEach(executor, tiles, 2 * products * job.tile_pixels, [&](int64_t unit, int worker) {
+        kernels_.forward(job, unit, worker_space + worker * worker_size_);
+      });
+    }
+  }
+}
+
+// --- Backward ------------------------------------------------------------------------------------
+
+template <typename T>
+DeformableConv2DBackwardPlan<T>::DeformableConv2DBackwardPlan(
+    const DeformableConv2DGeometry& geometry, int num_workers)
+    : kernels_(SelectedConv2DKernels<T>()) {
+  const bool depthwise = geometry.is_depthwise();
+  const DeformableConv2DGeometry g = KernelGeometry(geometry);
+  workspace_bytes_ =
+      std::max(PlanFilters(g, depthwise, num_workers), PlanInputs(g, depthwise, num_workers)) *
+      sizeof(ComputeType<T>);
+}
+
+template <typename T>
+int64_t DeformableConv2DBackwardPlan<T>::PlanFilters(const DeformableConv2DGeometry& g,
+                                                     bool depthwise, int num_workers) {
+  using A = ComputeType<T>;
+  const int64_t lanes = kernels_.lanes;
+  const int64_t depth = g.taps() * g.group_channels();
+  // Filters: blocks of whole taps (or parts of one) whose sums stay in the cache, and for the
+  // threads' sake segments of the pixels, as many as their sums leave room for.
+  FiltersGradientJob<T>& f = filters_job_;
+  f.geometry = g;
+  f.depthwise = depthwise;
+  f.filters_per_block = depthwise ? 1 : std::min<int64_t>(g.group_filters(), 512);
+  f.filter_blocks = depthwise ? 1 : CeilDiv(g.group_filters(), f.filters_per_block);
+  f.sums_row = depthwise ? 1 : RoundUp(f.filters_per_block, lanes);
+  const int64_t most_rows =
+      std::max<int64_t>(kSumsBytes / (f.sums_row * sizeof(A)) / lanes * lanes, lanes);
+  const int64_t row_unit = most_rows < g.group_channels() ? lanes : g.group_channels();
+  f.row_blocks = CeilDiv(depth, std::max(most_rows / row_unit * row_unit, row_unit));
+  f.rows_per_block = std::min(RoundUp(CeilDiv(depth, f.row_blocks), row_unit), depth);
+  f.row_blocks = CeilDiv(depth, f.rows_per_block);
+  const int64_t packed_row = depthwise ? g.channels : f.sums_row;
+  f.tile_pixels = TilePixels(kernels_, g.output_pixels(), 1, packed_row);
+  const int64_t blocks = g.groups * f.row_blocks * f.filter_blocks;
+  f.sums_size = f.rows_per_block * f.sums_row;
+  const int64_t room = std::max<int64_t>(
+      kPartialsBytes / (blocks * f.sums_size * static_cast<int64_t>(sizeof(A))), 1);
+  const int64_t tiles = CeilDiv(g.output_pixels(), f.tile_pixels);
+  f.segments = std::clamp<int64_t>(std::min({CeilDiv(2 * kUnitsWanted, blocks), room, tiles}), 1,
+                                   2 * kUnitsWanted);
+  f.segment_pixels = std::max<int64_t>(CeilDiv(tiles, f.segments), 1) * f.tile_pixels;
+  f.segments = std::max<int64_t>(CeilDiv(g.output_pixels(), f.segment_pixels), 1);
+  f.panel_row = PanelRow<A>(std::min(f.rows_per_block, kLargestPanel));
+  Layout<A> filters_worker;
+  f.panel_at = filters_worker.Add(f.tile_pixels * f.panel_row);
+  f.packed_at = filters_worker.Add(f.tile_pixels * packed_row);
+  f.sums_at = filters_worker.Add(f.segments > 1 ? 0 : f.sums_size);
+  f.pixels_at = filters_worker.AddBytes(RoundUp(f.tile_pixels, kernels_.lanes) * kPixelBytes<A>);
+  f.samples_at = filters_worker.AddBytes(PanelSamples(g, lanes) * kSampleBytes<A>);
+  filters_worker_size_ = filters_worker.size();
+  Layout<A> filters;
+  filters.Add(f.segments > 1 ? blocks * f.segments * f.sums_size : 0);
+  filters_worker_at_ = filters.Add(num_workers * filters_worker_size_);
+  return filters.size();
+}
+
+template <typename T>
+int64_t DeformableConv2DBackwardPlan<T>::PlanInputs(const DeformableConv2DGeometry& g,
+                                                    bool depthwise, int num_workers) {
+  using A = ComputeType<T>;
+  const int64_t lanes = kernels_.lanes;
+
+  // Inputs: blocks of channels that never straddle a group or an offset group.
+  InputsGradientJob<T>& job = inputs_job_;
+  job.geometry = g;
+  job.depthwise = depthwise;
+  const int64_t widest = std::clamp<int64_t>(
+      RoundUp(CeilDiv(g.batch * g.channels, kUnitsWanted), lanes), 64, kLargestPanel / 2);
+  const int64_t block_filters = depthwise ? 1 : g.group_filters();
+  const int64_t most_packed = kPackedBytes / static_cast<int64_t>(sizeof(A));
+  int64_t packed = 0, largest_slab = 0, widest_block = 0;
+  for (int64_t first = 0; first < g.channels;) {
+    ChannelBlock block;
+    block.first = first;
+    block.group = first / g.group_channels();
+    block.offset_group = first / g.offset_group_channels();
+    block.width = std::min({widest, (block.group + 1) * g.group_channels() - first,
+                            (block.offset_group + 1) * g.offset_group_channels() - first});
+    block.packed_at = packed;
+    const int64_t size = g.taps() * block_filters * RoundUp(block.width, lanes);
+    const int64_t index = blocks_.size();
+    const int64_t slab_start = slabs_.empty() ? 0 : blocks_[slabs_.back().first_block].packed_at;
+    if (slabs_.empty() || packed + size - slab_start > most_packed) {
+      // A block too large for a slab is packed some taps at a time.
+      const int64_t taps = std::clamp<int64_t>(most_packed / (size / g.taps()), 1, g.taps());
+      for (int64_t tap = 0; tap < g.taps(); tap += taps) {
+        slabs_.push_back({index, index + 1, tap, std::min(tap + taps, g.taps())});
+      }
+      largest_slab = std::max(largest_slab, size / g.taps() * taps);
+    } else {
+      slabs_.back().last_block = index + 1;
+      largest_slab = std::max(largest_slab, packed + size - slab_start);
+    }
+    packed += size;
+    blocks_.push_back(block);
+    widest_block = std::max(widest_block, RoundUp(block.width, lanes));
+    first += block.width;
+  }
+  job.num_blocks = blocks_.size();
+
+  const int64_t pixel_partials = job.num_blocks * g.taps() * 3 * sizeof(A);
+  const int64_t pixels = std::max<int64_t>(kPartialsBytes / pixel_partials, 1);
+  const int64_t images = std::max<int64_t>(g.batch, 1);
+  const int64_t size = std::max<int64_t>(g.output_size(), 1);
+  // Whole images if they fit, else as many at once as keep the threads busy.
+  images_per_step_ = std::clamp<int64_t>(
+      std::max(pixels / size, CeilDiv(kUnitsWanted, job.num_blocks)), 1, images);
+  pixels_per_step_ = std::clamp<int64_t>(pixels / images_per_step_, 1, size);
+
+  job.tile_pixels =
+      TilePixels(kernels_, pixels_per_step_, 1, std::max(widest_block, block_filters));
+  if (pixels_per_step_ < size) {
+    pixels_per_step_ = RoundUp(pixels_per_step_, job.tile_pixels);
+  }
+  // Segments of the pixels, if that leaves threads without work.
+  const int64_t step_images = std::min(images_per_step_, g.batch);
+  const int64_t units = step_images * job.num_blocks;
+  job.segment_size = step_images * g.height * g.width * g.channels;
+  job.segments = 1;
+  if (units > 0 && job.segment_size > 0) {
+    const int64_t room = kSegmentsBytes / (job.segment_size * static_cast<int64_t>(sizeof(A)));
+    job.segments =
+        std::clamp<int64_t>(std::min({CeilDiv(kUnitsWanted, units), 1 + room,
+                                      CeilDiv(pixels_per_step_, job.tile_pixels * kSegmentTiles)}),
+                            1, kUnitsWanted);
+  }
+  constexpr bool kRounds = !std::is_same_v<T, A>;
+  job.columns_row = widest_block;
+  Layout<A> inputs_worker;
+  job.upstream_row = PanelRow<A>(std::max(widest_block, block_filters));
+  job.upstream_at = inputs_worker.Add(job.tile_pixels * job.upstream_row);
+  job.columns_at = inputs_worker.Add(job.tile_pixels * job.columns_row);
+  job.discard_at = inputs_worker.Add(widest_block);
+  job.pixels_at = inputs_worker.AddBytes(RoundUp(job.tile_pixels, kernels_.lanes) * kPixelBytes<A>);
+  job.samples_at = inputs_worker.AddBytes(lanes * kSampleBytes<A>);
+  inputs_worker_size_ = inputs_worker.size();
+
+  Layout<A> inputs;
+  packed_at_ = inputs.Add(largest_slab);
+  partials_at_ = inputs.Add(images_per_step_ * job.num_blocks * pixels_per_step_ * g.taps() * 3);
+  grad_inputs_at_ = inputs.Add(kRounds ? job.segment_size : 0);
+  segment_sums_at_ = inputs.Add((job.segments - 1) * job.segment_size);
+  inputs_worker_at_ = inputs.Add(num_workers * inputs_worker_size_);
+  return inputs.size();
+}
+
+template <typename T>
+void DeformableConv2DBackwardPlan<T>::Run(const DeformableConv2DBackward<T>& tensors,
+                                          Executor& executor, void* workspace) const {
+  RunFilters(tensors, executor, static_cast<ComputeType<T>*>(workspace));
+  RunInputs(tensors, executor, static_cast<ComputeType<T>*>(workspace));
+}
+
+template <typename T>
+void DeformableConv2DBackwardPlan<T>::RunFilters(const DeformableConv2DBackward<T>& tensors,
+                                                 Executor& executor,
+                                                 ComputeType<T>* workspace) const {
+  using A = ComputeType<T>;
+  const DeformableConv2DGeometry& g = filters_job_.geometry;
+  if (g.output_pixels() == 0) {
+    const int64_t row_filters = filters_job_.depthwise ? 1 : g.filters;
+    const int64_t size = g.taps() * g.group_channels() * row_filters;
+    std::memset(static_cast<void*>(tensors.grad_filters), 0, size * sizeof(T));
+    return;
+  }
+  FiltersGradientJob<T> job = filters_job_;
+  job.inputs = tensors.inputs;
+  job.offsets = tensors.offsets;
+  job.mask = tensors.mask;
+  job.grad_output = tensors.grad_output;
+  job.grad_filters = tensors.grad_filters;
+  job.sums = workspace;
+  A* const worker_space = workspace + filters_worker_at_;
+  const int64_t blocks = g.groups * job.row_blocks * job.filter_blocks;
+  ForEach(executor, blocks * job.segments,
+          2 * job.segment_pixels * job.rows_per_block * job.filters_per_block,
+          [&](int64_t unit, int worker) {
+            kernels_.filters_gradient(job, unit, worker_space + worker * filters_worker_size_);
+          });
+  if (job.segments == 1) return;
+  ForEach(executor, blocks, job.segments * job.rows_per_block * job.filters_per_block,
+          [&](int64_t block, int) { kernels_.reduce_segments(job, block); });
+}
+
+// Calls function(first, count) for pieces of `size` elements.
+template <typename F>
+void ForEachPiece(Executor& executor, int64_t size, const F& function) {
+  ForEach(executor, CeilDiv(size, kReducedElements), kReducedElements, [&](int64_t unit, int) {
+    const int64_t first = unit * kReducedElements;
+    function(first, std::min(size - first, kReducedElements));
+  });
+}
+
+template <typename T>
+void DeformableConv2DBackwardPlan<T>::RunInputs(const DeformableConv2DBackward<T>& tensors,
+                                                Executor& executor,
+                                                ComputeType<T>* workspace) const {
+  using A = ComputeType<T>;
+  const DeformableConv2DGeometry& g = inputs_job_.geometry;
+  if (g.batch == 0) return;  // the sizes of the images that are not there may be anything
+  const int64_t image_size = g.height * g.width * g.channels;
+  InputsGradientJob<T> job = inputs_job_;
+  job.inputs = tensors.inputs;
+  job.filters = tensors.filters;
+  job.offsets = tensors.offsets;
+  job.mask = tensors.mask;
+  job.grad_output = tensors.grad_output;
+  job.grad_offsets = tensors.grad_offsets;
+  job.grad_mask = tensors.grad_mask;
+  job.blocks = blocks_.data();
+  job.packed_filters = workspace + packed_at_;
+  job.partials = workspace + partials_at_;
+  job.segment_sums = workspace + segment_sums_at_;
+  A* const worker_space = workspace + inputs_worker_at_;
+  const bool packed_once = slabs_.size() == 1;
+  bool packed = false;
+
+  for (int64_t image = 0; image < g.batch; image += images_per_step_) {
+    job.first_image = image;
+    job.last_image = std::min(image + images_per_step_, g.batch);
+    const int64_t images = job.last_image - job.first_image;
+    if constexpr (std::is_same_v<T, A>) {
+      job.grad_inputs = tensors.grad_inputs + image * image_size;
+    } else {
+      job.grad_inputs = workspace + grad_inputs_at_;
+    }
+    job.segment_size = images * image_size;
+    const auto clear = [&](A* sums, int64_t size) {
+      ForEachPiece(executor, size, [&](int64_t first, int64_t count) {
+        std::memset(sums + first, 0, count * sizeof(A));
+      });
+    };
+    clear(job.grad_inputs, job.segment_size);
+    clear(job.segment_sums, (job.segments - 1) * job.segment_size);
+    for (int64_t pixel = 0; pixel < g.output_size(); pixel += pixels_per_step_) {
+      job.first_pixel = pixel;
+      job.last_pixel = std::min(pixel + pixels_per_step_, g.output_size());
+      for (const Slab& slab : slabs_) {
+        job.first_block = slab.first_block;
+        job.last_block = slab.last_block;
+        job.first_tap = slab.first_tap;
+        job.last_tap = slab.last_tap;
+        const int64_t blocks = job.last_block - job.first_block;
+        const int64_t block_products = (job.last_tap - job.first_tap) *
+                                       (job.depthwise ? 1 : g.group_filters()) * blocks_[0].width;
+        if (!packed || !packed_once) {
+          ForEach(executor, blocks, block_products, [&](int64_t unit, int) {
+            kernels_.pack_transposed_filters(job, job.first_block + unit);
+          });
+          packed = true;
+        }
+        ForEach(executor, images * job.segments * blocks,
+                2 * block_products * (job.last_pixel - job.first_pixel) / job.segments,
+                [&](int64_t unit, int worker) {
+                  kernels_.inputs_gradient(job, unit, worker_space + worker * inputs_worker_size_);
+                });
+      }
+      ForEach(executor, images * CeilDiv(job.last_pixel - job.first_pixel, kReducedPixels),
+              3 * kReducedPixels * job.num_blocks * g.taps(),
+              [&](int64_t unit, int) { kernels_.reduce_partials(job, unit); });
+    }
+    if (job.segments > 1) {
+      ForEach(executor, CeilDiv(job.segment_size, kReducedElements),
+              job.segments * kReducedElements,
+              [&](int64_t unit, int) { kernels_.add_segments(job, unit); });
+    }
+    if constexpr (!std::is_same_v<T, A>) {
+      ForEachPiece(executor, job.segment_size, [&](int64_t first, int64_t count) {
+        kernels_.round(job.grad_inputs + first, count,
+                       tensors.grad_inputs + image * image_size + first);
+      });
+    }
+  }
+}
+
+template class DeformableConv2DForwardPlan<float>;
+template class DeformableConv2DForwardPlan<double>;
+template class DeformableConv2DForwardPlan<Half>;
+template class DeformableConv2DForwardPlan<BFloat16>;
+template class DeformableConv2DBackwardPlan<float>;
+template class DeformableConv2DBackwardPlan<double>;
+template class DeformableConv2DBackwardPlan<Half>;
+template class DeformableConv2DBackwardPlan<BFloat16>;
+
+}  // namespace tf_deformable

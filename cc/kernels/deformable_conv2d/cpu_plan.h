@@ -1,0 +1,69 @@
+// The deformable convolution and its gradients on the CPU.
+#ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_PLAN_H_
+#define TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_PLAN_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/base/executor.h"
+#include "kernels/deformable_conv2d/cpu_kernels.h"
+#include "kernels/deformable_conv2d/geometry.h"
+#include "kernels/deformable_conv2d/tensors.h"
+
+namespace tf_deformable {
+
+// Cuts the work into pieces that fit the caches, from the shapes alone (never from the number of
+// threads: the order of sums must not depend on it). Made for one call: plan, allocate, Run.
+// The workspace is bounded whatever the shape and must be aligned to 64 bytes.
+template <typename T>
+class DeformableConv2DForwardPlan {
+ public:
+  DeformableConv2DForwardPlan(const DeformableConv2DGeometry& geometry, int num_workers);
+  int64_t workspace_bytes() const { return workspace_bytes_; }
+  void Run(const DeformableConv2DForward<T>& tensors, Executor& executor, void* workspace) const;
+
+ private:
+  const DeformableConv2DKernels<T>& kernels_;
+  ForwardJob<T> job_ = {};
+  int64_t groups_per_slab_, filters_per_slab_;
+  int64_t worker_at_, worker_size_;
+  int64_t workspace_bytes_;
+};
+
+template <typename T>
+class DeformableConv2DBackwardPlan {
+ public:
+  DeformableConv2DBackwardPlan(const DeformableConv2DGeometry& geometry, int num_workers);
+  int64_t workspace_bytes() const { return workspace_bytes_; }
+  void Run(const DeformableConv2DBackward<T>& tensors, Executor& executor, void* workspace) const;
+
+ private:
+  // Filters that are packed at a time: of some blocks all taps, or of one block some.
+  struct Slab {
+    int64_t first_block, last_block;
+    int64_t first_tap, last_tap;
+  };
+
+  // Each pass follows the other in the same workspace; returns the elements that it needs of it.
+  int64_t PlanFilters(const DeformableConv2DGeometry& geometry, bool depthwise, int num_workers);
+  int64_t PlanInputs(const DeformableConv2DGeometry& geometry, bool depthwise, int num_workers);
+  void RunFilters(const DeformableConv2DBackward<T>& tensors, Executor& executor,
+                  ComputeType<T>* workspace) const;
+  void RunInputs(const DeformableConv2DBackward<T>& tensors, Executor& executor,
+                 ComputeType<T>* workspace) const;
+
+  const DeformableConv2DKernels<T>& kernels_;
+  FiltersGradientJob<T> filters_job_ = {};
+  int64_t filters_worker_at_, filters_worker_size_;
+  InputsGradientJob<T> inputs_job_ = {};
+  std::vector<ChannelBlock> blocks_;
+  std::vector<Slab> slabs_;
+  int64_t images_per_step_, pixels_per_step_;
+  int64_t packed_at_, partials_at_, grad_inputs_at_, segment_sums_at_;
+  int64_t inputs_worker_at_, inputs_worker_size_;
+  int64_t workspace_bytes_;
+};
+
+}  // namespace tf_deformable
+
+#endif  // TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_PLAN_H_

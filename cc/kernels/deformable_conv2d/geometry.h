@@ -1,0 +1,71 @@
+// Geometry and validation of the deformable convolution: parsed once from shapes and attributes,
+// read by the shape functions, by every kernel adapter and by the kernels themselves.
+#ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_GEOMETRY_H_
+#define TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_GEOMETRY_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/base/shape.h"
+
+namespace tf_deformable {
+
+enum class Padding { kSame, kValid, kExplicit };
+
+// Everything that determines the geometry, as the caller states it; shapes may be partly unknown.
+struct DeformableConv2DArguments {
+  Shape inputs;                      // [N, H, W, C]
+  Shape filters;                     // [kh, kw, C/groups, F]
+  Shape offsets;                     // [N, Ho, Wo, G*kh*kw*2]
+  std::optional<Shape> mask;         // [N, Ho, Wo, G*kh*kw]
+  std::optional<Shape> bias;         // [F]
+  std::optional<Shape> grad_output;  // [N, Ho, Wo, F]
+
+  std::vector<int64_t> strides;            // y, x
+  std::vector<int64_t> dilations;          // y, x
+  Padding padding = Padding::kSame;        //
+  std::vector<int64_t> explicit_paddings;  // top, bottom, left, right, for Padding::kExplicit
+};
+
+// Plain data, so that it can be handed to a GPU kernel by value. A dimension that does not follow
+// from what is known is kUnknown; kernels are only ever given a fully known geometry.
+struct DeformableConv2DGeometry {
+  int64_t batch = kUnknown;
+  int64_t height = kUnknown, width = kUnknown, channels = kUnknown;
+  int64_t kernel_height = kUnknown, kernel_width = kUnknown;
+  int64_t filters = kUnknown;  // F, output channels
+  int64_t groups = kUnknown;
+  int64_t offset_groups = kUnknown;  // G
+  int64_t output_height = kUnknown, output_width = kUnknown;
+  int64_t stride_y = 1, stride_x = 1;
+  int64_t dilation_y = 1, dilation_x = 1;
+  int64_t pad_top = 0, pad_left = 0;
+
+  // Always inlined: the kernels' translation units, each for its own instruction set, must not
+  // share a compiled copy.
+  [[gnu::always_inline]] constexpr int64_t taps() const { return kernel_height * kernel_width; }
+  [[gnu::always_inline]] constexpr int64_t group_channels() const { return channels / groups; }
+  [[gnu::always_inline]] constexpr int64_t group_filters() const { return filters / groups; }
+  [[gnu::always_inline]] constexpr int64_t offset_group_channels() const {
+    return channels / offset_groups;
+  }
+  [[gnu::always_inline]] constexpr int64_t output_size() const {
+    return output_height * output_width;
+  }
+  [[gnu::always_inline]] constexpr int64_t output_pixels() const { return batch * output_size(); }
+  // Each of several channels is a group of its own, with one filter.
+  [[gnu::always_inline]] constexpr bool is_depthwise() const {
+    return groups > 1 && group_channels() == 1 && group_filters() == 1;
+  }
+};
+
+// Fills `geometry` with all that follows from `arguments`. Returns an empty string, or one sentence
+// naming the argument, the rule and what was got.
+std::string ParseDeformableConv2D(const DeformableConv2DArguments& arguments,
+                                  DeformableConv2DGeometry* geometry);
+
+}  // namespace tf_deformable
+
+#endif  // TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_GEOMETRY_H_

@@ -1,0 +1,68 @@
+// What the CPU driver (cpu_plan.cc) and the kernels compiled once per instruction set
+// (cpu_kernels.inc) agree on: plain data and function pointers, no inline code.
+#ifndef TF_DEFORMABLE_CC_KERNELS_ROI_POOL_CPU_KERNELS_H_
+#define TF_DEFORMABLE_CC_KERNELS_ROI_POOL_CPU_KERNELS_H_
+
+#include <cstdint>
+
+#include "kernels/base/float_types.h"
+#include "kernels/cpu/kernel_table.h"
+#include "kernels/roi_pool/geometry.h"
+#include "kernels/roi_pool/tensors.h"
+#include "kernels/sampling/sampling_tensor.h"
+
+namespace tf_deformable {
+
+// One row (or column) of the map that a bin reads along one axis, over all of the bin's samples.
+template <typename A>
+struct AxisTap {
+  int64_t at;
+  A weight;  // sum of the samples' interpolation weights
+  A slope;   // its derivative for the position of the bin
+};
+
+template <typename T>
+struct RoIPoolForwardJob {
+  RoIPoolGeometry geometry;
+  RoIPoolTensors<T> tensors;
+  T* output;
+  int64_t axis_capacity;  // of one axis' taps in the workspace
+};
+
+template <typename T>
+struct RoIPoolBackwardJob {
+  using A = ComputeType<T>;
+  RoIPoolGeometry geometry;
+  RoIPoolTensors<T> tensors;
+  const T* grad_output;
+  A* grad_inputs;  // [N, H, W, C]
+  SamplingTensor<T> grad_offsets;
+  SamplingTensor<T> grad_mask;
+  // A unit owns the input gradient of one map's channels of a block: `slots` blocks, of
+  // channels_per_block each, share the channels of a class; a block has classes_per_block of these.
+  int64_t blocks, slots;
+  int64_t classes_per_block, channels_per_block;
+  int64_t first_box, last_box;  // the step
+  // Gradients of (dy, dx, mask) of each bin and class: [slots, boxes, bins, classes, 3]; null if
+  // there are neither offsets nor a mask.
+  A* partials;
+  int64_t axis_capacity;
+};
+
+template <typename T>
+struct RoIPoolKernels {
+  using A = ComputeType<T>;
+  // Units of work; each writes memory of its own.
+  void (*forward)(const RoIPoolForwardJob<T>& job, int64_t box, AxisTap<A>* workspace);
+  void (*backward)(const RoIPoolBackwardJob<T>& job, int64_t unit, AxisTap<A>* workspace);
+  void (*reduce_partials)(const RoIPoolBackwardJob<T>& job, int64_t box);
+  void (*round)(const A* from, int64_t size, T* to);
+
+  int64_t lanes;
+};
+
+TF_DEFORMABLE_DECLARE_KERNEL_TABLES(RoIPoolKernels, kRoIPoolKernels)
+
+}  // namespace tf_deformable
+
+#endif  // TF_DEFORMABLE_CC_KERNELS_ROI_POOL_CPU_KERNELS_H_

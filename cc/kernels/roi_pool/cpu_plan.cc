@@ -1,0 +1,143 @@
+#include "kernels/roi_pool/cpu_plan.h"
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "kernels/cpu/driver.h"
+
+namespace tf_deformable {
+namespace {
+
+constexpr int64_t kPartialsBytes = 4 << 20;  // of the gradients that wait to be added up
+constexpr int64_t kUnitsWanted = 4;          // to keep threads busy; more repeat the bins' geometry
+constexpr int64_t kClearedAtATime = 1 << 16;
+
+template <typename T>
+const RoIPoolKernels<T>& SelectedRoIPoolKernels() {
+  return SelectedKernels<T>(TF_DEFORMABLE_KERNEL_TABLES(kRoIPoolKernels));
+}
+
+// A bin's samples touch at most two rows (columns) each, and never more than there are.
+int64_t AxisCapacity(const RoIPoolGeometry& g) {
+  const int64_t longest = std::max(g.height, g.width);
+  const int64_t touched = g.samples_per_bin > 0 ? 2 * g.samples_per_bin : longest;
+  return std::max<int64_t>(std::min(touched, longest), 1);
+}
+
+// Estimated arithmetic of one box: each bin reads some pixels of every channel and class.
+int64_t BoxOperations(const RoIPoolGeometry& g) {
+  return g.bins() * (g.classes * 200 + g.depth * 16);
+}
+
+}  // namespace
+
+template <typename T>
+RoIPoolForwardPlan<T>::RoIPoolForwardPlan(const RoIPoolGeometry& g, int num_workers)
+    : kernels_(SelectedRoIPoolKernels<T>()) {
+  job_.geometry = g;
+  job_.axis_capacity = AxisCapacity(g);
+  workspace_bytes_ = num_workers * 2 * job_.axis_capacity * sizeof(AxisTap<ComputeType<T>>);
+}
+
+template <typename T>
+void RoIPoolForwardPlan<T>::Run(const RoIPoolTensors<T>& tensors, T* output, Executor& executor,
+                                void* workspace) const {
+  RoIPoolForwardJob<T> job = job_;
+  job.tensors = tensors;
+  job.output = output;
+  auto* const taps = static_cast<AxisTap<ComputeType<T>>*>(workspace);
+  ForEach(executor, job.geometry.boxes, BoxOperations(job.geometry), [&](int64_t unit, int worker) {
+    kernels_.forward(job, unit, taps + worker * 2 * job.axis_capacity);
+  });
+}
+
+template <typename T>
+RoIPoolBackwardPlan<T>::RoIPoolBackwardPlan(const RoIPoolGeometry& g, int num_workers)
+    : kernels_(SelectedRoIPoolKernels<T>()) {
+  using A = ComputeType<T>;
+  RoIPoolBackwardJob<T>& job = job_;
+  job.geometry = g;
+  job.axis_capacity = AxisCapacity(g);
+  const int64_t maps = g.group_size * g.group_size;
+  const int64_t wanted =
+      RoundUp(CeilDiv(g.depth, std::max<int64_t>(CeilDiv(kUnitsWanted, maps), 1)), kernels_.lanes);
+  job.channels_per_block = std::min(g.class_depth(), wanted);
+  job.slots = CeilDiv(g.class_depth(), job.channels_per_block);
+  job.classes_per_block = std::clamp<int64_t>(wanted / g.class_depth(), 1, g.classes);
+  job.blocks = CeilDiv(g.classes, job.classes_per_block) * job.slots;
+
+  const int64_t box_partials = job.slots * g.bins() * g.classes * 3;
+  boxes_per_step_ = std::clamp<int64_t>(kPartialsBytes / (box_partials * sizeof(A)), 1,
+                                        std::max<int64_t>(g.boxes, 1));
+  Layout<char> all;
+  all.Add<AxisTap<A>>(num_workers * 2 * job.axis_capacity);
+  partials_at_ = all.Add<A>(boxes_per_step_ * box_partials);
+  // 16-bit gradients are summed in float and rounded once.
+  grad_inputs_at_ =
+      all.Add<A>(std::is_same_v<T, A> ? 0 : g.batch * g.height * g.width * g.channels);
+  workspace_bytes_ = all.size();
+}
+
+template <typename T>
+void RoIPoolBackwardPlan<T>::Run(const RoIPoolTensors<T>& tensors, const T* grad_output,
+                                 T* grad_inputs, SamplingTensor<T> grad_offsets,
+                                 SamplingTensor<T> grad_mask, Executor& executor,
+                                 void* workspace) const {
+  using A = ComputeType<T>;
+  const RoIPoolGeometry& g = job_.geometry;
+  char* const space = static_cast<char*>(workspace);
+  auto* const taps = reinterpret_cast<AxisTap<A>*>(space);
+  RoIPoolBackwardJob<T> job = job_;
+  job.tensors = tensors;
+  job.grad_output = grad_output;
+  job.grad_offsets = grad_offsets;
+  job.grad_mask = grad_mask;
+  const bool reduces = grad_offsets || grad_mask;
+  job.partials = reduces ? reinterpret_cast<A*>(space + partials_at_) : nullptr;
+  if constexpr (std::is_same_v<T, A>) {
+    job.grad_inputs = grad_inputs;
+  } else {
+    job.grad_inputs = reinterpret_cast<A*>(space + grad_inputs_at_);
+  }
+
+  const int64_t size = g.batch * g.height * g.width * g.channels;
+  const int64_t pieces = CeilDiv(size, kClearedAtATime);
+  const auto piece_size = [&](int64_t piece) {
+    return std::min(kClearedAtATime, size - piece * kClearedAtATime);
+  };
+  ForEach(executor, pieces, kClearedAtATime, [&](int64_t piece, int) {
+    std::memset(job.grad_inputs + piece * kClearedAtATime, 0, piece_size(piece) * sizeof(A));
+  });
+  const int64_t maps = g.group_size * g.group_size;
+  for (int64_t box = 0; box < g.boxes; box += boxes_per_step_) {
+    job.first_box = box;
+    job.last_box = std::min(box + boxes_per_step_, g.boxes);
+    const int64_t boxes = job.last_box - job.first_box;
+    ForEach(executor, maps * job.blocks, 2 * boxes * BoxOperations(g) / (maps * job.blocks) + 1,
+            [&](int64_t unit, int worker) {
+              kernels_.backward(job, unit, taps + worker * 2 * job.axis_capacity);
+            });
+    if (reduces) {
+      ForEach(executor, boxes, g.bins() * g.classes * job.slots * 3,
+              [&](int64_t unit, int) { kernels_.reduce_partials(job, job.first_box + unit); });
+    }
+  }
+  if constexpr (!std::is_same_v<T, A>) {
+    ForEach(executor, pieces, kClearedAtATime, [&](int64_t piece, int) {
+      kernels_.round(job.grad_inputs + piece * kClearedAtATime, piece_size(piece),
+                     grad_inputs + piece * kClearedAtATime);
+    });
+  }
+}
+
+template class RoIPoolForwardPlan<float>;
+template class RoIPoolForwardPlan<double>;
+template class RoIPoolForwardPlan<Half>;
+template class RoIPoolForwardPlan<BFloat16>;
+template class RoIPoolBackwardPlan<float>;
+template class RoIPoolBackwardPlan<double>;
+template class RoIPoolBackwardPlan<Half>;
+template class RoIPoolBackwardPlan<BFloat16>;
+
+}  // namespace tf_deformable

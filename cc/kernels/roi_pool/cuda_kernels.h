@@ -1,0 +1,496 @@
+// CUDA kernels of the RoI pooling family.
+//
+//   y(i,j) = mask_ij * sum_s x(p0 + p_s + dp_ij) / n_ij        (Dai et al. 2017, equation 5)
+//
+// As on the CPU (cpu_kernels.inc) the sum over samples and corners is a sum over the rows
+// and columns that a bin touches. A unit is a bin of one box for one class; a block takes some
+// units, works out the rows and columns of each (a thread to a unit's axis), and then the units'
+// channels are spread over its threads.
+#ifndef TF_DEFORMABLE_CC_KERNELS_ROI_POOL_CUDA_KERNELS_H_
+#define TF_DEFORMABLE_CC_KERNELS_ROI_POOL_CUDA_KERNELS_H_
+
+#include <cstdint>
+#include <type_traits>
+
+#include "kernels/cuda/elements.h"
+#include "kernels/cuda/primitives.h"
+#include "kernels/roi_pool/bins.h"
+#include "kernels/roi_pool/tensors.h"
+
+namespace tf_deformable {
+namespace cuda {
+
+inline constexpr int kRoIThreads = 128;
+
+// A row (or column) of the map that a unit reads, over all samples.
+template <typename A>
+struct RoITap {
+  int32_t at;
+  A weight;  // sum of the samples' interpolation weights
+  A slope;   // its derivative for the position of the bin
+};
+
+// One axis of a unit.
+template <typename A>
+struct RoIUnitAxis {
+  int32_t size;  // taps
+  A samples;     // kept (aligned: all), the axis' factor of n_ij
+  A shift;       // derivative of the position for the normalised offset
+  A offset;      // normalised
+};
+
+// What a block needs to know of the launch. Units are counted over (box, bin, class).
+struct RoIJob {
+  RoIPoolGeometry geometry;
+  int64_t first_unit, last_unit;
+  int64_t blocks;
+  int32_t units_per_block;  // at a time
+  int32_t capacity;         // taps of an axis
+  int32_t lanes;            // threads that share a unit's channels, a power of 2, at most a warp
+  // Boxes of these images only; those without an image go with image 0.
+  int64_t first_image, last_image;
+  char* taps;  // of all blocks, if they do not fit into shared memory; else null
+};
+
+template <typename A>
+TF_DEFORMABLE_HOST_DEVICE int64_t RoIUnitBytes(int64_t capacity) {
+  return 2 * (static_cast<int64_t>(sizeof(RoIUnitAxis<A>)) +
+              capacity * static_cast<int64_t>(sizeof(RoITap<A>)));
+}
+
+struct RoIUnit {
+  int64_t box;
+  int32_t i, j, cls;
+  int32_t image;   // of a box that is to be left alone: -1
+  bool in_window;  // of images
+  bool finite;     // and with an image that there is
+};
+
+template <typename T>
+TF_DEFORMABLE_DEVICE RoIUnit MakeRoIUnit(const RoIJob& job, const RoIPoolTensors<T>& tensors,
+                                         int64_t unit) {
+  const RoIPoolGeometry& g = job.geometry;
+  RoIUnit u;
+  u.cls = static_cast<int32_t>(unit % g.classes);
+  const int64_t bin = unit / g.classes;
+  u.j = static_cast<int32_t>(bin % g.pooled_width);
+  u.i = static_cast<int32_t>(bin / g.pooled_width % g.pooled_height);
+  u.box = bin / g.bins();
+  const int32_t image = tensors.box_indices[u.box];
+  const auto* const c = tensors.boxes + 4 * u.box;
+  const bool on_batch = image >= 0 && image < g.batch;
+  u.in_window =
+      on_batch ? image >= job.first_image && image < job.last_image : job.first_image == 0;
+  u.image = image == -1 ? -1 : on_batch ? image : 0;
+  u.finite = (on_batch || image == -1) && IsFinite(c[0]) && IsFinite(c[1]) && IsFinite(c[2]) &&
+             IsFinite(c[3]);
+  return u;
+}
+
+template <typename T>
+TF_DEFORMABLE_DEVICE ComputeType<T> RoIOffset(const RoIPoolGeometry& g,
+                                              const SamplingTensor<const T>& offsets,
+                                              const RoIUnit& u, int which) {
+  if (!offsets) return 0;
+  const int64_t part =
+      u.i * g.part_height / g.pooled_height * g.part_width + u.j * g.part_width / g.pooled_width;
+  return LoadSampling(offsets,
+                      u.box * g.offsets_per_box() + (part * g.classes + u.cls) * 2 + which);
+}
+
+// The samples of a unit along an axis (0: y, 1: x).
+template <typename T>
+TF_DEFORMABLE_DEVICE RoISamples<ComputeType<T>> RoISamplesOf(const RoIPoolGeometry& g,
+                                                             const RoIPoolTensors<T>& tensors,
+                                                             const RoIUnit& u, int which,
+                                                             RoIUnitAxis<ComputeType<T>>* axis) {
+  using A = ComputeType<T>;
+  const A* const corners = tensors.boxes + 4 * u.box;
+  const RoIAxis<A> of_box = MakeRoIAxis<A>(g, corners[which], corners[which + 2],
+                                           which == 0 ? g.pooled_height : g.pooled_width);
+  axis->size = 0;
+  axis->samples = 0;
+  axis->shift = RoIShift(g, of_box);
+  axis->offset = RoIOffset(g, tensors.offsets, u, which);
+  // A zero offset moves nothing, whatever the size of the box.
+  const A shift = axis->offset == 0 ? A{0} : axis->offset * axis->shift;
+  return MakeRoISamples<A>(g, of_box, which == 0 ? u.i : u.j, shift,
+                           which == 0 ? g.height : g.width);
+}
+
+// The two pixels that a position lies between; one, if it is one of them: then the slope is 0.
+template <typename A>
+struct RoICorners {
+  int32_t low;
+  A fraction;
+};
+template <typename A>
+TF_DEFORMABLE_DEVICE RoICorners<A> MakeRoICorners(A position) {
+  const int32_t low = static_cast<int32_t>(position);
+  return {low, position - static_cast<A>(low)};
+}
+
+// Positions come in increasing order, so a tap that exists already is one of the last two.
+template <typename A>
+TF_DEFORMABLE_DEVICE void AddRoITap(RoIUnitAxis<A>* axis, RoITap<A>* taps, int32_t at, A weight,
+                                    A slope) {
+  RoITap<A>* tap = taps + axis->size;
+  if (axis->size > 0 && tap[-1].at == at) {
+    --tap;
+  } else if (axis->size > 1 && tap[-2].at == at) {
+    tap -= 2;
+  } else {
+    *tap = {at, 0, 0};
+    ++axis->size;
+  }
+  tap->weight += weight;
+  tap->slope += slope;
+}
+
+template <typename T>
+TF_DEFORMABLE_DEVICE void MakeRoITaps(const RoIPoolGeometry& g, const RoIPoolTensors<T>& tensors,
+                                      const RoIUnit& u, int which,
+                                      RoIUnitAxis<ComputeType<T>>* result,
+                                      RoITap<ComputeType<T>>* taps) {
+  using A = ComputeType<T>;
+  RoIUnitAxis<A> axis;
+  const RoISamples<A> samples = RoISamplesOf(g, tensors, u, which, &axis);
+  if (samples.aligned) axis.samples = samples.count;
+  for (int64_t s = samples.first; s < samples.last; ++s) {
+    A position;
+    if (!samples.Position(s, &position)) continue;
+    if (!samples.aligned) axis.samples += 1;
+    if (samples.limit == 0) continue;
+    const RoICorners<A> c = MakeRoICorners(position);
+    if (c.fraction == 0) {
+      AddRoITap<A>(&axis, taps, c.low, 1, 0);
+    } else {
+      AddRoITap<A>(&axis, taps, c.low, 1 - c.fraction, -1);
+      AddRoITap<A>(&axis, taps, c.low + 1, c.fraction, 1);
+    }
+  }
+  *result = axis;
+}
+
+// Both axes of a unit in the block's memory.
+template <typename A>
+struct RoIUnitTaps {
+  RoIUnitAxis<A>* axes;  // [2]
+  RoITap<A>* taps[2];
+};
+
+template <typename A>
+TF_DEFORMABLE_DEVICE RoIUnitTaps<A> RoIUnitTapsAt(char* memory, int32_t capacity, int64_t unit) {
+  char* const at = memory + unit * RoIUnitBytes<A>(capacity);
+  RoIUnitTaps<A> taps;
+  taps.axes = reinterpret_cast<RoIUnitAxis<A>*>(at);
+  taps.taps[0] = reinterpret_cast<RoITap<A>*>(taps.axes + 2);
+  taps.taps[1] = taps.taps[0] + capacity;
+  return taps;
+}
+
+// 1 / n_ij, 0 without samples; NaN where the offset is.
+template <typename A>
+TF_DEFORMABLE_DEVICE A RoIScale(const RoIUnitAxis<A>& y, const RoIUnitAxis<A>& x) {
+  if (y.offset != y.offset || x.offset != x.offset) return y.offset + x.offset;
+  const A samples = y.samples * x.samples;
+  return samples >= 1 ? 1 / samples : A{0};
+}
+
+// First channel, in inputs, that a unit reads.
+TF_DEFORMABLE_DEVICE int64_t RoIChannel(const RoIPoolGeometry& g, const RoIUnit& u) {
+  const int64_t map =
+      u.i * g.group_size / g.pooled_height * g.group_size + u.j * g.group_size / g.pooled_width;
+  return map * g.depth + u.cls * g.class_depth();
+}
+
+// Calls work(unit, index, taps, lane) for all units of the block, by all threads: `lane` of
+// job.lanes, -1 for threads that have nothing to do but to take part in shuffles.
+template <typename T, typename F>
+TF_DEFORMABLE_DEVICE void ForEachRoIUnit(const RoIJob& job, const RoIPoolTensors<T>& tensors,
+                                         const F& work) {
+  using A = ComputeType<T>;
+  const int64_t block_bytes = job.units_per_block * RoIUnitBytes<A>(job.capacity);
+  char* const memory = job.taps != nullptr ? job.taps + BlockIndex() * block_bytes : SharedMemory();
+  const int thread = ThreadIndex();
+  const int teams = kRoIThreads / job.lanes, team = thread / job.lanes, lane = thread % job.lanes;
+  for (int64_t first = job.first_unit + BlockIndex() * job.units_per_block; first < job.last_unit;
+       first += job.blocks * job.units_per_block) {
+    const int64_t left = job.last_unit - first;
+    const int units = left < job.units_per_block ? static_cast<int>(left) : job.units_per_block;
+    SyncThreads();  // the last units are done with
+    for (int i = thread; i < 2 * units; i += kRoIThreads) {
+      const RoIUnit unit = MakeRoIUnit(job, tensors, first + i / 2);
+      const RoIUnitTaps<A> taps = RoIUnitTapsAt<A>(memory, job.capacity, i / 2);
+      if (unit.in_window && unit.image >= 0 && unit.finite) {
+        MakeRoITaps(job.geometry, tensors, unit, i % 2, &taps.axes[i % 2], taps.taps[i % 2]);
+      }
+    }
+    SyncThreads();  // the taps are there
+    for (int i = team; i < (units + teams - 1) / teams * teams; i += teams) {
+      const int64_t index = first + (i < units ? i : 0);
+      const RoIUnit unit = MakeRoIUnit(job, tensors, index);
+      work(unit, index, RoIUnitTapsAt<A>(memory, job.capacity, i < units ? i : 0),
+           i < units && unit.in_window ? lane : -1);
+    }
+  }
+}
+
+template <typename T, bool kVectors>
+TF_DEFORMABLE_KERNEL(kRoIThreads, 4)
+void RoIPoolForwardKernel(RoIJob job, RoIPoolTensors<T> tensors, T* output) {
+  using A = ComputeType<T>;
+  constexpr int kLanes = kVectors ? 16 / sizeof(T) : 1;
+  const RoIPoolGeometry& g = job.geometry;
+  const int32_t channels = static_cast<int32_t>(g.class_depth());
+  ForEachRoIUnit(
+      job, tensors, [&](const RoIUnit& u, int64_t index, const RoIUnitTaps<A>& unit, int lane) {
+        if (lane < 0) return;
+        T* const out = output + index * channels;
+        if (u.image < 0 || !u.finite) {
+          const A value = u.image < 0 ? A{0} : NotANumber<A>();
+          for (int32_t c = lane; c < channels; c += job.lanes) out[c] = FromCompute<T>(value);
+          return;
+        }
+        const RoIUnitAxis<A> y = unit.axes[0], x = unit.axes[1];
+        A scale = RoIScale(y, x);
+        const bool reads = scale == scale;
+        if (tensors.mask) scale *= LoadSampling(tensors.mask, index / g.classes);
+        const T* const image = tensors.inputs +
+                               static_cast<int64_t>(u.image) * g.height * g.width * g.channels +
+                               RoIChannel(g, u);
+        for (int32_t c = lane * kLanes; c < channels; c += job.lanes * kLanes) {
+          A sums[kLanes] = {};
+          for (int a = 0; reads && a < y.size; ++a) {
+            const RoITap<A> row = unit.taps[0][a];
+            const T* const line = image + row.at * g.width * g.channels + c;
+            for (int b = 0; b < x.size; ++b) {
+              const RoITap<A> column = unit.taps[1][b];
+              const A weight = row.weight * column.weight;
+              A values[kLanes];
+              LoadRun<T, kLanes>(line + column.at * g.channels, values);
+#pragma unroll
+              for (int k = 0; k < kLanes; ++k) sums[k] += weight * values[k];
+            }
+          }
+#pragma unroll
+          for (int k = 0; k < kLanes; ++k) sums[k] *= scale;
+          StoreElements<T, kLanes>(sums, out + c);
+        }
+      });
+}
+
+// Where a launch of the gradient writes.
+template <typename A>
+struct RoIGradients {
+  A* grad_inputs;  // [images of the window, H, W, C]; null: not these
+  A* partials;     // for (dy, dx, mask), [units from first_unit on, 3]; null: not these
+};
+
+template <typename T, bool kVectors>
+TF_DEFORMABLE_KERNEL(kRoIThreads, 4)
+void RoIPoolBackwardKernel(RoIJob job, RoIPoolTensors<T> tensors, const T* grad_output,
+                           RoIGradients<ComputeType<T>> gradients) {
+  using A = ComputeType<T>;
+  constexpr int kLanes = kVectors ? 4 : 1;
+  const RoIPoolGeometry& g = job.geometry;
+  const int32_t channels = static_cast<int32_t>(g.class_depth());
+  ForEachRoIUnit(
+      job, tensors, [&](const RoIUnit& u, int64_t index, const RoIUnitTaps<A>& unit, int lane) {
+        A value = 0, slope_y = 0, slope_x = 0;
+        const bool pooled = lane >= 0 && u.image >= 0 && u.finite;
+        if (pooled) {
+          const RoIUnitAxis<A> y = unit.axes[0], x = unit.axes[1];
+          const A scale = RoIScale(y, x);
+          const bool reads = scale == scale;
+          const A mask = tensors.mask ? LoadSampling(tensors.mask, index / g.classes) : A{1};
+          const int64_t map_size = g.height * g.width * g.channels;
+          const T* const image = tensors.inputs + u.image * map_size + RoIChannel(g, u);
+          A* const target = gradients.grad_inputs == nullptr
+                                ? nullptr
+                                : gradients.grad_inputs + (u.image - job.first_image) * map_size +
+                                      RoIChannel(g, u);
+          for (int32_t c = lane * kLanes; reads && c < channels; c += job.lanes * kLanes) {
+            A upstream[kLanes];
+            LoadRun<T, kLanes>(grad_output + index * channels + c, upstream);
+            for (int a = 0; a < y.size; ++a) {
+              const RoITap<A> row = unit.taps[0][a];
+              const A row_scale = row.weight * scale * mask;
+              A line = 0, line_slope = 0;
+              for (int b = 0; b < x.size; ++b) {
+                const RoITap<A> column = unit.taps[1][b];
+                const int64_t at = (row.at * g.width + column.at) * g.channels + c;
+                if (gradients.partials != nullptr) {
+                  A values[kLanes], dot = 0;
+                  LoadRun<T, kLanes>(image + at, values);
+#pragma unroll
+                  for (int k = 0; k < kLanes; ++k) dot += upstream[k] * values[k];
+                  line += column.weight * dot;
+                  line_slope += column.slope * dot;
+                }
+                if (target != nullptr) {
+                  A update[kLanes];
+#pragma unroll
+                  for (int k = 0; k < kLanes; ++k) {
+                    update[k] = row_scale * column.weight * upstream[k];
+                  }
+                  AddRun<A, kLanes>(target + at, update);
+                }
+              }
+              value += row.weight * line;
+              slope_y += row.slope * line;
+              slope_x += row.weight * line_slope;
+            }
+          }
+          value *= scale;
+          slope_y *= y.shift * scale * mask;
+          slope_x *= x.shift * scale * mask;
+        }
+        if (gradients.partials == nullptr) return;
+        for (int lanes = job.lanes / 2; lanes > 0; lanes /= 2) {
+          value += ShuffleXor(value, lanes);
+          slope_y += ShuffleXor(slope_y, lanes);
+          slope_x += ShuffleXor(slope_x, lanes);
+        }
+        if (lane != 0) return;
+        A* const partial = gradients.partials + (index - job.first_unit) * 3;
+        const A nothing = u.image < 0 ? A{0} : NotANumber<A>();
+        partial[0] = pooled ? slope_y : nothing;
+        partial[1] = pooled ? slope_x : nothing;
+        partial[2] = pooled ? value : nothing;
+      });
+}
+
+// The gradient for the inputs with one thread to each channel of an image, which adds all that is
+// added to it: the device keeps the order of what one thread adds to one element.
+template <typename T>
+TF_DEFORMABLE_KERNEL(kRoIThreads, 1)
+void RoIPoolInOrderKernel(RoIJob job, RoIPoolTensors<T> tensors, const T* grad_output,
+                          ComputeType<T>* grad_inputs) {
+  using A = ComputeType<T>;
+  const RoIPoolGeometry& g = job.geometry;
+  const int64_t thread = BlockIndex() * kRoIThreads + ThreadIndex();
+  const int64_t image = job.first_image + thread / g.channels;
+  if (image >= job.last_image) return;
+  const int32_t channel = static_cast<int32_t>(thread % g.channels);
+  const int32_t map = channel / static_cast<int32_t>(g.depth);
+  const int32_t d = channel % static_cast<int32_t>(g.depth);
+  const int32_t cls = d / static_cast<int32_t>(g.class_depth());
+  A* const target =
+      grad_inputs + (image - job.first_image) * g.height * g.width * g.channels + channel;
+  for (int64_t box = 0; box < g.boxes; ++box) {
+    if (tensors.box_indices[box] != image) continue;
+    for (int64_t bin = 0; bin < g.bins(); ++bin) {
+      const int64_t index = (box * g.bins() + bin) * g.classes + cls;
+      const RoIUnit u = MakeRoIUnit(job, tensors, index);
+      if (!u.finite) break;  // nor are the other bins
+      const int64_t row_of_maps = u.i * g.group_size / g.pooled_height;
+      if (row_of_maps * g.group_size + u.j * g.group_size / g.pooled_width != map) continue;
+      RoIUnitAxis<A> y, x;
+      const RoISamples<A> samples_y = RoISamplesOf(g, tensors, u, 0, &y);
+      const RoISamples<A> samples_x = RoISamplesOf(g, tensors, u, 1, &x);
+      // The number of samples comes first.
+      y.samples = samples_y.count;
+      x.samples = samples_x.count;
+      A position_y, position_x;
+      if (!g.aligned) {
+        for (int64_t s = 0; s < g.samples_per_bin; ++s) {
+          if (samples_y.Position(s, &position_y)) y.samples += 1;
+          if (samples_x.Position(s, &position_x)) x.samples += 1;
+        }
+      }
+      const A scale = RoIScale(y, x);
+      if (scale != scale || g.height == 0 || g.width == 0) continue;
+      const A mask = tensors.mask ? LoadSampling(tensors.mask, index / g.classes) : A{1};
+      const A upstream =
+          ToCompute(grad_output[(box * g.bins() + bin) * g.depth + d]) * scale * mask;
+      for (int64_t sy = samples_y.first; sy < samples_y.last; ++sy) {
+        if (!samples_y.Position(sy, &position_y)) continue;
+        const RoICorners<A> cy = MakeRoICorners(position_y);
+        for (int64_t sx = samples_x.first; sx < samples_x.last; ++sx) {
+          if (!samples_x.Position(sx, &position_x)) continue;
+          const RoICorners<A> cx = MakeRoICorners(position_x);
+#pragma unroll
+          for (int corner = 0; corner < 4; ++corner) {
+            const A wy = corner < 2 ? 1 - cy.fraction : cy.fraction;
+            const A wx = corner % 2 == 0 ? 1 - cx.fraction : cx.fraction;
+            if ((corner >= 2 && cy.fraction == 0) || (corner % 2 != 0 && cx.fraction == 0))
+              continue;
+            const int64_t at = (cy.low + corner / 2) * g.width + cx.low + corner % 2;
+            AtomicAdd(target + at * g.channels, wy * wx * upstream);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Adds up, always in the same order, the bins of each part cell and the classes of each bin, of the
+// boxes [first_box, last_box). One thread to a pair of offsets, then one to a mask.
+template <typename T>
+TF_DEFORMABLE_KERNEL(kRoIThreads, 1)
+void RoIPoolReduceKernel(RoIJob job, RoIPoolTensors<T> tensors, const ComputeType<T>* partials,
+                         SamplingTensor<T> grad_offsets, SamplingTensor<T> grad_mask) {
+  using A = ComputeType<T>;
+  const RoIPoolGeometry& g = job.geometry;
+  const int64_t first_box = job.first_unit / (g.bins() * g.classes);
+  const int64_t boxes = job.last_unit / (g.bins() * g.classes) - first_box;
+  const int64_t pairs = grad_offsets ? boxes * (g.offsets_per_box() / 2) : 0;
+  const int64_t masks = grad_mask ? boxes * g.bins() : 0;
+  int64_t i = BlockIndex() * kRoIThreads + ThreadIndex();
+  if (i >= pairs + masks) return;
+  const bool is_mask = i >= pairs;
+  if (is_mask) i -= pairs;
+  const int64_t per_box = is_mask ? g.bins() : g.offsets_per_box() / 2;
+  const int64_t box = i / per_box;
+  const int32_t image = tensors.box_indices[first_box + box];
+  const bool on_batch = image >= 0 && image < g.batch;
+  if (on_batch ? image < job.first_image || image >= job.last_image : job.first_image != 0) return;
+  const A* const of_box = partials + box * g.bins() * g.classes * 3;
+  if (is_mask) {
+    A total = 0;
+    for (int64_t cls = 0; cls < g.classes; ++cls) {
+      total += of_box[(i % per_box * g.classes + cls) * 3 + 2];
+    }
+    StoreSampling(grad_mask, first_box * g.bins() + i, total);
+    return;
+  }
+  const int64_t cls = i % g.classes, part = i / g.classes % (g.part_height * g.part_width);
+  // Bin (i, j) is moved by part cell (i*part_h/ph, j*part_w/pw).
+  const int64_t part_i = part / g.part_width, part_j = part % g.part_width;
+  const auto first = [](int64_t cell, int64_t bins, int64_t cells) {
+    return (cell * bins + cells - 1) / cells;
+  };
+  A dy = 0, dx = 0;
+  for (int64_t bi = first(part_i, g.pooled_height, g.part_height);
+       bi < first(part_i + 1, g.pooled_height, g.part_height); ++bi) {
+    for (int64_t bj = first(part_j, g.pooled_width, g.part_width);
+         bj < first(part_j + 1, g.pooled_width, g.part_width); ++bj) {
+      const A* const partial = of_box + ((bi * g.pooled_width + bj) * g.classes + cls) * 3;
+      dy += partial[0];
+      dx += partial[1];
+    }
+  }
+  const int64_t at = (first_box * (g.offsets_per_box() / 2) + i) * 2;
+  StoreSampling(grad_offsets, at, dy);
+  StoreSampling(grad_offsets, at + 1, dx);
+}
+
+template <typename T>
+TF_DEFORMABLE_KERNEL(kRoIThreads, 1)
+void RoundKernel(const ComputeType<T>* from, int64_t size, T* to) {
+  const int64_t i = BlockIndex() * kRoIThreads + ThreadIndex();
+  if (i < size) to[i] = FromCompute<T>(from[i]);
+}
+
+template <typename From, typename To>
+TF_DEFORMABLE_KERNEL(kRoIThreads, 1)
+void ConvertKernel(const From* from, int64_t size, To* to) {
+  const int64_t i = BlockIndex() * kRoIThreads + ThreadIndex();
+  if (i < size) to[i] = static_cast<To>(from[i]);
+}
+
+}  // namespace cuda
+}  // namespace tf_deformable
+
+#endif  // TF_DEFORMABLE_CC_KERNELS_ROI_POOL_CUDA_KERNELS_H_

@@ -1,0 +1,148 @@
+#include "kernels/roi_pool/geometry.h"
+
+#include <cmath>
+#include <sstream>
+
+#include "kernels/base/validation.h"
+
+namespace tf_deformable {
+namespace {
+
+constexpr char kOp[] = "deformable_roi_pool";
+
+std::string Message(const std::string& text) { return std::string(kOp) + ": " + text; }
+
+std::string ToText(float value) {
+  std::ostringstream text;
+  text << value;
+  return text.str();
+}
+
+std::string CheckAttributes(const RoIPoolArguments& a) {
+  if (!AllInRange(a.output_size, 2, 1)) {
+    return Message("output_size must be 2 positive integers (ph, pw)" + AtMostLargest() + ", got " +
+                   ListToString(a.output_size));
+  }
+  if (!AllInRange({a.group_size}, 1, 1)) {
+    return Message("group_size must be a positive integer" + AtMostLargest() + ", got " +
+                   std::to_string(a.group_size));
+  }
+  if (!AllInRange({a.samples_per_bin}, 1, a.aligned ? 0 : 1)) {
+    return Message(
+        "samples_per_bin must be a positive integer (or 0 with aligned=True: as many as pixels)" +
+        AtMostLargest() + ", got " + std::to_string(a.samples_per_bin));
+  }
+  if (!std::isfinite(a.spatial_scale) || a.spatial_scale <= 0) {
+    return Message("spatial_scale must be finite and positive, got " + ToText(a.spatial_scale));
+  }
+  if (!std::isfinite(a.gamma)) {
+    return Message("gamma must be finite, got " + ToText(a.gamma));
+  }
+  return "";
+}
+
+std::string CheckRanks(const RoIPoolArguments& a) {
+  std::string error = RankError(kOp, "inputs", "[N,H,W,k*k*D]", 4, a.inputs);
+  if (error.empty()) error = RankError(kOp, "boxes", "[R,4]", 2, a.boxes);
+  if (error.empty()) error = RankError(kOp, "box_indices", "[R]", 1, a.box_indices);
+  if (error.empty() && a.offsets) {
+    error = RankError(kOp, "offsets", "[R,part_h,part_w,classes,2]", 5, *a.offsets);
+  }
+  if (error.empty() && a.mask) error = RankError(kOp, "mask", "[R,ph,pw]", 3, *a.mask);
+  if (error.empty() && a.grad_output) {
+    error = RankError(kOp, "grad_output", "[R,ph,pw,D]", 4, *a.grad_output);
+  }
+  return error;
+}
+
+std::string ShapeMessage(const char* name, const char* layout, const std::string& expected,
+                         const Shape& got) {
+  return Message(std::string(name) + " must have shape " + layout + " = " + expected +
+                 ", got shape " + ToString(got));
+}
+
+}  // namespace
+
+std::string ParseRoIPool(const RoIPoolArguments& a, RoIPoolGeometry* geometry) {
+  RoIPoolGeometry& g = *geometry;
+  std::string error = CheckAttributes(a);
+  if (error.empty()) error = CheckRanks(a);
+  if (!error.empty()) return error;
+
+  const Shape any;  // stands for an absent optional tensor: nothing known
+  const Shape& offsets = a.offsets ? *a.offsets : any;
+  const Shape& mask = a.mask ? *a.mask : any;
+  const Shape& grad_output = a.grad_output ? *a.grad_output : any;
+
+  g.batch = a.inputs.dim(0);
+  g.height = a.inputs.dim(1);
+  g.width = a.inputs.dim(2);
+  g.channels = a.inputs.dim(3);
+  g.pooled_height = a.output_size[0];
+  g.pooled_width = a.output_size[1];
+  g.group_size = a.group_size;
+  g.samples_per_bin = a.samples_per_bin;
+  g.spatial_scale = a.spatial_scale;
+  g.gamma = a.gamma;
+  g.aligned = a.aligned;
+
+  const int64_t maps = g.group_size * g.group_size;
+  if (Known(g.channels)) {
+    if (g.channels == 0 || g.channels % maps != 0) {
+      return Message(
+          "inputs channels must be a positive multiple of group_size*group_size, got C=" +
+          DimensionToString(g.channels) + " and group_size=" + DimensionToString(g.group_size));
+    }
+    g.depth = g.channels / maps;
+  } else {
+    g.depth = grad_output.dim(3);
+  }
+  g.boxes = FirstKnown(
+      {a.boxes.dim(0), a.box_indices.dim(0), offsets.dim(0), mask.dim(0), grad_output.dim(0)});
+  if (Differ(a.boxes.dim(0), g.boxes) || Differ(a.boxes.dim(1), 4)) {
+    return ShapeMessage("boxes", "[R,4]", ToString({g.boxes, 4}), a.boxes);
+  }
+  if (Differ(a.box_indices.dim(0), g.boxes)) {
+    return ShapeMessage("box_indices", "[R]", ToString({g.boxes}), a.box_indices);
+  }
+  if (a.offsets) {
+    if (Differ(offsets.dim(0), g.boxes) || offsets.dim(1) == 0 || offsets.dim(2) == 0 ||
+        offsets.dim(3) == 0 || Differ(offsets.dim(4), 2)) {
+      return ShapeMessage("offsets", "[R,part_h,part_w,classes,2]",
+                          "[" + DimensionToString(g.boxes) + ",>=1,>=1,>=1,2]", offsets);
+    }
+    g.part_height = offsets.dim(1);
+    g.part_width = offsets.dim(2);
+    g.classes = offsets.dim(3);
+    if (Known(g.depth) && Known(g.classes) && g.depth % g.classes != 0) {
+      return Message("output channels must be a multiple of the offset classes, got D=" +
+                     DimensionToString(g.depth) + " and classes=" + DimensionToString(g.classes));
+    }
+  }
+  const auto pooled_differs = [&](const Shape& shape) {
+    return Differ(shape.dim(0), g.boxes) || Differ(shape.dim(1), g.pooled_height) ||
+           Differ(shape.dim(2), g.pooled_width);
+  };
+  if (a.mask && pooled_differs(mask)) {
+    return ShapeMessage("mask", "[R,ph,pw]", ToString({g.boxes, g.pooled_height, g.pooled_width}),
+                        mask);
+  }
+  if (a.grad_output && (pooled_differs(grad_output) || Differ(grad_output.dim(3), g.depth))) {
+    return ShapeMessage("grad_output", "[R,ph,pw,D]",
+                        ToString({g.boxes, g.pooled_height, g.pooled_width, g.depth}), grad_output);
+  }
+  return "";
+}
+
+std::string CheckBoxIndices(const RoIPoolGeometry& g, const int32_t* box_indices) {
+  for (int64_t i = 0; i < g.boxes; ++i) {
+    if (box_indices[i] < -1 || box_indices[i] >= g.batch) {
+      return Message("box_indices must be -1 (padding) or in [0,N) = [0," +
+                     DimensionToString(g.batch) + "), got " + std::to_string(box_indices[i]) +
+                     " at " + std::to_string(i));
+    }
+  }
+  return "";
+}
+
+}  // namespace tf_deformable
