@@ -108,7 +108,9 @@ def assign(
         Ren et al., Faster R-CNN, NIPS 2015, section 3.1.2.
     """
     anchors, boxes = (tf.cast(b, tf.float32) for b in (anchors, boxes))
-    labels = tf.cast(labels, tf.int32)
+    # One row of padding more: there is a nearest one, even where no image has an object.
+    boxes = tf.pad(boxes, [[0, 0], [0, 1], [0, 0]])
+    labels = tf.pad(tf.cast(labels, tf.int32), [[0, 0], [0, 1]], constant_values=-1)
     overlaps = tf.where(labels[:, tf.newaxis] >= 0, iou(anchors, boxes), 0.0)
     best = tf.reduce_max(overlaps, axis=-1)
     nearest = tf.argmax(overlaps, axis=-1)
@@ -126,7 +128,9 @@ def assign(
     return tf.where(is_positive, own, others), deltas
 
 
-def sample(labels: Any, classes: int, count: int, positive_share: float = 0.5) -> tf.Tensor:
+def sample(
+    labels: Any, classes: int, count: int, positive_share: float = 0.5, seed: Any = None
+) -> tf.Tensor:
     """Returns which anchors a loss is taken over, at random: `[B, N]`, 1.0 or 0.0.
 
     Args:
@@ -134,12 +138,16 @@ def sample(labels: Any, classes: int, count: int, positive_share: float = 0.5) -
         classes: int, number of classes.
         count: how many per image, at most.
         positive_share: share of objects among them, at most; background fills up.
+        seed: two ints, with which the same are drawn each time; None: others.
     """
-    lots = tf.random.uniform(tf.shape(labels))
+    if seed is None:
+        lots = tf.random.uniform(tf.shape(labels))
+    else:
+        lots = tf.random.stateless_uniform(tf.shape(labels), seed)
     is_positive = (labels >= 0) & (labels < classes)
     positives = _lowest(lots, is_positive, tf.cast(count * positive_share, tf.int32))
     room = count - tf.reduce_sum(tf.cast(positives, tf.int32), axis=-1, keepdims=True)
-    negatives = _lowest(lots, labels == classes, room)
+    negatives = _lowest(lots, tf.equal(labels, classes), room)
     return tf.cast(positives | negatives, tf.float32)
 
 

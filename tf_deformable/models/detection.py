@@ -6,8 +6,9 @@ Their parts are functional models: `region_proposal_network`, `faster_rcnn_head`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -19,6 +20,7 @@ from tf_deformable.layers.roi_pool import (
     RoIPool,
 )
 from tf_deformable.models import boxes as box_ops
+from tf_deformable.models._graph import is_graph
 from tf_deformable.models.surgery import Layers, deformify, images_and_features, output_stride
 
 _layers = tf.keras.layers
@@ -50,8 +52,9 @@ def region_proposal_network(
     """
     features = tf.keras.Input((None, None, channels), name="features")
     hidden = _layers.Conv2D(units, 3, padding="same", activation="relu", name="shared")(features)
-    logits = _layers.Conv2D(anchors * (classes + 1), 1, name="logits")(hidden)
-    deltas = _layers.Conv2D(anchors * 4, 1, name="deltas")(hidden)
+    # Names unlike those of the heads: Keras tells the weights of a model by their layers' names.
+    logits = _layers.Conv2D(anchors * (classes + 1), 1, name=f"{name}_logits")(hidden)
+    deltas = _layers.Conv2D(anchors * 4, 1, name=f"{name}_deltas")(hidden)
     outputs = [
         _layers.Reshape((-1, classes + 1), dtype="float32", name="anchor_logits")(logits),
         _layers.Reshape((-1, 4), dtype="float32", name="anchor_deltas")(deltas),
@@ -247,18 +250,57 @@ def detector(
     )
 
 
+class _Batch(NamedTuple):
+    """Images and their targets, padded: what a step of `fit` or `evaluate` calls a detector with.
+
+    With it, the targets come along where Keras' own steps call the model with the images.
+    """
+
+    images: Any
+    boxes: tf.Tensor
+    labels: tf.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """What a detector returns for a `_Batch`."""
+
+    size: tf.Tensor  # number of images
+    terms: dict[str, tf.Tensor]  # of the loss
+    detections: Callable[[], dict[str, tf.Tensor]]  # only metrics need them
+
+
+class _Record:
+    """The terms of a detector's loss, their weights and means, and the metrics of `compile`.
+
+    Keras does not track what is in it: a metric's state is none of a model's weights.
+    """
+
+    def __init__(self, terms: Sequence[str]) -> None:
+        self.loss = tf.keras.metrics.Mean(name="loss")
+        self.terms = {name: tf.keras.metrics.Mean(name=name) for name in terms}
+        self.weights = dict.fromkeys(terms, 1.0)
+        self.metrics: list[Any] = []
+
+
 @tf.keras.utils.register_keras_serializable(package="tf_deformable")
 class Detector(tf.keras.Model):
     """Backbone, region proposal network and head, trained together (approximately end to end).
 
-    `fit` takes images `[B, H, W, C]` and a dictionary, `boxes` `[B, M, 4]`, (y1, x1, y2, x2) in
-    pixels, zeros where an image has less than M, and `labels` `[B, M]`, -1 where it has less.
-    `predict`, and calling it, return what `boxes.select` returns: `boxes`, `scores`, `classes`,
-    `counts`. `compile` takes an optimizer; the losses are the model's own: cross entropy of the
-    classes and the Huber loss of the deltas, of both stages. Samples cannot be weighted.
+    A functional model from images to what `boxes.select` returns: `boxes`, `scores`, `classes`,
+    `counts`. The losses are the model's own: cross entropy of the classes and the Huber loss of
+    the deltas, of both stages (`rpn_classes`, `rpn_boxes`, `classes`, `boxes`).
+
+    `fit` and `evaluate` take images `[B, H, W, C]` and a dictionary: `boxes` `[B, M, 4]`,
+    (y1, x1, y2, x2) in pixels, and `labels` `[B, M]`. Where an image has less than M objects, its
+    labels are -1; or both are `tf.RaggedTensor`, and nothing is padded. Boxes without area are
+    none. Samples and classes cannot be weighted.
+
+    `Detector.from_config(model.get_config())` is a copy with new weights. `clone_model` of Keras 3
+    copies the graph alone, without the losses.
 
     Args:
-        backbone: images to one feature map.
+        backbone: images to one feature map (channels_last).
         rpn: as `region_proposal_network` returns it, of one class; without a head, of `classes`.
         head: as `faster_rcnn_head` or `rfcn_head` return it, or None.
         classes: int, number of classes, background not among them.
@@ -270,7 +312,10 @@ class Detector(tf.keras.Model):
         sampled_anchors: int, number of anchors per image in the loss of the RPN, at most.
         score_threshold: boxes with lower scores are not returned.
         iou_threshold: of the non-maximum suppression at the end; that of proposals is 0.7.
-        **kwargs: what every Keras model takes.
+        name: name of the model.
+        trainable: bool, whether the model's weights are trained.
+        dtype: dtype policy of the model, None: the global one. The parts have their own; this one
+            says whether `compile` scales the loss, for float16.
     """
 
     def __init__(
@@ -287,123 +332,186 @@ class Detector(tf.keras.Model):
         sampled_anchors: int = 256,
         score_threshold: float = 0.05,
         iou_threshold: float = 0.3,
-        **kwargs: Any,
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: Any = None,
     ) -> None:
-        super().__init__(**kwargs)
+        regions = _Regions(stride, anchor_sizes, aspect_ratios, name="regions")
+        best_regions = None if head is None else _Best(proposals, 0.7, name="proposals")
+        best = _Best(detections, iou_threshold, score_threshold, name="detections")
+
+        images = _images_of(backbone)
+        features = backbone(images)
+        logits, deltas = rpn(features)
+        boxes = regions([features, deltas])
+        if best_regions is not None:
+            chosen = best_regions([boxes, logits, images])["boxes"]
+            logits, deltas = head([features, chosen])
+            boxes = _Decode(name="boxes")([chosen, deltas])
+        found = best([boxes, logits, images])
+        super().__init__(inputs=images, outputs=found, name=name, trainable=trainable)
+        self.output_names = sorted(found)  # Of signatures; Keras would call all of them alike.
+        self.supports_jit = False  # The non-maximum suppression does not.
+        if dtype is not None and IS_KERAS_3:
+            self.dtype_policy = dtype
+        elif dtype is not None:
+            self._set_dtype_policy(dtype)
+
         self.backbone, self.rpn, self.head = backbone, rpn, head
         self.classes = classes
         self.stride = float(stride)
-        self.anchor_sizes = tuple(anchor_sizes)
-        self.aspect_ratios = tuple(aspect_ratios)
+        self.anchor_sizes = tuple(float(size) for size in anchor_sizes)
+        self.aspect_ratios = tuple(float(ratio) for ratio in aspect_ratios)
         self.proposals = proposals
         self.detections = detections
         self.sampled_anchors = sampled_anchors
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
-        names = ["loss", "rpn_classes", "rpn_boxes"] + ["classes", "boxes"] * (head is not None)
-        self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in names}
-        self.built = True  # The parts are.
+        self._regions, self._best_regions, self._best = regions, best_regions, best
+        terms = ["rpn_classes", "rpn_boxes"] + ["classes", "boxes"] * (head is not None)
+        self._record = _Record(terms)
 
-    def call(self, images: Any, training: bool = False) -> dict[str, tf.Tensor]:
-        """Returns the detections in the images."""
-        features = self.backbone(images, training=training)
-        logits, deltas = self.rpn(features, training=training)
-        image_size = tf.shape(images)[1:3]
-        boxes = box_ops.decode(self.anchors(features), deltas)
-        if self.head is not None:
-            boxes = self._propose(boxes, logits, image_size)
-            logits, deltas = self.head([features, boxes], training=training)
-            boxes = box_ops.decode(boxes, deltas)
-        return box_ops.select(
-            boxes,
-            tf.nn.softmax(logits)[..., : self.classes],
-            count=self.detections,
-            iou_threshold=self.iou_threshold,
-            score_threshold=self.score_threshold,
-            image_size=image_size,
-        )
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the detections in images; in a step of Keras, what its loss is made of."""
+        if args and isinstance(args[0], _Batch):
+            return self._learn(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
 
     def anchors(self, features: Any) -> tf.Tensor:
         """Returns the anchors of features `[B, h, w, C]`: `[h * w * anchors per cell, 4]`."""
-        size = tf.shape(features)[1:3]
-        return box_ops.anchor_boxes(size, self.stride, self.anchor_sizes, self.aspect_ratios)
+        return self._regions.anchors(features)
 
     def losses_of(self, images: Any, targets: Any, training: bool = True) -> dict[str, tf.Tensor]:
         """Returns the terms of the loss for images and their targets, as `fit` takes them."""
-        features = self.backbone(images, training=training)
-        logits, deltas = self.rpn(features, training=training)
-        anchors = self.anchors(features)
-        everywhere = tf.broadcast_to(
-            anchors, tf.concat([tf.shape(images)[:1], tf.shape(anchors)], axis=0)
-        )
-        rpn_classes = int(logits.shape[-1]) - 1
-        labels = tf.cast(targets["labels"], tf.int32)
-        labels = tf.minimum(labels, rpn_classes - 1)  # with one class, all objects are of it
-        expected, expected_deltas = box_ops.assign(
-            everywhere,
-            targets["boxes"],
-            labels,
-            rpn_classes,
-            positive_iou=0.6,
-            negative_iou=0.4,
-            keep_best=True,
-        )
-        weights = box_ops.sample(expected, rpn_classes, self.sampled_anchors)
-        terms = _terms(logits, deltas, expected, expected_deltas, rpn_classes, weights)
-        losses = dict(zip(("rpn_classes", "rpn_boxes"), terms, strict=True))
-        if self.head is None:
-            return losses
-        proposals = self._propose(
-            box_ops.decode(everywhere, tf.stop_gradient(deltas)), logits, tf.shape(images)[1:3]
-        )
-        # The objects themselves are proposals too: at first, nothing else comes near them.
-        proposals = tf.concat([tf.cast(targets["boxes"], tf.float32), proposals], axis=1)
-        expected, expected_deltas = box_ops.assign(
-            proposals, targets["boxes"], targets["labels"], self.classes
-        )
-        logits, deltas = self.head([features, proposals], training=training)
-        is_box = tf.cast(tf.reduce_any(proposals != 0, axis=-1), tf.float32)
-        terms = _terms(logits, deltas, expected, expected_deltas, self.classes, is_box)
-        return losses | dict(zip(("classes", "boxes"), terms, strict=True))
+        return self._learn(_batch(images, targets), training=training).terms
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        *,
+        loss_weights: dict[str, float] | None = None,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Configures the model for training.
+
+        Args:
+            optimizer: as of every Keras model.
+            loss: None; the losses are the model's own.
+            loss_weights: factors of terms of the loss, by their names; 1 where there is none.
+            metrics: a `Metric` or a list of them, whose `update_state` takes the targets and the
+                detections, both dictionaries.
+            weighted_metrics: None; samples have no weights.
+            **kwargs: what else `compile` of a Keras model takes.
+
+        Raises:
+            ValueError: an argument is none of these; the message names it.
+        """
+        for argument, value in (("loss", loss), ("weighted_metrics", weighted_metrics)):
+            if value:
+                raise ValueError(
+                    f"Detector: compile takes no {argument}, the losses are the model's own and "
+                    f"samples have no weights; got {value!r}"
+                )
+        metrics = [metrics] if isinstance(metrics, tf.keras.metrics.Metric) else metrics or []
+        if not isinstance(metrics, (list, tuple)) or not all(
+            isinstance(metric, tf.keras.metrics.Metric) for metric in metrics
+        ):
+            raise ValueError(
+                "Detector: metrics must be Metric objects whose update_state takes the targets and "
+                f"the detections, got {metrics!r}"
+            )
+        weights = dict.fromkeys(self._record.terms, 1.0)
+        given = {} if loss_weights is None else loss_weights
+        if not isinstance(given, dict) or not set(given) <= set(weights):
+            raise ValueError(
+                f"Detector: loss_weights must be a dictionary with keys among {list(weights)}, got "
+                f"{loss_weights!r}"
+            )
+        self._record.weights = weights | {name: float(value) for name, value in given.items()}
+        self._record.metrics = list(metrics)
+        super().compile(optimizer, **kwargs)
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Returns the arguments of `compile`, serialised."""
+        config = super().get_compile_config()
+        if config:
+            own = {"loss_weights": self._record.weights, "metrics": self._record.metrics}
+            config = {**config, **_saving.serialize_keras_object(own)}
+        return config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles the model with what `get_compile_config` returned."""
+        self.compile(**_saving.deserialize_keras_object(config))
+        if hasattr(self.optimizer, "build"):  # So that its saved state finds a place.
+            self.optimizer.build(self.trainable_variables)
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """One step of `fit`."""
-        images, targets = _unpack(data)
-        with tf.GradientTape() as tape:
-            losses = self.losses_of(images, targets)
-            total = tf.add_n([*losses.values(), *map(_as_float32, self.losses)])
-            scaled = self._scale(total)
-        variables = self.trainable_variables
-        pairs = zip(tape.gradient(scaled, variables), variables, strict=True)
-        self._apply([(gradient, variable) for gradient, variable in pairs if gradient is not None])
-        return self._track(total, losses)
+        """One step of `fit`: that of Keras, called with the targets, too."""
+        return super().train_step(_with_targets(data))
 
     def test_step(self, data: Any) -> dict[str, Any]:
-        """One step of `evaluate`."""
-        images, targets = _unpack(data)
-        losses = self.losses_of(images, targets, training=False)
-        return self._track(tf.add_n(list(losses.values())), losses)
+        """One step of `evaluate`: that of Keras, called with the targets, too."""
+        return super().test_step(_with_targets(data))
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> tf.Tensor:
+        """Returns the loss, regularisation included, of images `x` and their targets `y`."""
+        if not isinstance(y_pred, _Outcome):  # Detections do not tell the loss.
+            y_pred = self(_with_targets((x, y, sample_weight))[0], training=training)
+        record = self._record
+        for name, value in y_pred.terms.items():
+            record.terms[name].update_state(value, sample_weight=y_pred.size)
+        terms = [record.weights[name] * value for name, value in y_pred.terms.items()]
+        regularisation = [tf.reduce_sum(tf.cast(loss, tf.float32)) for loss in self.losses]
+        loss = tf.add_n(terms + regularisation)
+        if not IS_KERAS_3:  # The step of Keras 3 does so itself.
+            record.loss.update_state(loss, sample_weight=y_pred.size)
+        # Each is a mean over what its replica saw; the gradients of all are added up.
+        return loss / tf.distribute.get_strategy().num_replicas_in_sync
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
+        """Updates the metrics that the model was compiled with; returns the values of all."""
+        if self._record.metrics:
+            detections = y_pred.detections()
+            for metric in self._record.metrics:
+                metric.update_state({"boxes": x.boxes, "labels": x.labels}, detections)
+        return self.get_metrics_result()
 
     @property
     def metrics(self) -> list[Any]:
-        """The means of the losses over an epoch."""
-        return list(self._trackers.values())
+        """The means of the loss and its terms, and what the model was compiled with."""
+        record, found = self._record, super().metrics
+        if not IS_KERAS_3:  # Its own mean of the loss, which a loaded model has, sees no step.
+            unused = [] if self.compiled_loss is None else self.compiled_loss.metrics
+            found = [record.loss, *(m for m in found if all(m is not other for other in unused))]
+        return [*found, *record.terms.values(), *record.metrics]
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, serialised."""
         parts = {"backbone": self.backbone, "rpn": self.rpn, "head": self.head}
+        names = (
+            *("classes", "stride", "anchor_sizes", "aspect_ratios", "proposals", "detections"),
+            *("sampled_anchors", "score_threshold", "iou_threshold"),
+        )
         return {
             **{
                 name: None if part is None else _saving.serialize_keras_object(part)
                 for name, part in parts.items()
             },
-            **{
-                name: getattr(self, name)
-                for name in (
-                    *("classes", "stride", "anchor_sizes", "aspect_ratios", "proposals"),
-                    *("detections", "sampled_anchors", "score_threshold", "iou_threshold", "name"),
-                )
-            },
+            **{name: getattr(self, name) for name in names},
+            **tf.keras.layers.Layer.get_config(self),  # that of functional models has the graph
         }
 
     @classmethod
@@ -412,53 +520,187 @@ class Detector(tf.keras.Model):
         parts = {
             name: None
             if config[name] is None
-            else _saving.deserialize_keras_object(config[name], custom_objects)
+            else _layers.deserialize(config[name], custom_objects)  # reads older formats, too
             for name in ("backbone", "rpn", "head")
         }
         return cls(**{**config, **parts})
 
-    def _propose(self, boxes: Any, logits: Any, image_size: Any) -> tf.Tensor:
-        """Returns the best regions, `[B, proposals, 4]`, zeros where there are less."""
-        scores = tf.nn.softmax(tf.stop_gradient(logits))[..., :1]
-        found = box_ops.select(
-            boxes, scores, count=self.proposals, iou_threshold=0.7, image_size=image_size
+    def _learn(self, batch: _Batch, training: bool = True) -> _Outcome:
+        """Runs the parts as the graph does, but for the objects among the proposals."""
+        images = tf.cast(batch.images, self.inputs[0].dtype)
+        features = self.backbone(images, training=training)
+        logits, deltas = self.rpn(features, training=training)
+        anchors = self.anchors(features)
+        everywhere = tf.broadcast_to(
+            anchors, tf.concat([tf.shape(images)[:1], tf.shape(anchors)], axis=0)
         )
-        return tf.stop_gradient(found["boxes"])
-
-    def _scale(self, loss: tf.Tensor) -> tf.Tensor:
-        """Returns the loss, scaled so that its gradients do not vanish in float16."""
-        if IS_KERAS_3:
-            return self.optimizer.scale_loss(loss)
-        is_scaled = isinstance(self.optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
-        return self.optimizer.get_scaled_loss(loss) if is_scaled else loss
-
-    def _apply(self, pairs: list[tuple[Any, Any]]) -> None:
-        """Updates variables with gradients of a scaled loss; Keras 3 unscales them by itself."""
-        if not IS_KERAS_3 and isinstance(
-            self.optimizer, tf.keras.mixed_precision.LossScaleOptimizer
-        ):
-            gradients, variables = zip(*pairs, strict=True)
-            pairs = list(
-                zip(self.optimizer.get_unscaled_gradients(gradients), variables, strict=True)
+        rpn_classes = int(logits.shape[-1]) - 1
+        expected, expected_deltas = box_ops.assign(
+            everywhere,
+            batch.boxes,
+            tf.minimum(batch.labels, rpn_classes - 1),  # with one class, all objects are of it
+            rpn_classes,
+            positive_iou=0.6,
+            negative_iou=0.4,
+            keep_best=True,
+        )
+        # An evaluation gives the same loss each time, as that of any model does.
+        seed = None if training else (0, 0)
+        weights = box_ops.sample(expected, rpn_classes, self.sampled_anchors, seed=seed)
+        terms = _terms(logits, deltas, expected, expected_deltas, rpn_classes, weights)
+        losses = dict(zip(("rpn_classes", "rpn_boxes"), terms, strict=True))
+        boxes = self._regions([features, deltas])
+        if self._best_regions is not None:
+            chosen = self._best_regions([boxes, logits, images])["boxes"]
+            # The objects themselves are proposals too: at first, nothing else comes near them.
+            proposals = tf.concat([batch.boxes, chosen], axis=1)
+            expected, expected_deltas = box_ops.assign(
+                proposals, batch.boxes, batch.labels, self.classes
             )
-        self.optimizer.apply_gradients(pairs)
+            logits, deltas = self.head([features, proposals], training=training)
+            is_box = tf.cast(tf.reduce_any(tf.not_equal(proposals, 0.0), axis=-1), tf.float32)
+            terms = _terms(logits, deltas, expected, expected_deltas, self.classes, is_box)
+            losses |= dict(zip(("classes", "boxes"), terms, strict=True))
+            objects = tf.shape(batch.boxes)[1]
+            logits, deltas = logits[:, objects:], deltas[:, objects:]
+            boxes = box_ops.decode(chosen, deltas)
+        return _Outcome(
+            size=tf.shape(images)[0],
+            terms=losses,
+            detections=lambda: self._best([boxes, logits, images]),
+        )
 
-    def _track(self, total: tf.Tensor, losses: dict[str, tf.Tensor]) -> dict[str, Any]:
-        for name, value in {"loss": total, **losses}.items():
-            self._trackers[name].update_state(value)
-        return {name: tracker.result() for name, tracker in self._trackers.items()}
+
+class _BoxLayer(tf.keras.layers.Layer):
+    """A layer of boxes: they are float32, whatever the policy and the features are."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(autocast=False, **{**kwargs, "dtype": "float32"})
 
 
-def _unpack(data: Any) -> tuple[Any, dict[str, Any]]:
-    """Returns images and targets of what `fit` and `evaluate` were given."""
+@tf.keras.utils.register_keras_serializable(package="tf_deformable")
+class _Regions(_BoxLayer):
+    """The boxes that deltas make of the anchors of features: `[B, h * w * anchors, 4]`."""
+
+    def __init__(
+        self,
+        stride: float,
+        anchor_sizes: Sequence[float],
+        aspect_ratios: Sequence[float],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._arguments: dict[str, Any] = {
+            "stride": float(stride),
+            "anchor_sizes": [float(size) for size in anchor_sizes],
+            "aspect_ratios": [float(ratio) for ratio in aspect_ratios],
+        }
+
+    def anchors(self, features: Any) -> tf.Tensor:
+        """Returns the anchors of features: `[h * w * anchors, 4]`."""
+        return box_ops.anchor_boxes(tf.shape(features)[1:3], *self._arguments.values())
+
+    def call(self, inputs: Any) -> tf.Tensor:
+        features, deltas = inputs
+        return box_ops.decode(self.anchors(features), deltas)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **self._arguments}
+
+
+@tf.keras.utils.register_keras_serializable(package="tf_deformable")
+class _Decode(_BoxLayer):
+    """The boxes that deltas make of boxes."""
+
+    def call(self, inputs: Any) -> tf.Tensor:
+        return box_ops.decode(*inputs)
+
+
+@tf.keras.utils.register_keras_serializable(package="tf_deformable")
+class _Best(_BoxLayer):
+    """What `boxes.select` returns for boxes and the logits of their classes, background's last.
+
+    They are cut to the images; no gradient comes through.
+    """
+
+    def __init__(
+        self, count: int, iou_threshold: float, score_threshold: float = 0.0, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self._arguments: dict[str, Any] = {
+            "count": int(count),
+            "iou_threshold": float(iou_threshold),
+            "score_threshold": float(score_threshold),
+        }
+        self.supports_jit = False  # XLA has no CombinedNonMaxSuppression.
+
+    def call(self, inputs: Any) -> dict[str, tf.Tensor]:
+        boxes, logits, images = inputs
+        return box_ops.select(
+            tf.stop_gradient(boxes),
+            tf.nn.softmax(tf.stop_gradient(logits))[..., :-1],
+            image_size=tf.shape(images)[1:3],
+            **self._arguments,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **self._arguments}
+
+
+def _images_of(backbone: Any) -> Any:
+    """Returns an input for the images that a backbone takes."""
+    if not is_graph(backbone):  # It does not say which.
+        return tf.keras.Input((None, None, None), name="images")
+    images, _ = images_and_features("Detector", backbone)
+    return tf.keras.Input(tuple(images.shape[1:]), dtype=images.dtype, name="images")
+
+
+def _with_targets(data: Any) -> tuple[_Batch, dict[str, Any]]:
+    """Returns what Keras' steps are to work on, of what `fit` and `evaluate` were given."""
     images, targets, weights = tf.keras.utils.unpack_x_y_sample_weight(data)
-    names = ("boxes", "labels")
-    if not isinstance(targets, dict) or any(name not in targets for name in names):
-        got = sorted(targets) if isinstance(targets, dict) else type(targets).__name__
-        raise ValueError(f"Detector: targets must be a dictionary of {names}, got {got}")
     if weights is not None:
-        raise ValueError("Detector: the losses take no sample_weight, got one")
-    return images, targets
+        raise ValueError("Detector: the losses take no sample_weight (nor class_weight), got one")
+    return _batch(images, targets), targets
+
+
+def _batch(images: Any, targets: Any) -> _Batch:
+    """Returns images and targets, the latter as tensors in which all padding is alike."""
+    names = ("boxes", "labels")
+    if not isinstance(targets, Mapping) or any(name not in targets for name in names):
+        got = sorted(targets) if isinstance(targets, Mapping) else type(targets).__name__
+        raise ValueError(f"Detector: targets must be a dictionary of {names}, got {got}")
+    boxes = _dense("boxes", targets["boxes"], tf.float32, 0.0, [None, None, 4])
+    labels = _dense("labels", targets["labels"], tf.int32, -1, [None, None])
+    if not boxes.shape[:2].is_compatible_with(labels.shape):
+        raise ValueError(
+            "Detector: targets must have as many boxes as labels, got "
+            f"{boxes.shape} and {labels.shape}"
+        )
+    images = tf.nest.flatten(images)
+    if len(images) != 1:
+        raise ValueError(f"Detector: images must be one tensor, got {len(images)}")
+    is_empty = tf.reduce_any(boxes[..., 2:] <= boxes[..., :2], axis=-1)  # False of NaN, an error
+    is_object = (labels >= 0) & ~is_empty
+    return _Batch(
+        images[0],
+        tf.where(is_object[..., tf.newaxis], boxes, 0.0),
+        tf.where(is_object, labels, -1),
+    )
+
+
+def _dense(name: str, value: Any, dtype: tf.DType, padding: float, shape: list[Any]) -> tf.Tensor:
+    """Returns one of the targets as a tensor, padded if it is ragged."""
+    if value is None or isinstance(value, tf.SparseTensor):
+        raise ValueError(
+            f"Detector: {name} must be a tensor or a RaggedTensor, got {type(value).__name__}"
+        )
+    if isinstance(value, tf.RaggedTensor):
+        value = value.to_tensor(padding, shape=shape)
+    tensor = tf.cast(value, dtype)
+    if not tensor.shape.is_compatible_with(shape):
+        letters = "[B, M, 4]" if name == "boxes" else "[B, M]"
+        raise ValueError(f"Detector: {name} must be {letters}, got {tensor.shape}")
+    return tf.ensure_shape(tensor, shape)  # Generators tell Keras no shapes.
 
 
 def _head_inputs(channels: int) -> tuple[Any, Any]:
@@ -485,7 +727,3 @@ def _terms(
     # Objects without overlap have infinite deltas: where, not times zero.
     distance = tf.where(is_object > 0, distance, 0.0)
     return tf.reduce_sum(entropy * known) / count, 4 * tf.reduce_sum(distance) / count
-
-
-def _as_float32(value: Any) -> tf.Tensor:
-    return tf.cast(value, tf.float32)
