@@ -377,10 +377,11 @@ def test_weights_of_samples_are_refused():
         compiled().fit(images(), padded_targets(), class_weight={0: 1.0, 1: 2.0}, verbose=0)
 
 
-def test_without_equality_of_tensors():
+@pytest.mark.parametrize("kind", ["rpn", "faster_rcnn", "rfcn"])
+def test_without_equality_of_tensors(kind):
     tf.compat.v1.disable_tensor_equality()
     try:
-        model = compiled(small_detector("rpn"))
+        model = compiled(small_detector(kind))
         history = model.fit(images(), padded_targets(), verbose=0).history
         found = model.predict(images(), verbose=0)
         drawn = boxes.sample(np.array([[0, 2, 2, -1]]), 2, 2).numpy()
@@ -388,6 +389,23 @@ def test_without_equality_of_tensors():
         tf.compat.v1.enable_tensor_equality()
     assert np.isfinite(history["loss"]).all() and found["boxes"].shape == (4, 5, 4)
     assert drawn[0, 0] == 1 and drawn.sum() == 2
+
+
+@pytest.mark.parametrize("kind", ["rpn", "faster_rcnn", "rfcn"])
+def test_where_keras_is_set_to_channels_first(kind):
+    before = tf.keras.backend.image_data_format()
+    inputs = tf.keras.Input((None, None, 3))
+    features = tf.keras.layers.Conv2D(8, 3, strides=8, padding="same")(inputs)
+    backbone = tf.keras.Model(inputs, features)
+    tf.keras.backend.set_image_data_format("channels_first")
+    try:
+        model = tf_deformable.models.detector(
+            backbone, 2, kind, deformable_pooling=True, channels=6, anchor_sizes=(16,), detections=5
+        )
+    finally:
+        tf.keras.backend.set_image_data_format(before)
+    found = model.predict(np.zeros([1, 48, 48, 3], np.float32), verbose=0)
+    assert found["boxes"].shape == (1, 5, 4)
 
 
 # --- What is compiled ----------------------------------------------------------------------------

@@ -26,6 +26,8 @@ from tf_deformable.models.surgery import Layers, deformify, images_and_features,
 _layers = tf.keras.layers
 _saving = tf.keras.utils if IS_KERAS_3 else tf.keras.saving
 _HEADS = ("rpn", "faster_rcnn", "rfcn")
+# The parts read a backbone's map as it must be, whatever is set for all of Keras.
+_LAST = {"data_format": "channels_last"}
 
 
 def region_proposal_network(
@@ -51,10 +53,12 @@ def region_proposal_network(
         Ren et al., Faster R-CNN, NIPS 2015, section 3.1.
     """
     features = tf.keras.Input((None, None, channels), name="features")
-    hidden = _layers.Conv2D(units, 3, padding="same", activation="relu", name="shared")(features)
+    hidden = _layers.Conv2D(units, 3, padding="same", activation="relu", name="shared", **_LAST)(
+        features
+    )
     # Names unlike those of the heads: Keras tells the weights of a model by their layers' names.
-    logits = _layers.Conv2D(anchors * (classes + 1), 1, name=f"{name}_logits")(hidden)
-    deltas = _layers.Conv2D(anchors * 4, 1, name=f"{name}_deltas")(hidden)
+    logits = _layers.Conv2D(anchors * (classes + 1), 1, name=f"{name}_logits", **_LAST)(hidden)
+    deltas = _layers.Conv2D(anchors * 4, 1, name=f"{name}_deltas", **_LAST)(hidden)
     outputs = [
         _layers.Reshape((-1, classes + 1), dtype="float32", name="anchor_logits")(logits),
         _layers.Reshape((-1, 4), dtype="float32", name="anchor_deltas")(deltas),
@@ -97,7 +101,7 @@ def faster_rcnn_head(
     """
     features, boxes = _head_inputs(channels)
     kind: Any = DeformableRoIPool if deformable else RoIPool
-    arguments = {"aligned": True, **pooling_arguments}
+    arguments = {"aligned": True, **pooling_arguments, **_LAST}
     pool = kind(bins, spatial_scale=1 / stride, name="pooling", **arguments)
     hidden = _layers.Reshape((-1, bins * bins * channels))(pool([features, boxes]))
     for number, size in enumerate(units, 1):
@@ -141,7 +145,7 @@ def rfcn_head(
         Dai, Li, He and Sun, R-FCN, NIPS 2016; Dai et al., Deformable Convolutional Networks, 2017.
     """
     features, boxes = _head_inputs(channels)
-    arguments = {"spatial_scale": 1 / stride, "aligned": True, **pooling_arguments}
+    arguments = {"spatial_scale": 1 / stride, "aligned": True, **pooling_arguments, **_LAST}
     outputs = []
     for output, filters in (("logits", classes + 1), ("deltas", 4)):
         if deformable:
@@ -151,7 +155,9 @@ def rfcn_head(
                 filters, bins, class_agnostic=is_agnostic, name=f"pooling_{output}", **arguments
             )([features, boxes])
         else:
-            maps = _layers.Conv2D(bins * bins * filters, 1, name=f"maps_{output}")(features)
+            maps = _layers.Conv2D(bins * bins * filters, 1, name=f"maps_{output}", **_LAST)(
+                features
+            )
             plain: Any = PSRoIPool
             pooled = plain(bins, bins, name=f"pooling_{output}", **arguments)([maps, boxes])
         outputs.append(_Vote(name=output, dtype="float32")(pooled))
@@ -227,7 +233,7 @@ def detector(
         )
     if channels is not None:
         images, features = images_and_features("detector", backbone)
-        reduced = _layers.Conv2D(channels, 1, activation="relu", name="reduce")(features)
+        reduced = _layers.Conv2D(channels, 1, activation="relu", name="reduce", **_LAST)(features)
         backbone = tf.keras.Model(images, reduced, name=backbone.name)
     stride = output_stride(backbone)
     depth = int(backbone.outputs[0].shape[-1])

@@ -69,8 +69,12 @@ def deeplab(
         )
     images, features = images_and_features("deeplab", backbone)
     if channels is not None:
-        features = tf.keras.layers.Conv2D(channels, 1, activation="relu", name="reduce")(features)
-    scores = tf.keras.layers.Conv2D(classes, 1, name="scores")(features)
+        features = tf.keras.layers.Conv2D(
+            channels, 1, activation="relu", name="reduce", data_format="channels_last"
+        )(features)
+    scores = tf.keras.layers.Conv2D(classes, 1, name="scores", data_format="channels_last")(
+        features
+    )
     # The layer's output is float32 whatever the policy; Keras is to know.
     logits = ResizeLike(dtype="float32", name="logits")([scores, images])
     return tf.keras.Model(images, logits, name=name)
