@@ -13,12 +13,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' tf_deformable/_version.py)
+
 # The folders are listed too: they change when a file goes.
 CXX_SOURCES := $(shell find cc)
 CXX_FORMATTED := $(filter %.cc %.h %.inc,$(CXX_SOURCES))
 
 ifeq ($(filter-out 0,$(TF_DEFORMABLE_PURE_PYTHON)),)
-LIBRARY := tf_deformable/libtf_deformable.so
+LIBRARY := tf_deformable/libtf_deformable_kernels-$(VERSION).so
 INSTALLED := $(VENV)/installed-native
 else
 LIBRARY :=
@@ -84,7 +86,7 @@ format: $(VENV)/dev-tools ## mend what lint says about style, where that can be 
 
 clean: ## remove what was built (not .venv)
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f tf_deformable/libtf_deformable.so tf_deformable/PURE_PYTHON $(VENV)/installed-*
+	rm -f tf_deformable/libtf_deformable_*.so tf_deformable/PURE_PYTHON $(VENV)/installed-*
 
 # Setting up. A file in .venv says that a step is done; it is done again when what it reads changes.
 
@@ -133,5 +135,5 @@ $(INSTALLED)-%: pyproject.toml setup.py $(VENV)/build-requirements | $(LIBRARY)
 	@PYTHONWARNINGS=ignore $(PIP_INSTALL) --no-build-isolation --editable '.[$*]'
 	@touch $@
 
-tf_deformable/libtf_deformable.so: $(CXX_SOURCES) setup.py $(VENV)/build-requirements
+tf_deformable/libtf_deformable_kernels-$(VERSION).so: $(CXX_SOURCES) setup.py $(VENV)/build-requirements
 	@$(BIN)/python setup.py build_ext --inplace

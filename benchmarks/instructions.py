@@ -1,6 +1,6 @@
 """Counts the instructions of the kernels: a guard that neither load nor clock disturbs.
 
-instructions.cc is linked with the objects that a build of the library leaves, and run under
+instructions.cc is linked with the kernels that a build of the libraries leaves, and run under
 valgrind, or perf where the processor lets it count. Always the AVX2 kernels, which valgrind knows.
 """
 
@@ -11,14 +11,15 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from machine import ROOT, instruction_sets
 
-OBJECTS = ROOT / "build" / "native" / "cc" / "kernels"
-PROGRAM = ROOT / "build" / "benchmarks" / "instructions"
+BUILD = ROOT / "build" / "native"
+PROGRAM = BUILD / "native_tests" / "instructions"
 
 # Millions per call, by g++ 12. Other compilers and small changes stay within SLACK. A change that
 # makes the kernels faster changes these too.
@@ -65,17 +66,11 @@ def _counter() -> Callable[[list[str]], int]:
     """Returns what counts the instructions of a call; raises RuntimeError where nothing can."""
     if "avx2" not in instruction_sets():
         raise RuntimeError(f"{platform.machine()} without AVX2")
-    if not OBJECTS.exists():
-        raise RuntimeError("the library was not built in this source tree")
-    compiler = os.environ.get("CXX", "g++").split()
-    if shutil.which(compiler[0]) is None:
-        raise RuntimeError(f"no compiler ({compiler[0]})")
-    PROGRAM.parent.mkdir(parents=True, exist_ok=True)
-    source = Path(__file__).with_suffix(".cc")
-    command = [*compiler, "-std=c++17", "-O2", f"-I{ROOT / 'cc'}", str(source)]
-    # Those of CUDA would need its libraries.
-    objects = [str(path) for path in OBJECTS.rglob("*.o") if ".cu." not in path.name]
-    subprocess.run([*command, *objects, "-o", str(PROGRAM)], check=True)
+    cmake = Path(sys.executable).with_name("cmake")
+    if not (BUILD / "CMakeCache.txt").exists() or not cmake.exists():
+        raise RuntimeError("the libraries were not built in this source tree")
+    subprocess.run([cmake, BUILD, "-DTF_DEFORMABLE_TESTS=ON"], check=True)
+    subprocess.run([cmake, "--build", BUILD, "--target", "instructions"], check=True)
 
     for tool, pattern in (
         ("valgrind --tool=cachegrind --cache-sim=no --cachegrind-out-file=/dev/null", r"I +refs:"),

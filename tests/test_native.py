@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -31,10 +32,12 @@ def another_library(monkeypatch, tmp_path, nothing_loaded):
     """Returns a function that puts a changed copy of the library in its place."""
 
     def put(change):
-        library = tmp_path / "tf_deformable" / "libtf_deformable.so"
+        ours = Path(tf_deformable.get_library_path())
+        library = tmp_path / "tf_deformable" / ours.name
         library.parent.mkdir()
-        library.write_bytes(change(Path(tf_deformable.get_library_path()).read_bytes()))
-        monkeypatch.setattr(_native, "_LIBRARY", library)
+        library.write_bytes(change(ours.read_bytes()))
+        shutil.copy(ours.with_name(_native._KERNELS), library.parent)
+        monkeypatch.setattr(_native, "_FOLDER", library.parent)
         return library
 
     return put
@@ -42,7 +45,7 @@ def another_library(monkeypatch, tmp_path, nothing_loaded):
 
 @pytest.fixture
 def no_library(monkeypatch, tmp_path, nothing_loaded):
-    monkeypatch.setattr(_native, "_LIBRARY", tmp_path / "tf_deformable" / "libtf_deformable.so")
+    monkeypatch.setattr(_native, "_FOLDER", tmp_path / "tf_deformable")
 
 
 def built_for_tensorflow(version):
@@ -72,7 +75,10 @@ def assert_reference_works():
 
 
 def test_library_is_available_and_was_built_for_this_tensorflow():
-    assert Path(tf_deformable.get_library_path()).name == "libtf_deformable.so"
+    minor = ".".join(tf.version.VERSION.split(".")[:2])
+    library = Path(tf_deformable.get_library_path())
+    assert library.name == f"libtf_deformable_tensorflow_{minor}.so"
+    assert library.with_name(f"libtf_deformable_kernels-{tf_deformable.__version__}.so").exists()
     assert _native.built_for().split(".")[:2] == tf.version.VERSION.split(".")[:2]
     assert _native.is_available()
     assert not _native.is_pure_python()
@@ -101,8 +107,13 @@ import numpy as np
 import tensorflow as tf
 
 kind, order, library, exported = sys.argv[1:]
-shipped = os.path.join(tempfile.mkdtemp(), "shipped.so")
-(shutil.copy if kind == "copy" else os.symlink)(library, shipped)
+folder = tempfile.mkdtemp()
+shipped = os.path.join(folder, "shipped.so")
+kernels = [n for n in os.listdir(os.path.dirname(library)) if "kernels-" in n]
+for source, target in [(library, "shipped.so")] + [
+    (os.path.join(os.path.dirname(library), name), name) for name in kernels
+]:
+    (shutil.copy if kind == "copy" else os.symlink)(source, os.path.join(folder, target))
 if order == "shipped first":
     tf.load_op_library(shipped)
 import tf_deformable
@@ -203,12 +214,31 @@ def test_missing_library_names_the_path_the_version_and_the_ways_out(no_library)
         _native.load()
     message = str(error.value)
     assert f"no operator library for TensorFlow {tf.version.VERSION} at " in message
-    assert str(_native._LIBRARY) in message
+    assert str(_native._FOLDER) in message
     assert_names_the_ways_out(message)
 
 
+def test_library_for_other_versions_alone_names_them(monkeypatch, tmp_path, nothing_loaded):
+    monkeypatch.setattr(_native, "_FOLDER", tmp_path)
+    for version in ("2.9", "2.10", "1.23"):
+        (tmp_path / f"libtf_deformable_tensorflow_{version}.so").touch()
+    with pytest.raises(
+        NativeLibraryError, match=r"; there is one for 1\.23, 2\.9, 2\.10\."
+    ) as error:
+        _native.load()
+    assert_names_the_ways_out(str(error.value))
+
+
+def test_missing_kernels_are_named(monkeypatch, tmp_path, nothing_loaded):
+    monkeypatch.setattr(_native, "_FOLDER", Path(shutil.copy(
+        tf_deformable.get_library_path(), tmp_path
+    )).parent)  # fmt: skip
+    with pytest.raises(NativeLibraryError, match=r"kernels-.*\.so, is missing beside libtf_"):
+        _native.load()
+
+
 def test_missing_library_has_no_path(no_library):
-    with pytest.raises(NativeLibraryError, match="there is no operator library at"):
+    with pytest.raises(NativeLibraryError, match="there is no operator library for TensorFlow"):
         tf_deformable.get_library_path()
 
 

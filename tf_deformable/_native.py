@@ -1,8 +1,9 @@
 """Finds, checks and loads the compiled operator library; nothing else.
 
-The library works with the TensorFlow it was built for, up to the patch version. It says which one
-that is in a string among its bytes, so that this can be checked before the dynamic loader fails on
-it.
+The package has one library of kernels, and one that registers them for each minor version of
+TensorFlow that it was built for: that is the one to load, and it takes the kernels from the folder
+that it lies in. It says what it was built for in a string among its bytes, so that this can be
+checked before the dynamic loader fails on it.
 
 A process may have loaded a copy of the library already, as one does that serves exported models.
 The operators that TensorFlow knows are then the ones to use: an operator never changes under its
@@ -18,7 +19,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_LIBRARY = Path(__file__).with_name("libtf_deformable.so")
+from tf_deformable._version import __version__
+
+_FOLDER = Path(__file__).parent
+_KERNELS = f"libtf_deformable_kernels-{__version__}.so"
 _PURE_PYTHON_MARKER = Path(__file__).with_name("PURE_PYTHON")  # written by setup.py
 _BUILD_INFO_TAG = b"@TFD_BUILD_INFO@"  # cc/adapters/tensorflow/build_info.cc
 
@@ -57,17 +61,37 @@ def load() -> ModuleType:
 
 
 def get_library_path() -> str:
-    """Returns the path of the operator library, for TensorFlow programs that do not use Python.
+    """Returns the path of the operator library for the TensorFlow that is running.
 
     It is the file to hand to `tf.load_op_library`, to `TF_LoadLibrary` of TensorFlow's C API, or to
-    a model server. The library is neither loaded nor checked.
+    a model server. It needs the library of the kernels, libtf_deformable_kernels-VERSION.so, in the
+    same folder: ship both. The library is neither loaded nor checked.
 
     Raises:
-        NativeLibraryError: There is no library.
+        NativeLibraryError: There is no library for this TensorFlow.
     """
-    if not _LIBRARY.exists():
-        raise _error(f"there is no operator library at {_LIBRARY}")
-    return str(_LIBRARY)
+    return str(_library())
+
+
+def _library() -> Path:
+    import tensorflow as tf
+
+    minor = ".".join(tf.version.VERSION.split(".")[:2])
+    library = _FOLDER / f"libtf_deformable_tensorflow_{minor}.so"
+    if not library.exists():
+        problem = f"there is no operator library for TensorFlow {tf.version.VERSION} at {library}"
+        others = sorted(
+            (
+                path.stem.rpartition("_")[2]
+                for path in _FOLDER.glob("libtf_deformable_tensorflow_*")
+            ),
+            key=lambda version: [int(number) for number in version.split(".")],
+        )
+        raise _error(problem + (f"; there is one for {', '.join(others)}" if others else ""))
+    kernels = library.with_name(_KERNELS)
+    if not kernels.exists():
+        raise _error(f"the library of the kernels, {kernels}, is missing beside {library.name}")
+    return library
 
 
 def is_available() -> bool:
@@ -120,11 +144,12 @@ def _check_and_load() -> ModuleType:
     _check()
     import tensorflow as tf
 
+    library = _library()
     try:
-        module: ModuleType = tf.load_op_library(str(_LIBRARY))
+        module: ModuleType = tf.load_op_library(str(library))
     except (tf.errors.OpError, OSError) as error:
         raise _error(
-            f"{_LIBRARY}, built for TensorFlow {built_for()}, does not load into TensorFlow "
+            f"{library}, built for TensorFlow {built_for()}, does not load into TensorFlow "
             f"{tf.version.VERSION} ({error})"
         ) from error
     return module
@@ -135,28 +160,27 @@ def _check() -> None:
     import tensorflow as tf
 
     running, running_abi = tf.version.VERSION, int(tf.sysconfig.CXX11_ABI_FLAG)
-    if not _LIBRARY.exists():
-        raise _error(f"there is no operator library for TensorFlow {running} at {_LIBRARY}")
-    info = read_build_info()
+    library, info = _library(), read_build_info()
     built, built_abi = info["tensorflow"], info["cxx11_abi"]
     if built.split(".")[:2] != running.split(".")[:2]:
         raise _error(
-            f"{_LIBRARY} was built for TensorFlow {built}, and TensorFlow {running} is running"
+            f"{library} was built for TensorFlow {built}, and TensorFlow {running} is running"
         )
     if built_abi != running_abi:
         raise _error(
-            f"{_LIBRARY} was built for TensorFlow {built} with _GLIBCXX_USE_CXX11_ABI={built_abi}, "
+            f"{library} was built for TensorFlow {built} with _GLIBCXX_USE_CXX11_ABI={built_abi}, "
             f"and TensorFlow {running} with _GLIBCXX_USE_CXX11_ABI={running_abi} is running"
         )
 
 
 def read_build_info() -> dict[str, Any]:
-    """Returns what setup.py wrote into the library (`NativeBuild.build_info`)."""
-    content = Path(get_library_path()).read_bytes()
+    """Returns what the build wrote into the library (cc/adapters/tensorflow/build_info.h.in)."""
+    library = _library()
+    content = library.read_bytes()
     tag = content.find(_BUILD_INFO_TAG + b"{")
     end = content.find(b"\0", tag)
     if tag < 0 or end < 0:
-        raise _error(f"{_LIBRARY} does not say which TensorFlow it was built for")
+        raise _error(f"{library} does not say which TensorFlow it was built for")
     info: dict[str, Any] = json.loads(content[tag + len(_BUILD_INFO_TAG) : end])
     return info
 
@@ -166,7 +190,7 @@ def _error(problem: str) -> NativeLibraryError:
     if is_pure_python():
         problem += " (the package was installed with TF_DEFORMABLE_PURE_PYTHON=1)"
     pip_install = f"{sys.executable} -m pip install --no-build-isolation --no-deps"
-    source_tree = _LIBRARY.parents[1]
+    source_tree = _FOLDER.parent
     if (source_tree / "setup.py").exists():
         rebuild = f"{pip_install} -e {source_tree}"
     else:

@@ -18,7 +18,7 @@ mkdir -p "$work/files" "$work/disc/boot/grub"
 cd "$work"
 
 # The fuzzer, and what runs it instead of an operating system.
-mapfile -t objects < <(find "$root/build/native/cc/kernels" -name '*.o' ! -name '*.cu.*')
+mapfile -t objects < <(find "$root/build/native/kernels/CMakeFiles/tf_deformable_kernels.dir" -name '*.o' ! -name '*.cu.*')
 ${CXX:-g++} -std=c++17 -O1 -static -s -I"$root/cc" "$root/tests/native/fuzz_kernels.cc" \
   "${objects[@]}" -o files/fuzz_kernels
 cat > init.cc << 'END'

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import os
 import pathlib
-import shutil
 import subprocess
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-OBJECTS = ROOT / "build" / "native" / "cc" / "kernels"
-
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The fuzzer, linked with the objects that the build of the library left."""
-    compiler = os.environ.get("CXX", "g++").split()
-    if not OBJECTS.exists() or shutil.which(compiler[0]) is None:
-        pytest.skip("needs the objects of a build in this source tree, and the compiler")
-    target = tmp_path_factory.mktemp("fuzz") / "fuzz_kernels"
-    source = pathlib.Path(__file__).with_name("fuzz_kernels.cc")
-    # Those of CUDA would need its libraries.
-    objects = [str(path) for path in OBJECTS.rglob("*.o") if ".cu." not in path.name]
-    command = [*compiler, "-std=c++17", "-O1", f"-I{ROOT / 'cc'}", str(source), *objects]
-    subprocess.run([*command, "-o", str(target)], check=True)
-    return target
+def program(native_programs: pathlib.Path) -> pathlib.Path:
+    """The fuzzer."""
+    return native_programs / "fuzz_kernels"
 
 
 @pytest.mark.parametrize("isa", ["", "baseline"], ids=["widest", "baseline"])

@@ -1,28 +1,38 @@
 #include "kernels/base/parallel_loop.h"
 
+#include <pthread.h>
+
 #include <atomic>
-#include <condition_variable>
-#include <memory>
-#include <mutex>
 #include <utility>
 
 namespace tf_deformable {
 namespace {
 
-// What the threads of a loop share. Whoever holds it keeps it: a thread that begins when the loop
-// has ended finds no unit here, and touches nothing else.
-class Loop : public std::enable_shared_from_this<Loop> {
+// What the threads of a loop share. Each of them holds it, and the last one that lets it go deletes
+// it: a thread that begins when the loop has ended finds no unit here, and touches nothing else.
+//
+// The count and the locks are plain ones: std::shared_ptr and std::condition_variable of g++ 12
+// would need its libstdc++ and a glibc of 2.32, on every machine that the library is to run on.
+class Loop {
  public:
   Loop(int64_t units, Executor::Task task, const void* context,
        std::function<void(std::function<void()>)> schedule)
       : units_(units), task_(task), context_(context), schedule_(std::move(schedule)) {}
+
+  void Release() {
+    if (--holders_ == 0) delete this;
+  }
 
   // Asks for the workers (first, last), half of them through the first of those: waking a thread
   // takes time. Then works as `first`.
   void Work(int first, int last) {
     while (last - first > 1 && next_ < units_) {
       const int middle = first + (last - first + 1) / 2;
-      schedule_([loop = shared_from_this(), middle, last] { loop->Work(middle, last); });
+      ++holders_;
+      schedule_([this, middle, last] {
+        Work(middle, last);
+        Release();
+      });
       last = middle;
     }
     // Each worker takes the next unit as it gets free: units differ in cost, threads in speed.
@@ -31,24 +41,32 @@ class Loop : public std::enable_shared_from_this<Loop> {
       task_(context_, unit, first);
     }
     if (done == 0) return;
-    const std::lock_guard<std::mutex> lock(mutex_);
+    pthread_mutex_lock(&mutex_);
     finished_ += done;
-    if (finished_ == units_) all_finished_.notify_one();
+    if (finished_ == units_) pthread_cond_signal(&all_finished_);
+    pthread_mutex_unlock(&mutex_);
   }
 
   void Wait() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    all_finished_.wait(lock, [this] { return finished_ == units_; });
+    pthread_mutex_lock(&mutex_);
+    while (finished_ != units_) pthread_cond_wait(&all_finished_, &mutex_);
+    pthread_mutex_unlock(&mutex_);
   }
 
  private:
+  ~Loop() {
+    pthread_cond_destroy(&all_finished_);
+    pthread_mutex_destroy(&mutex_);
+  }
+
   const int64_t units_;
   const Executor::Task task_;
   const void* const context_;
   const std::function<void(std::function<void()>)> schedule_;
+  std::atomic<int> holders_{1};
   std::atomic<int64_t> next_{0};
-  std::mutex mutex_;
-  std::condition_variable all_finished_;
+  pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
+  pthread_cond_t all_finished_ = PTHREAD_COND_INITIALIZER;
   int64_t finished_ = 0;
 };
 
@@ -56,9 +74,10 @@ class Loop : public std::enable_shared_from_this<Loop> {
 
 void ParallelLoop(int64_t units, int workers, Executor::Task task, const void* context,
                   std::function<void(std::function<void()>)> schedule) {
-  const auto loop = std::make_shared<Loop>(units, task, context, std::move(schedule));
+  Loop* const loop = new Loop(units, task, context, std::move(schedule));
   loop->Work(0, workers);
   loop->Wait();
+  loop->Release();
 }
 
 }  // namespace tf_deformable
