@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all a newcomer needs: each sets up what it lacks in .venv, once.
 #
 # To override: PYTHON (a Python 3.10 to 3.13), CXX, CXXFLAGS and LDFLAGS (see setup.py), TEST_ARGS,
-# DEMO_ARGS, EXPERIMENT_ARGS, BENCH_ARGS, BENCH_PEERS (Pythons that have packages to compare with), and
+# DEMO_ARGS, EXPERIMENT_ARGS, WHEEL_ARGS, BENCH_ARGS, BENCH_PEERS (Pythons that have packages to compare with), and
 # TF_DEFORMABLE_PURE_PYTHON=1 to do without a compiler.
 
 PYTHON ?= python3 python3.13 python3.12 python3.11 python3.10 python
@@ -28,7 +28,7 @@ INSTALLED := $(VENV)/installed-pure-python
 endif
 
 .PHONY: help demo demo-detector experiments experiment-segmentation experiment-effective-dilation \
-	experiment-detection experiment-costs docs-check test bench bench-quick build lint format clean \
+	experiment-detection experiment-costs docs-check test bench bench-quick build wheel wheel-check lint format clean \
 	compiler
 
 help: ## list the commands
@@ -69,6 +69,12 @@ bench: $(INSTALLED)-bench $(LIBRARY) ## time it against other packages, an hour,
 bench-quick: $(INSTALLED)-test $(LIBRARY) ## check that no fast path was lost, a minute
 	$(BIN)/python benchmarks/deformable_conv2d.py --quick
 	$(BIN)/python benchmarks/roi_pool.py --quick
+
+wheel: $(VENV)/wheel-tools ## build one wheel for TensorFlow 2.16 to 2.21, into build/wheels; CUDA=1: with CUDA kernels
+	TF_DEFORMABLE_CUDA=$(or $(CUDA),0) $(BIN)/python wheels/build.py $(WHEEL_ARGS)
+
+wheel-check: $(VENV)/wheel-tools ## try that wheel in a clean environment for each of them, half an hour
+	$(BIN)/python wheels/check.py $(WHEEL_ARGS)
 
 build: $(VENV)/build-requirements ## compile what changed: sources, flags, compiler or TensorFlow
 	$(BIN)/python setup.py build_ext --inplace
@@ -127,6 +133,10 @@ $(VENV)/build-requirements: pyproject.toml $(VENV)/created
 
 $(VENV)/dev-tools: pyproject.toml $(VENV)/build-requirements
 	@$(PIP_INSTALL) --group dev
+	@touch $@
+
+$(VENV)/wheel-tools: pyproject.toml $(VENV)/build-requirements
+	@$(PIP_INSTALL) --group wheel
 	@touch $@
 
 $(INSTALLED)-%: pyproject.toml setup.py $(VENV)/build-requirements | $(LIBRARY)

@@ -12,14 +12,3 @@ def random_seed():
 @pytest.fixture
 def is_keras_3():
     return hasattr(tf.keras, "ops")
-
-
-def skip_unless_conv2d_takes_an_empty_batch():
-    """Skips a test of a layer that convolves what may be an empty batch."""
-    shape = tf.nn.conv2d(tf.zeros([0, 4, 4, 1]), tf.zeros([3, 3, 1, 2]), 1, "VALID").shape
-    if shape != (0, 2, 2, 2):
-        # So Keras's Conv2D fails too, where it adds its bias.
-        pytest.skip(
-            "convolutions of an empty batch have the shape of their input: TensorFlow's own fault "
-            "up to 2.20, with oneDNN"
-        )

@@ -7,7 +7,6 @@ import pytest
 import tensorflow as tf
 
 import tf_deformable
-from tests.keras_fixtures import skip_unless_conv2d_takes_an_empty_batch
 from tf_deformable.layers import DeformableConv2D
 
 
@@ -277,7 +276,6 @@ def test_function_traced_with_unknown_shapes():
 
 
 def test_empty_batch():
-    skip_unless_conv2d_takes_an_empty_batch()
     assert DeformableConv2D(4, 3)(tf.zeros([0, 9, 8, 3])).shape == (0, 7, 6, 4)
 
 

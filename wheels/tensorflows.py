@@ -1,0 +1,53 @@
+"""The TensorFlows that a wheel is for, and where to get them."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from importlib import metadata
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "build" / "wheels"
+MINORS = ("2.16", "2.17", "2.18", "2.19", "2.20", "2.21")
+
+# A Python that all of them have wheels for.
+_PYTHON = "3.11"
+_PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_27_x86_64")
+_NEEDED = ("tensorflow/include/", "tensorflow/libtensorflow_framework.so.2")
+
+
+def installed() -> str:
+    """Returns version and folder of the TensorFlow of this Python, as setup.py takes them."""
+    spec = importlib.util.find_spec("tensorflow")
+    assert spec is not None and spec.submodule_search_locations
+    return f"{metadata.version('tensorflow')}={spec.submodule_search_locations[0]}"
+
+
+def headers(minor: str) -> str:
+    """Returns version and folder of a TensorFlow's headers, as setup.py takes them.
+
+    Its wheel is fetched once, and what an adapter needs of it is kept: a tenth.
+    """
+    folder = FOLDER / "tensorflow" / minor
+    done = folder / "VERSION"
+    if not done.exists():
+        print(f"Fetching TensorFlow {minor}", flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        with tempfile.TemporaryDirectory() as downloads:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            command += ["--only-binary=:all:", "--python-version", _PYTHON, "--dest", downloads]
+            for platform in _PLATFORMS:
+                command += ["--platform", platform]
+            subprocess.run([*command, f"tensorflow~={minor}.0"], check=True)
+            (wheel,) = pathlib.Path(downloads).glob("tensorflow-*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(
+                    folder, [name for name in archive.namelist() if name.startswith(_NEEDED)]
+                )
+            done.write_text(wheel.name.split("-")[1])
+    return f"{done.read_text()}={folder / 'tensorflow'}"
