@@ -8,13 +8,17 @@
 
 namespace tf_deformable {
 
-// Always inlined: see DeformableConv2DGeometry.
 TF_DEFORMABLE_HOST_DEVICE constexpr int64_t CeilDiv(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 TF_DEFORMABLE_HOST_DEVICE constexpr int64_t RoundUp(int64_t a, int64_t b) {
   return CeilDiv(a, b) * b;
 }
+
+// std::min and std::max are inline functions of the standard library: see cpu/simd.inc.
+TF_DEFORMABLE_HOST_DEVICE constexpr int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
+TF_DEFORMABLE_HOST_DEVICE constexpr int32_t Min(int32_t a, int32_t b) { return a < b ? a : b; }
+TF_DEFORMABLE_HOST_DEVICE constexpr int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 }  // namespace tf_deformable
 

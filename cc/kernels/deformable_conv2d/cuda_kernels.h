@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "kernels/base/integers.h"
 #include "kernels/cuda/elements.h"
 #include "kernels/cuda/primitives.h"
 #include "kernels/cuda/product.h"
@@ -47,8 +48,6 @@ inline constexpr int kThreads = 256;
 inline constexpr int kWarps = kThreads / 32;
 inline constexpr int kTapBlock = 9;      // taps whose sampling points are held at a time
 inline constexpr int kChunkBytes = 128;  // of neighbouring channels
-
-TF_DEFORMABLE_DEVICE int Smaller(int a, int b) { return a < b ? a : b; }
 
 // --- Pixels --------------------------------------------------------------------------------------
 
@@ -104,11 +103,11 @@ TF_DEFORMABLE_DEVICE Offset<ComputeType<T>> LoadOffset(const Convolution& g,
 template <typename A>
 TF_DEFORMABLE_DEVICE SamplingPoint<A> PointOf(const Convolution& g, const TilePixel& p, int32_t tap,
                                               const Offset<A>& offset) {
-  if (p.pixel < 0) return {0, 0, 0, 0, 0};
+  if (p.pixel < 0) return {0, 0, 0, 0};
   const int32_t ky = tap / g.kernel_width, kx = tap - ky * g.kernel_width;
   return MakeSamplingPoint<A>(static_cast<A>(p.y + ky * g.dilation_y) + offset.dy,
-                              static_cast<A>(p.x + kx * g.dilation_x) + offset.dx, offset.mask,
-                              g.height, g.width);
+                              static_cast<A>(p.x + kx * g.dilation_x) + offset.dx, g.height,
+                              g.width, g.width);
 }
 
 // Pixel of the inputs, of all images, times 16, plus the bits of the corners on the map.
@@ -132,7 +131,7 @@ TF_DEFORMABLE_DEVICE WeightedCorners<A> MakeWeightedCorners(const Convolution& g
                                                             const Offset<A>& offset) {
   const SamplingPoint<A> point = PointOf(g, p, tap, offset);
   WeightedCorners<A> corners;
-  CornerWeights(point, corners.weight);
+  CornerWeights(point.fraction_y, point.fraction_x, offset.mask, corners.weight);
   corners.packed = PackCorners(g, p.image, point.pixel, point.corners);
   return corners;
 }
@@ -346,7 +345,7 @@ void ForwardKernel(Convolution g, DeformableConv2DForward<typename Tile::T> tens
   const int32_t part = static_cast<int32_t>(BlockIndex() - tile * parts);
   const int32_t group = part / column_tiles;
   const int32_t column = part % column_tiles * Tile::kColumns;  // of the group
-  const int32_t columns = Smaller(Tile::kColumns, g.group_filters - column);
+  const int32_t columns = Min(Tile::kColumns, g.group_filters - column);
   const int32_t filter = group * g.group_filters + column;
   const int32_t segments = g.group_channels / g.segment;
   const int32_t chunks = (g.segment + Shared::kDepth - 1) / Shared::kDepth;
@@ -358,7 +357,7 @@ void ForwardKernel(Convolution g, DeformableConv2DForward<typename Tile::T> tens
   product.Clear();
 
   for (int32_t first_tap = 0; first_tap < g.taps; first_tap += kTapBlock) {
-    const int taps = Smaller(kTapBlock, g.taps - first_tap);
+    const int taps = Min(kTapBlock, g.taps - first_tap);
     for (int32_t segment = 0; segment < segments; ++segment) {
       const int32_t first_channel = group * g.group_channels + segment * g.segment;
       const int32_t offset_group = first_channel / g.offset_group_channels;
@@ -559,7 +558,7 @@ TF_DEFORMABLE_DEVICE void ScatterChunk(const Convolution& g, const typename Tile
   const int64_t origin = job.first_image * g.height * g.width;
   const auto scatter = [&](const ScatterPoint<A>& p, const A(&ds)[kScatterChannels]) {
     A weight[4];
-    CornerWeights<A>({p.fraction_y, p.fraction_x, p.mask, 0, 0}, weight);
+    CornerWeights(p.fraction_y, p.fraction_x, p.mask, weight);
     A* const first = job.grad_inputs + ((p.packed >> 4) - origin) * g.channels + channel + at;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -591,8 +590,9 @@ TF_DEFORMABLE_DEVICE void ScatterChunk(const Convolution& g, const typename Tile
       }
       if (left <= 0 || (p.packed >> j & 1) == 0) dots[j] = 0;  // even if ds is infinite
     }
-    A gradients[3];
-    PointGradients<A>({p.fraction_y, p.fraction_x, p.mask, 0, 0}, dots, gradients);
+    const PointGradients<A> of_point =
+        MakePointGradients(p.fraction_y, p.fraction_x, p.mask, dots[0], dots[1], dots[2], dots[3]);
+    A gradients[3] = {of_point.y, of_point.x, of_point.mask};
 #pragma unroll
     for (int i = 0; i < 3; ++i) {
 #pragma unroll
@@ -635,7 +635,7 @@ void InputsGradientKernel(Convolution g, DeformableConv2DBackward<typename Tile:
   const int32_t segment = range / job.ranges_per_segment;
   const int32_t first_chunk = range % job.ranges_per_segment * job.chunks_per_range;
   const int32_t chunks =
-      Smaller(job.chunks_per_range, (g.segment + kScatterChunk - 1) / kScatterChunk - first_chunk);
+      Min(job.chunks_per_range, (g.segment + kScatterChunk - 1) / kScatterChunk - first_chunk);
   const int32_t first_channel = segment * g.segment + first_chunk * kScatterChunk;
   const int32_t offset_group = first_channel / g.offset_group_channels;
   const int32_t group = first_channel / g.group_channels;
@@ -674,16 +674,16 @@ void InputsGradientKernel(Convolution g, DeformableConv2DBackward<typename Tile:
     }
 
     for (int32_t first_tap = 0; first_tap < g.taps; first_tap += job.block_taps) {
-      const int taps = Smaller(job.block_taps, g.taps - first_tap);
+      const int taps = Min(job.block_taps, g.taps - first_tap);
       SyncThreads();  // the pixels are there, the last taps are done with
       for (int i = thread; i < taps * Tile::kRows; i += kThreads) {
         const int row = i / taps, tap = i - row * taps;
         const TilePixel& pixel = shared.pixels[row];
-        const SamplingPoint<A> point = PointOf(
-            g, pixel, first_tap + tap,
-            LoadOffset(g, tensors.offsets, tensors.mask, pixel, offset_group, first_tap + tap));
+        const Offset<A> offset =
+            LoadOffset(g, tensors.offsets, tensors.mask, pixel, offset_group, first_tap + tap);
+        const SamplingPoint<A> point = PointOf(g, pixel, first_tap + tap, offset);
         const int at = tap * Tile::kRows + row;
-        shared.points[at] = {point.fraction_y, point.fraction_x, point.mask,
+        shared.points[at] = {point.fraction_y, point.fraction_x, offset.mask,
                              PackCorners(g, pixel.image, point.pixel, point.corners)};
 #pragma unroll
         for (int k = 0; k < 3; ++k) shared.gradients[at * 3 + k] = 0;
@@ -876,7 +876,7 @@ TF_DEFORMABLE_DEVICE FilterSlot MakeFilterSlot(const Convolution& g, int32_t slo
   const int32_t tap = slot / group_chunks, within = slot - tap * group_chunks;
   const int32_t segment = within / chunks, chunk = within - segment * chunks;
   return {tap, segment * g.segment + chunk * kSlotChannels,
-          Smaller(kSlotChannels, g.segment - chunk * kSlotChannels)};
+          Min(kSlotChannels, g.segment - chunk * kSlotChannels)};
 }
 
 template <typename Tile>
@@ -903,7 +903,7 @@ void FiltersGradientKernel(Convolution g, DeformableConv2DBackward<typename Tile
   const int32_t group = static_cast<int32_t>(block % groups);
   const int64_t split = block / groups;
   const int32_t column = column_tile * Tile::kColumns;
-  const int32_t columns = Smaller(Tile::kColumns, g.group_filters - column);
+  const int32_t columns = Min(Tile::kColumns, g.group_filters - column);
   const int32_t filter = group * g.group_filters + column;
   const int64_t first_pixel = g.first_pixel + split * job.pixels_per_split;
   const int64_t end = first_pixel + job.pixels_per_split;
@@ -1084,7 +1084,7 @@ void DepthwiseForwardKernel(Convolution g, DeformableConv2DForward<T> tensors,
   const int32_t segment = range / ranges.ranges_per_segment;
   const int32_t first_chunk = range % ranges.ranges_per_segment * ranges.chunks_per_range;
   const int32_t chunks =
-      Smaller(ranges.chunks_per_range, (g.segment + kDepth - 1) / kDepth - first_chunk);
+      Min(ranges.chunks_per_range, (g.segment + kDepth - 1) / kDepth - first_chunk);
   const int32_t offset_group = segment * g.segment / g.offset_group_channels;
 
   if (thread < kDepthwisePixels) {

@@ -7,19 +7,12 @@
 
 #include "kernels/base/float_types.h"
 #include "kernels/cpu/kernel_table.h"
+#include "kernels/roi_pool/bins.h"
 #include "kernels/roi_pool/geometry.h"
 #include "kernels/roi_pool/tensors.h"
 #include "kernels/sampling/sampling_tensor.h"
 
 namespace tf_deformable {
-
-// One row (or column) of the map that a bin reads along one axis, over all of the bin's samples.
-template <typename A>
-struct AxisTap {
-  int64_t at;
-  A weight;  // sum of the samples' interpolation weights
-  A slope;   // its derivative for the position of the bin
-};
 
 template <typename T>
 struct RoIPoolForwardJob {

@@ -18,13 +18,6 @@ const RoIPoolKernels<T>& SelectedRoIPoolKernels() {
   return SelectedKernels<T>(TF_DEFORMABLE_KERNEL_TABLES(kRoIPoolKernels));
 }
 
-// A bin's samples touch at most two rows (columns) each, and never more than there are.
-int64_t AxisCapacity(const RoIPoolGeometry& g) {
-  const int64_t longest = std::max(g.height, g.width);
-  const int64_t touched = g.samples_per_bin > 0 ? 2 * g.samples_per_bin : longest;
-  return std::max<int64_t>(std::min(touched, longest), 1);
-}
-
 // Estimated arithmetic of one box: each bin reads some pixels of every channel and class.
 int64_t BoxOperations(const RoIPoolGeometry& g) {
   return g.bins() * (g.classes * 200 + g.depth * 16);

@@ -22,13 +22,8 @@ namespace cuda {
 
 inline constexpr int kRoIThreads = 128;
 
-// A row (or column) of the map that a unit reads, over all samples.
 template <typename A>
-struct RoITap {
-  int32_t at;
-  A weight;  // sum of the samples' interpolation weights
-  A slope;   // its derivative for the position of the bin
-};
+using RoITap = AxisTap<A, int32_t>;
 
 // One axis of a unit.
 template <typename A>
@@ -77,13 +72,11 @@ TF_DEFORMABLE_DEVICE RoIUnit MakeRoIUnit(const RoIJob& job, const RoIPoolTensors
   u.i = static_cast<int32_t>(bin / g.pooled_width % g.pooled_height);
   u.box = bin / g.bins();
   const int32_t image = tensors.box_indices[u.box];
-  const auto* const c = tensors.boxes + 4 * u.box;
   const bool on_batch = image >= 0 && image < g.batch;
   u.in_window =
       on_batch ? image >= job.first_image && image < job.last_image : job.first_image == 0;
   u.image = image == -1 ? -1 : on_batch ? image : 0;
-  u.finite = (on_batch || image == -1) && IsFinite(c[0]) && IsFinite(c[1]) && IsFinite(c[2]) &&
-             IsFinite(c[3]);
+  u.finite = (on_batch || image == -1) && IsFiniteBox(tensors.boxes + 4 * u.box);
   return u;
 }
 
@@ -92,59 +85,26 @@ TF_DEFORMABLE_DEVICE ComputeType<T> RoIOffset(const RoIPoolGeometry& g,
                                               const SamplingTensor<const T>& offsets,
                                               const RoIUnit& u, int which) {
   if (!offsets) return 0;
-  const int64_t part =
-      u.i * g.part_height / g.pooled_height * g.part_width + u.j * g.part_width / g.pooled_width;
-  return LoadSampling(offsets,
-                      u.box * g.offsets_per_box() + (part * g.classes + u.cls) * 2 + which);
+  return LoadSampling(offsets, OffsetsOfBin(g, u.box, u.i, u.j, u.cls) + which);
 }
 
 // The samples of a unit along an axis (0: y, 1: x).
 template <typename T>
-TF_DEFORMABLE_DEVICE RoISamples<ComputeType<T>> RoISamplesOf(const RoIPoolGeometry& g,
+TF_DEFORMABLE_DEVICE BinSamples<ComputeType<T>> RoISamplesOf(const RoIPoolGeometry& g,
                                                              const RoIPoolTensors<T>& tensors,
                                                              const RoIUnit& u, int which,
                                                              RoIUnitAxis<ComputeType<T>>* axis) {
   using A = ComputeType<T>;
   const A* const corners = tensors.boxes + 4 * u.box;
-  const RoIAxis<A> of_box = MakeRoIAxis<A>(g, corners[which], corners[which + 2],
+  const BoxAxis<A> of_box = MakeBoxAxis<A>(g, corners[which], corners[which + 2],
                                            which == 0 ? g.pooled_height : g.pooled_width);
   axis->size = 0;
   axis->samples = 0;
-  axis->shift = RoIShift(g, of_box);
+  axis->shift = PixelsPerOffset(g, of_box);
   axis->offset = RoIOffset(g, tensors.offsets, u, which);
-  // A zero offset moves nothing, whatever the size of the box.
-  const A shift = axis->offset == 0 ? A{0} : axis->offset * axis->shift;
-  return MakeRoISamples<A>(g, of_box, which == 0 ? u.i : u.j, shift,
+  return MakeBinSamples<A>(g, of_box, which == 0 ? u.i : u.j,
+                           OffsetPixels(axis->offset, axis->shift),
                            which == 0 ? g.height : g.width);
-}
-
-// The two pixels that a position lies between; one, if it is one of them: then the slope is 0.
-template <typename A>
-struct RoICorners {
-  int32_t low;
-  A fraction;
-};
-template <typename A>
-TF_DEFORMABLE_DEVICE RoICorners<A> MakeRoICorners(A position) {
-  const int32_t low = static_cast<int32_t>(position);
-  return {low, position - static_cast<A>(low)};
-}
-
-// Positions come in increasing order, so a tap that exists already is one of the last two.
-template <typename A>
-TF_DEFORMABLE_DEVICE void AddRoITap(RoIUnitAxis<A>* axis, RoITap<A>* taps, int32_t at, A weight,
-                                    A slope) {
-  RoITap<A>* tap = taps + axis->size;
-  if (axis->size > 0 && tap[-1].at == at) {
-    --tap;
-  } else if (axis->size > 1 && tap[-2].at == at) {
-    tap -= 2;
-  } else {
-    *tap = {at, 0, 0};
-    ++axis->size;
-  }
-  tap->weight += weight;
-  tap->slope += slope;
 }
 
 template <typename T>
@@ -154,21 +114,11 @@ TF_DEFORMABLE_DEVICE void MakeRoITaps(const RoIPoolGeometry& g, const RoIPoolTen
                                       RoITap<ComputeType<T>>* taps) {
   using A = ComputeType<T>;
   RoIUnitAxis<A> axis;
-  const RoISamples<A> samples = RoISamplesOf(g, tensors, u, which, &axis);
-  if (samples.aligned) axis.samples = samples.count;
-  for (int64_t s = samples.first; s < samples.last; ++s) {
-    A position;
-    if (!samples.Position(s, &position)) continue;
-    if (!samples.aligned) axis.samples += 1;
-    if (samples.limit == 0) continue;
-    const RoICorners<A> c = MakeRoICorners(position);
-    if (c.fraction == 0) {
-      AddRoITap<A>(&axis, taps, c.low, 1, 0);
-    } else {
-      AddRoITap<A>(&axis, taps, c.low, 1 - c.fraction, -1);
-      AddRoITap<A>(&axis, taps, c.low + 1, c.fraction, 1);
-    }
-  }
+  AxisTaps<A, int32_t> collected;
+  collected.taps = taps;
+  collected.Collect(RoISamplesOf(g, tensors, u, which, &axis));
+  axis.size = collected.size;
+  axis.samples = collected.samples;
   *result = axis;
 }
 
@@ -189,19 +139,14 @@ TF_DEFORMABLE_DEVICE RoIUnitTaps<A> RoIUnitTapsAt(char* memory, int32_t capacity
   return taps;
 }
 
-// 1 / n_ij, 0 without samples; NaN where the offset is.
 template <typename A>
 TF_DEFORMABLE_DEVICE A RoIScale(const RoIUnitAxis<A>& y, const RoIUnitAxis<A>& x) {
-  if (y.offset != y.offset || x.offset != x.offset) return y.offset + x.offset;
-  const A samples = y.samples * x.samples;
-  return samples >= 1 ? 1 / samples : A{0};
+  return BinScale(y.samples, x.samples, y.offset, x.offset);
 }
 
 // First channel, in inputs, that a unit reads.
 TF_DEFORMABLE_DEVICE int64_t RoIChannel(const RoIPoolGeometry& g, const RoIUnit& u) {
-  const int64_t map =
-      u.i * g.group_size / g.pooled_height * g.group_size + u.j * g.group_size / g.pooled_width;
-  return map * g.depth + u.cls * g.class_depth();
+  return MapOfBin(g, u.i, u.j) * g.depth + u.cls * g.class_depth();
 }
 
 // Calls work(unit, index, taps, lane) for all units of the block, by all threads: `lane` of
@@ -384,11 +329,10 @@ void RoIPoolInOrderKernel(RoIJob job, RoIPoolTensors<T> tensors, const T* grad_o
       const int64_t index = (box * g.bins() + bin) * g.classes + cls;
       const RoIUnit u = MakeRoIUnit(job, tensors, index);
       if (!u.finite) break;  // nor are the other bins
-      const int64_t row_of_maps = u.i * g.group_size / g.pooled_height;
-      if (row_of_maps * g.group_size + u.j * g.group_size / g.pooled_width != map) continue;
+      if (MapOfBin(g, u.i, u.j) != map) continue;
       RoIUnitAxis<A> y, x;
-      const RoISamples<A> samples_y = RoISamplesOf(g, tensors, u, 0, &y);
-      const RoISamples<A> samples_x = RoISamplesOf(g, tensors, u, 1, &x);
+      const BinSamples<A> samples_y = RoISamplesOf(g, tensors, u, 0, &y);
+      const BinSamples<A> samples_x = RoISamplesOf(g, tensors, u, 1, &x);
       // The number of samples comes first.
       y.samples = samples_y.count;
       x.samples = samples_x.count;
@@ -406,10 +350,10 @@ void RoIPoolInOrderKernel(RoIJob job, RoIPoolTensors<T> tensors, const T* grad_o
           ToCompute(grad_output[(box * g.bins() + bin) * g.depth + d]) * scale * mask;
       for (int64_t sy = samples_y.first; sy < samples_y.last; ++sy) {
         if (!samples_y.Position(sy, &position_y)) continue;
-        const RoICorners<A> cy = MakeRoICorners(position_y);
+        const PixelPair<A, int32_t> cy = MakePixelPair<int32_t>(position_y);
         for (int64_t sx = samples_x.first; sx < samples_x.last; ++sx) {
           if (!samples_x.Position(sx, &position_x)) continue;
-          const RoICorners<A> cx = MakeRoICorners(position_x);
+          const PixelPair<A, int32_t> cx = MakePixelPair<int32_t>(position_x);
 #pragma unroll
           for (int corner = 0; corner < 4; ++corner) {
             const A wy = corner < 2 ? 1 - cy.fraction : cy.fraction;
@@ -456,16 +400,12 @@ void RoIPoolReduceKernel(RoIJob job, RoIPoolTensors<T> tensors, const ComputeTyp
     return;
   }
   const int64_t cls = i % g.classes, part = i / g.classes % (g.part_height * g.part_width);
-  // Bin (i, j) is moved by part cell (i*part_h/ph, j*part_w/pw).
   const int64_t part_i = part / g.part_width, part_j = part % g.part_width;
-  const auto first = [](int64_t cell, int64_t bins, int64_t cells) {
-    return (cell * bins + cells - 1) / cells;
-  };
   A dy = 0, dx = 0;
-  for (int64_t bi = first(part_i, g.pooled_height, g.part_height);
-       bi < first(part_i + 1, g.pooled_height, g.part_height); ++bi) {
-    for (int64_t bj = first(part_j, g.pooled_width, g.part_width);
-         bj < first(part_j + 1, g.pooled_width, g.part_width); ++bj) {
+  for (int64_t bi = FirstBinOfCell(part_i, g.pooled_height, g.part_height);
+       bi < FirstBinOfCell(part_i + 1, g.pooled_height, g.part_height); ++bi) {
+    for (int64_t bj = FirstBinOfCell(part_j, g.pooled_width, g.part_width);
+         bj < FirstBinOfCell(part_j + 1, g.pooled_width, g.part_width); ++bj) {
       const A* const partial = of_box + ((bi * g.pooled_width + bj) * g.classes + cls) * 3;
       dy += partial[0];
       dx += partial[1];

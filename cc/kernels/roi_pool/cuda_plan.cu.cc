@@ -33,13 +33,6 @@ std::string CheckFits(const RoIPoolGeometry& g) {
          ToString({g.batch, g.height, g.width, g.channels});
 }
 
-// A bin's samples touch at most two rows (columns) each, and never more than there are.
-int64_t AxisCapacity(const RoIPoolGeometry& g) {
-  const int64_t longest = std::max(g.height, g.width);
-  const int64_t touched = g.samples_per_bin > 0 ? 2 * g.samples_per_bin : longest;
-  return std::max<int64_t>(std::min(touched, longest), 1);
-}
-
 // How many units a block takes at a time, and where their taps are.
 struct Blocks {
   int64_t units_per_block, blocks, shared_bytes, taps_bytes;
