@@ -53,14 +53,14 @@ void Call(const Plan& plan, int calls, const Work& work) {
 void DeformableConv2D(bool backward, int calls) {
   constexpr int64_t kSize = 16, kChannels = 48, kTaps = 9;
   constexpr int64_t kPixels = kSize * kSize;
-  DeformableConv2DArguments arguments;
+  deformable_conv2d::Arguments arguments;
   arguments.inputs = Shape({1, kSize, kSize, kChannels});
   arguments.filters = Shape({3, 3, kChannels, kChannels});
   arguments.offsets = Shape({1, kSize, kSize, kTaps * 2});
   arguments.strides = arguments.dilations = {1, 1};
-  DeformableConv2DGeometry geometry;
-  const std::string error = ParseDeformableConv2D(arguments, &geometry);
-  if (!error.empty()) Fail(error.c_str());
+  deformable_conv2d::Geometry geometry;
+  const Status status = deformable_conv2d::Parse(arguments, &geometry);
+  if (!status.ok()) Fail(status.message().c_str());
 
   const std::vector<float> inputs = Random(kPixels * kChannels, 1);
   const std::vector<float> filters = Random(kTaps * kChannels * kChannels, 2);
@@ -68,7 +68,7 @@ void DeformableConv2D(bool backward, int calls) {
   for (float& offset : offsets) offset *= 3;
   std::vector<float> output = Random(kPixels * kChannels, 4);
   if (!backward) {
-    const DeformableConv2DForwardPlan<float> plan(geometry, 1);
+    const deformable_conv2d::cpu::ForwardPlan<float> plan(geometry, 1);
     Call(plan, calls, [&](Executor& executor, void* workspace) {
       plan.Run({inputs.data(), filters.data(), offsets.data(), nullptr, nullptr, output.data()},
                executor, workspace);
@@ -76,7 +76,7 @@ void DeformableConv2D(bool backward, int calls) {
   } else {
     std::vector<float> grad_inputs(inputs.size()), grad_filters(filters.size());
     std::vector<float> grad_offsets(offsets.size());
-    const DeformableConv2DBackwardPlan<float> plan(geometry, 1);
+    const deformable_conv2d::cpu::BackwardPlan<float> plan(geometry, 1);
     Call(plan, calls, [&](Executor& executor, void* workspace) {
       plan.Run({inputs.data(), filters.data(), offsets.data(), nullptr, output.data(),
                 grad_inputs.data(), grad_filters.data(), grad_offsets.data(), nullptr},
@@ -88,7 +88,7 @@ void DeformableConv2D(bool backward, int calls) {
 void RoIPool(int64_t group_size, int64_t depth, int64_t classes, bool backward, int calls) {
   constexpr int64_t kHeight = 20, kWidth = 30, kBoxes = 4, kBins = 7;
   const int64_t channels = group_size * group_size * depth;
-  RoIPoolArguments arguments;
+  roi_pool::Arguments arguments;
   arguments.inputs = Shape({1, kHeight, kWidth, channels});
   arguments.boxes = Shape({kBoxes, 4});
   arguments.box_indices = Shape({kBoxes});
@@ -98,27 +98,27 @@ void RoIPool(int64_t group_size, int64_t depth, int64_t classes, bool backward, 
   arguments.spatial_scale = 1;
   arguments.samples_per_bin = 4;
   arguments.gamma = 0.1f;
-  RoIPoolGeometry geometry;
-  const std::string error = ParseRoIPool(arguments, &geometry);
-  if (!error.empty()) Fail(error.c_str());
+  roi_pool::Geometry geometry;
+  const Status status = roi_pool::Parse(arguments, &geometry);
+  if (!status.ok()) Fail(status.message().c_str());
 
   const std::vector<float> inputs = Random(kHeight * kWidth * channels, 1);
   const std::vector<float> boxes = {2, 3, 12, 20, 1, 1, 18, 28, 5, 9, 9, 12, 8, 2, 17, 15};
   const std::vector<int32_t> box_indices(kBoxes, 0);
   const std::vector<float> offsets = Random(kBoxes * kBins * kBins * classes * 2, 2);
   std::vector<float> output = Random(kBoxes * kBins * kBins * depth, 3);
-  const RoIPoolTensors<float> tensors = {inputs.data(), boxes.data(), box_indices.data(),
-                                         offsets.data(), nullptr};
+  const roi_pool::InputTensors<float> tensors = {inputs.data(), boxes.data(), box_indices.data(),
+                                                 offsets.data(), nullptr};
   if (!backward) {
-    const RoIPoolForwardPlan<float> plan(geometry, 1);
+    const roi_pool::cpu::ForwardPlan<float> plan(geometry, 1);
     Call(plan, calls, [&](Executor& executor, void* workspace) {
-      plan.Run(tensors, output.data(), executor, workspace);
+      plan.Run({tensors, output.data()}, executor, workspace);
     });
   } else {
     std::vector<float> grad_inputs(inputs.size()), grad_offsets(offsets.size());
-    const RoIPoolBackwardPlan<float> plan(geometry, 1);
+    const roi_pool::cpu::BackwardPlan<float> plan(geometry, 1);
     Call(plan, calls, [&](Executor& executor, void* workspace) {
-      plan.Run(tensors, output.data(), grad_inputs.data(), grad_offsets.data(), nullptr, executor,
+      plan.Run({tensors, output.data(), grad_inputs.data(), grad_offsets.data(), nullptr}, executor,
                workspace);
     });
   }

@@ -214,6 +214,18 @@ class TorchMemory:
         return self.torch.empty([size], dtype=self.torch.uint8, device=self.device)
 
 
+# As Status::Code in cc/kernels/base/status.h.
+CODES = ("ok", "invalid argument", "too large", "out of memory", "device failed")
+
+
+class KernelError(RuntimeError):
+    """What a plan returns that does not run; `code` is one of CODES."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class Kernels:
     """The compiled kernels, and the memory that they work on."""
 
@@ -234,7 +246,8 @@ class Kernels:
             at = None if workspace is None else address(workspace)
             error = function(*arguments, array, ctypes.byref(size), ctypes.c_void_p(at), stream)
             if error is not None:
-                raise RuntimeError(error.decode())
+                code = CODES[self._library.tf_deformable_error_code()]
+                raise KernelError(error.decode(), code)
 
         call(None)
         if tensors is not None:

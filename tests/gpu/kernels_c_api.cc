@@ -1,7 +1,8 @@
 // The CUDA kernels behind plain C functions, so that Python's ctypes can call them: with tensors of
 // PyTorch on a GPU, or, compiled for the emulation, with arrays of NumPy. See kernels.py.
 //
-// All return null, or a sentence that says what is wrong, until the next call.
+// The operators return null, or until the next call a sentence that says what is wrong, of which
+// tf_deformable_error_code() is the kind: a number of Status::Code.
 
 #include <cstdint>
 #include <cstdio>
@@ -18,11 +19,11 @@ namespace {
 
 using namespace tf_deformable;
 
-std::string last_error;
+Status last_status;
 
-const char* Report(const std::string& error) {
-  last_error = error;
-  return error.empty() ? nullptr : last_error.c_str();
+const char* Report(const Status& status) {
+  last_status = status;
+  return status.ok() ? nullptr : last_status.message().c_str();
 }
 
 Shape MakeShape(const int64_t* dims, int rank) {
@@ -31,7 +32,7 @@ Shape MakeShape(const int64_t* dims, int rank) {
 
 // Calls function(T{}) for the element type of that number.
 template <typename F>
-std::string ForType(int type, const F& function) {
+Status ForType(int type, const F& function) {
   switch (type) {
     case 0:
       return function(float{});
@@ -42,7 +43,7 @@ std::string ForType(int type, const F& function) {
     case 3:
       return function(BFloat16{});
   }
-  return "no such type";
+  return Status(Status::Code::kInvalidArgument, "no such type");
 }
 
 // Pointers to tensors, one after the other.
@@ -67,27 +68,32 @@ class Pointers {
 };
 
 template <typename T>
-DeformableConv2DForward<T> MakeForward(Pointers next) {
+deformable_conv2d::ForwardTensors<T> MakeForward(Pointers next) {
   return {next, next, next, next, next, next};
 }
 
 template <typename T>
-DeformableConv2DBackward<T> MakeBackward(Pointers next) {
+deformable_conv2d::BackwardTensors<T> MakeBackward(Pointers next) {
   return {next, next, next, next, next, next, next, next, next};
 }
 
 template <typename T>
-RoIPoolTensors<T> MakeRoIPoolTensors(Pointers next) {
-  return {next, next, next, next, next};
+roi_pool::ForwardTensors<T> MakeRoIPoolForward(Pointers next) {
+  return {{next, next, next, next, next}, next};
+}
+
+template <typename T>
+roi_pool::BackwardTensors<T> MakeRoIPoolBackward(Pointers next) {
+  return {{next, next, next, next, next}, next, next, next, next};
 }
 
 // A workspace of null: says how large it has to be.
 template <typename Plan, typename Run>
-std::string RunOrMeasure(const Plan& plan, int64_t* workspace_bytes, const void* workspace,
-                         const Run& run) {
+Status RunOrMeasure(const Plan& plan, int64_t* workspace_bytes, const void* workspace,
+                    const Run& run) {
   if (workspace != nullptr) return run(plan);
   *workspace_bytes = plan.workspace_bytes();
-  return "";
+  return Status();
 }
 
 CudaOptions MakeOptions(int tensor_float_32, int deterministic) {
@@ -101,47 +107,51 @@ CudaOptions MakeOptions(int tensor_float_32, int deterministic) {
 
 extern "C" {
 
+__attribute__((visibility("default"))) int tf_deformable_error_code() {
+  return static_cast<int>(last_status.code());
+}
+
 // shapes: inputs [4], filters [4], offsets [4]; attributes: strides [2], dilations [2],
 // padding [4]; wide_sampling: whether offsets, mask and their gradients have the type of positions;
-// tensors: of DeformableConv2DForward or DeformableConv2DBackward.
+// tensors: of deformable_conv2d::ForwardTensors or deformable_conv2d::BackwardTensors.
 __attribute__((visibility("default"))) const char* tf_deformable_conv2d(
     int type, int wide_sampling, int gradient, const int64_t* shapes, const int64_t* attributes,
     int tensor_float_32, int deterministic, void* const* tensors, int64_t* workspace_bytes,
     void* workspace, void* stream) {
-  DeformableConv2DArguments a;
+  deformable_conv2d::Arguments a;
   a.inputs = MakeShape(shapes, 4);
   a.filters = MakeShape(shapes + 4, 4);
   a.offsets = MakeShape(shapes + 8, 4);
   a.strides = {attributes[0], attributes[1]};
   a.dilations = {attributes[2], attributes[3]};
-  a.padding = Padding::kExplicit;
+  a.padding = deformable_conv2d::Padding::kExplicit;
   a.explicit_paddings = {attributes[4], attributes[5], attributes[6], attributes[7]};
-  DeformableConv2DGeometry g;
-  const std::string invalid = ParseDeformableConv2D(a, &g);
-  if (!invalid.empty()) return Report(invalid);
+  deformable_conv2d::Geometry g;
+  const Status parsed = deformable_conv2d::Parse(a, &g);
+  if (!parsed.ok()) return Report(parsed);
   const CudaOptions options = MakeOptions(tensor_float_32, deterministic);
   const Pointers pointers(tensors, wide_sampling != 0);
   return Report(ForType(type, [&](auto element) {
     using T = decltype(element);
     if (gradient == 0) {
       return RunOrMeasure(
-          DeformableConv2DForwardCudaPlan<T>(g, options), workspace_bytes, workspace,
+          deformable_conv2d::cuda::ForwardPlan<T>(g, options), workspace_bytes, workspace,
           [&](const auto& plan) { return plan.Run(MakeForward<T>(pointers), workspace, stream); });
     }
     return RunOrMeasure(
-        DeformableConv2DBackwardCudaPlan<T>(g, options), workspace_bytes, workspace,
+        deformable_conv2d::cuda::BackwardPlan<T>(g, options), workspace_bytes, workspace,
         [&](const auto& plan) { return plan.Run(MakeBackward<T>(pointers), workspace, stream); });
   }));
 }
 
 // shapes: inputs [4], boxes [2], offsets [5] (its first -1: none); integers: ph, pw, group_size,
-// samples_per_bin, aligned; numbers: spatial_scale, gamma; tensors: of RoIPoolTensors, then output,
-// or grad_output, grad_inputs, grad_offsets, grad_mask.
+// samples_per_bin, aligned; numbers: spatial_scale, gamma; tensors: of roi_pool::ForwardTensors
+// or roi_pool::BackwardTensors.
 __attribute__((visibility("default"))) const char* tf_deformable_roi_pool(
     int type, int wide_sampling, int gradient, const int64_t* shapes, const int64_t* integers,
     const float* numbers, int deterministic, void* const* tensors, int64_t* workspace_bytes,
     void* workspace, void* stream) {
-  RoIPoolArguments a;
+  roi_pool::Arguments a;
   a.inputs = MakeShape(shapes, 4);
   a.boxes = MakeShape(shapes + 4, 2);
   a.box_indices = MakeShape(shapes + 4, 1);
@@ -152,26 +162,22 @@ __attribute__((visibility("default"))) const char* tf_deformable_roi_pool(
   a.aligned = integers[4] != 0;
   a.spatial_scale = numbers[0];
   a.gamma = numbers[1];
-  RoIPoolGeometry g;
-  const std::string invalid = ParseRoIPool(a, &g);
-  if (!invalid.empty()) return Report(invalid);
+  roi_pool::Geometry g;
+  const Status parsed = roi_pool::Parse(a, &g);
+  if (!parsed.ok()) return Report(parsed);
   const CudaOptions options = MakeOptions(1, deterministic);
   return Report(ForType(type, [&](auto element) {
     using T = decltype(element);
-    const auto arguments = MakeRoIPoolTensors<T>(Pointers(tensors, wide_sampling != 0));
-    Pointers next(tensors + 5, wide_sampling != 0);
+    const Pointers pointers(tensors, wide_sampling != 0);
     if (gradient == 0) {
-      return RunOrMeasure(
-          RoIPoolForwardCudaPlan<T>(g, options), workspace_bytes, workspace,
-          [&](const auto& plan) { return plan.Run(arguments, next, workspace, stream); });
+      return RunOrMeasure(roi_pool::cuda::ForwardPlan<T>(g, options), workspace_bytes, workspace,
+                          [&](const auto& plan) {
+                            return plan.Run(MakeRoIPoolForward<T>(pointers), workspace, stream);
+                          });
     }
-    return RunOrMeasure(RoIPoolBackwardCudaPlan<T>(g, options), workspace_bytes, workspace,
+    return RunOrMeasure(roi_pool::cuda::BackwardPlan<T>(g, options), workspace_bytes, workspace,
                         [&](const auto& plan) {
-                          const T* const grad_output = next;
-                          T* const grad_inputs = next;
-                          const SamplingTensor<T> grad_offsets = next, grad_mask = next;
-                          return plan.Run(arguments, grad_output, grad_inputs, grad_offsets,
-                                          grad_mask, workspace, stream);
+                          return plan.Run(MakeRoIPoolBackward<T>(pointers), workspace, stream);
                         });
   }));
 }

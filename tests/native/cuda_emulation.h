@@ -27,6 +27,7 @@
 #endif
 
 #include "kernels/base/float_types.h"
+#include "kernels/base/status.h"
 
 #define TF_DEFORMABLE_KERNEL(threads, blocks)
 #define TF_DEFORMABLE_DEVICE inline
@@ -460,15 +461,15 @@ void MultiplyAdd(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) 
 // --- Launching -----------------------------------------------------------------------------------
 
 template <typename... Parameters>
-const char* Launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
-                   void*, const Parameters&... parameters) {
+[[nodiscard]] Status Launch(const char*, void (*kernel)(Parameters...), int64_t blocks, int threads,
+                            int64_t shared_bytes, void*, const Parameters&... parameters) {
   emulation::Machine::Get().Run(blocks, threads, shared_bytes, [&] { kernel(parameters...); });
-  return nullptr;
+  return Status();
 }
 
-inline const char* FillZeros(void* memory, int64_t bytes, void*) {
+[[nodiscard]] inline Status FillZeros(const char*, void* memory, int64_t bytes, void*) {
   std::memset(memory, 0, bytes);
-  return nullptr;
+  return Status();
 }
 
 struct DeviceLimits {
@@ -476,9 +477,9 @@ struct DeviceLimits {
   int shared_bytes_per_block;
   int shared_bytes_per_multiprocessor;
 };
-inline const char* GetDeviceLimits(DeviceLimits* limits) {
+[[nodiscard]] inline Status GetDeviceLimits(const char*, DeviceLimits* limits) {
   *limits = {3, 227 << 10, 228 << 10};
-  return nullptr;
+  return Status();
 }
 
 }  // namespace cuda

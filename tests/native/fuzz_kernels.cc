@@ -224,19 +224,19 @@ void ConvolutionCase(bool hostile) {
   if (offset_groups * taps_y * taps_x > 2000) offset_groups = 1;
   const bool has_mask = Chance(2), has_bias = Chance(2);
 
-  DeformableConv2DArguments a;
+  deformable_conv2d::Arguments a;
   a.inputs = Shape({Between(0, 3), Between(0, 14), Between(0, 14), channels});
   a.filters = Shape({taps_y, taps_x, group_channels, filters});
   a.strides = {Between(1, 3), Between(1, 3)};
   a.dilations = {Between(1, 3), Between(1, 3)};
-  a.padding = static_cast<Padding>(Between(0, 2));
+  a.padding = static_cast<deformable_conv2d::Padding>(Between(0, 2));
   a.explicit_paddings = {Between(0, 4), Between(0, 4), Between(0, 4), Between(0, 4)};
-  DeformableConv2DGeometry g;
-  if (!ParseDeformableConv2D(a, &g).empty()) return;  // a kernel larger than the map
+  deformable_conv2d::Geometry g;
+  if (!deformable_conv2d::Parse(a, &g).ok()) return;  // a kernel larger than the map
   const int64_t samples = offset_groups * g.taps();
   a.offsets = Shape({g.batch, g.output_height, g.output_width, 2 * samples});
-  g = DeformableConv2DGeometry();
-  if (!ParseDeformableConv2D(a, &g).empty()) std::abort();
+  g = deformable_conv2d::Geometry();
+  if (!deformable_conv2d::Parse(a, &g).ok()) std::abort();
 
   const int64_t pixels = g.output_pixels();
   const int64_t size = g.batch * g.height * g.width * channels;
@@ -248,7 +248,7 @@ void ConvolutionCase(bool hostile) {
   Tensor<T> grad_offsets(pixels * samples * 2), grad_mask(pixels * samples);
   Backwards executor(Between(1, 4));
   if (pixels > 0) {
-    const DeformableConv2DForwardPlan<T> plan(g, executor.num_workers());
+    const deformable_conv2d::cpu::ForwardPlan<T> plan(g, executor.num_workers());
     RunPlan(plan, [&](void* workspace) {
       plan.Run({inputs.data(), weights.data(), offsets.data(), mask.data_if(has_mask),
                 bias.data_if(has_bias), output.data()},
@@ -256,7 +256,7 @@ void ConvolutionCase(bool hostile) {
     });
     if (!hostile) results.Take("convolution", output.data(), pixels * filters);
   }
-  const DeformableConv2DBackwardPlan<T> plan(g, executor.num_workers());
+  const deformable_conv2d::cpu::BackwardPlan<T> plan(g, executor.num_workers());
   RunPlan(plan, [&](void* workspace) {
     plan.Run(
         {inputs.data(), weights.data(), offsets.data(), mask.data_if(has_mask), grad_output.data(),
@@ -277,7 +277,7 @@ void RoIPoolCase(bool hostile) {
   const int depth = classes * Between(1, Chance(3) ? 70 : 4);
   const bool has_offsets = !Chance(4), has_mask = Chance(2);
 
-  RoIPoolArguments a;
+  roi_pool::Arguments a;
   a.inputs = Shape({batch, Between(0, 12), Between(0, 12), group_size * group_size * depth});
   a.boxes = Shape({boxes, 4});
   a.box_indices = Shape({boxes});
@@ -288,8 +288,8 @@ void RoIPoolCase(bool hostile) {
   a.aligned = Chance(2);
   a.samples_per_bin = Between(a.aligned ? 0 : 1, 10);
   a.gamma = 0.3f;
-  RoIPoolGeometry g;
-  if (!ParseRoIPool(a, &g).empty()) std::abort();
+  roi_pool::Geometry g;
+  if (!roi_pool::Parse(a, &g).ok()) std::abort();
 
   const int64_t size = g.batch * g.height * g.width * g.channels;
   const int64_t pooled = g.boxes * g.bins() * g.depth;
@@ -301,16 +301,17 @@ void RoIPoolCase(bool hostile) {
   Guarded indices(boxes * sizeof(int32_t));
   auto* const box_indices = reinterpret_cast<int32_t*>(indices.data());
   for (int i = 0; i < boxes; ++i) box_indices[i] = Between(-1, batch - 1);
-  const RoIPoolTensors<T> tensors = {inputs.data(), corners.data(), box_indices,
-                                     offsets.data_if(has_offsets), mask.data_if(has_mask)};
+  const roi_pool::InputTensors<T> tensors = {inputs.data(), corners.data(), box_indices,
+                                             offsets.data_if(has_offsets), mask.data_if(has_mask)};
   Backwards executor(Between(1, 4));
-  const RoIPoolForwardPlan<T> forward(g, executor.num_workers());
+  const roi_pool::cpu::ForwardPlan<T> forward(g, executor.num_workers());
   RunPlan(forward,
-          [&](void* workspace) { forward.Run(tensors, output.data(), executor, workspace); });
-  const RoIPoolBackwardPlan<T> backward(g, executor.num_workers());
+          [&](void* workspace) { forward.Run({tensors, output.data()}, executor, workspace); });
+  const roi_pool::cpu::BackwardPlan<T> backward(g, executor.num_workers());
   RunPlan(backward, [&](void* workspace) {
-    backward.Run(tensors, grad_output.data(), grad_inputs.data(), grad_offsets.data_if(has_offsets),
-                 grad_mask.data_if(has_mask), executor, workspace);
+    backward.Run({tensors, grad_output.data(), grad_inputs.data(),
+                  grad_offsets.data_if(has_offsets), grad_mask.data_if(has_mask)},
+                 executor, workspace);
   });
   if (hostile) return;
   results.Take("pooling", output.data(), pooled);
@@ -333,14 +334,14 @@ void Case(bool is_convolution, bool hostile) {
 template <typename T>
 bool WorkspaceIsBounded(const char* type, const Shape& inputs, const Shape& filters,
                         int64_t offset_groups) {
-  DeformableConv2DArguments a;
+  deformable_conv2d::Arguments a;
   a.inputs = inputs;
   a.filters = filters;
   a.strides = a.dilations = {1, 1};
   const int64_t samples = offset_groups * filters.dims[0] * filters.dims[1];
   a.offsets = Shape({inputs.dims[0], inputs.dims[1], inputs.dims[2], 2 * samples});
-  DeformableConv2DGeometry g;
-  if (!ParseDeformableConv2D(a, &g).empty()) std::abort();
+  deformable_conv2d::Geometry g;
+  if (!deformable_conv2d::Parse(a, &g).ok()) std::abort();
   int64_t gradients = 0;
   for (const Shape& shape : {a.inputs, a.filters, a.offsets}) {
     int64_t size = sizeof(ComputeType<T>);
@@ -348,8 +349,8 @@ bool WorkspaceIsBounded(const char* type, const Shape& inputs, const Shape& filt
     gradients += size;
   }
   constexpr int64_t kMost = 16'000'000;
-  const int64_t forward = DeformableConv2DForwardPlan<T>(g, 2).workspace_bytes();
-  const int64_t backward = DeformableConv2DBackwardPlan<T>(g, 2).workspace_bytes();
+  const int64_t forward = deformable_conv2d::cpu::ForwardPlan<T>(g, 2).workspace_bytes();
+  const int64_t backward = deformable_conv2d::cpu::BackwardPlan<T>(g, 2).workspace_bytes();
   const bool bounded =
       forward >= 0 && forward <= kMost && backward >= 0 && backward <= kMost + gradients;
   if (!bounded) {

@@ -22,8 +22,7 @@
 #define TF_DEFORMABLE_ISA tested
 #include "kernels/roi_pool/cpu_kernels.inc"
 
-namespace tf_deformable {
-namespace tested {
+namespace tf_deformable::roi_pool::cpu::tested {
 namespace {
 
 // clang-format off: it needs what roi_pool/cpu_kernels.inc has included.
@@ -147,7 +146,7 @@ void CheckBilinear() {
 // The lanes' weights and slopes, summed over window rows that fall on the same pixel, against the
 // taps of each lane. Sums of up to kMostSamples weights in another order: a rounding each.
 template <typename A>
-void CheckLanes(const RoIPoolGeometry& g, A low, A high, int64_t limit, int64_t bin) {
+void CheckLanes(const Geometry& g, A low, A high, int64_t limit, int64_t bin) {
   constexpr int kLanes = Simd<A>::kLanes;
   const A tolerance = 2 * kMostSamples * std::numeric_limits<A>::epsilon();
   const BoxAxis<A> box = MakeBoxAxis<A>(g, low, high, g.pooled_height);
@@ -196,7 +195,7 @@ void CheckLanes() {
   for (bool aligned : {false, true}) {
     for (int64_t samples = 1; samples <= kMostSamples; ++samples) {
       for (int64_t limit : {1, 2, 3, 8, 1 << 24}) {
-        RoIPoolGeometry g;
+        Geometry g;
         g.height = g.width = limit;
         g.pooled_height = g.pooled_width = 3;
         g.samples_per_bin = samples;
@@ -240,12 +239,11 @@ void CheckAll() {
 }
 
 }  // namespace
-}  // namespace tested
-}  // namespace tf_deformable
+}  // namespace tf_deformable::roi_pool::cpu::tested
 
 int main() {
-  tf_deformable::tested::CheckAll<float>();
-  tf_deformable::tested::CheckAll<double>();
-  std::printf("%lld values are the same\n",
-              static_cast<long long>(tf_deformable::tested::compared));
+  namespace tested = tf_deformable::roi_pool::cpu::tested;
+  tested::CheckAll<float>();
+  tested::CheckAll<double>();
+  std::printf("%lld values are the same\n", static_cast<long long>(tested::compared));
 }

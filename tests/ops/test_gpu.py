@@ -72,6 +72,18 @@ def test_roi_pool(dtype: tf.DType) -> None:
     assert_near(got, expected, dtype)
 
 
+def test_a_map_that_a_gpu_cannot_count_is_the_callers_argument() -> None:
+    height = 1 << 25
+    inputs, offsets = tf.zeros([1, height, 1, 1]), tf.zeros([1, 1, 1, 2])
+    with tf.device("GPU:0"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"at most 2\^30 pixels, and 2\^24"):
+            tf_deformable.deformable_conv2d(
+                inputs, tf.ones([1, 1, 1, 1]), offsets, strides=(height, 1)
+            )
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"at most 2\^24 pixels along"):
+            tf_deformable.deformable_roi_pool(inputs, [[0.0, 0, 1, 1]], [0], output_size=1)
+
+
 def test_tensor_float_32_is_as_tensorflow_says(without_tf32) -> None:
     case = conv2d.Case(channels=64, filters=64, groups=1, offset_groups=1)
     arrays = case.arrays(tf.float32)

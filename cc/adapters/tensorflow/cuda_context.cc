@@ -17,8 +17,4 @@ CudaOptions TensorFlowsCudaOptions() {
   return options;
 }
 
-absl::Status ToStatus(const std::string& error) {
-  return error.empty() ? absl::OkStatus() : absl::InternalError(error);
-}
-
 }  // namespace tf_deformable

@@ -2,9 +2,6 @@
 #ifndef TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_CUDA_CONTEXT_H_
 #define TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_CUDA_CONTEXT_H_
 
-#include <string>
-
-#include "absl/status/status.h"
 #include "kernels/cuda/options.h"
 #include "tensorflow/core/framework/op_kernel.h"
 
@@ -15,9 +12,6 @@ void* CudaStream(tensorflow::OpKernelContext* context);
 
 // As tf.config.experimental.enable_tensor_float_32_execution and enable_op_determinism say.
 CudaOptions TensorFlowsCudaOptions();
-
-// Of what a plan's Run returns.
-absl::Status ToStatus(const std::string& error);
 
 }  // namespace tf_deformable
 

@@ -13,23 +13,16 @@ namespace tf_deformable {
 
 // Context: shape_inference::InferenceContext or OpKernelConstruction.
 template <typename Context>
-absl::Status ReadAttributes(Context* context, DeformableConv2DArguments* arguments) {
+absl::Status ReadAttributes(Context* context, deformable_conv2d::Arguments* arguments) {
   std::string padding;
   TF_RETURN_IF_ERROR(context->GetAttr("strides", &arguments->strides));
   TF_RETURN_IF_ERROR(context->GetAttr("dilations", &arguments->dilations));
   TF_RETURN_IF_ERROR(context->GetAttr("padding", &padding));
   TF_RETURN_IF_ERROR(context->GetAttr("explicit_paddings", &arguments->explicit_paddings));
-  arguments->padding = padding == "SAME"    ? Padding::kSame
-                       : padding == "VALID" ? Padding::kValid
-                                            : Padding::kExplicit;
+  arguments->padding = padding == "SAME"    ? deformable_conv2d::Padding::kSame
+                       : padding == "VALID" ? deformable_conv2d::Padding::kValid
+                                            : deformable_conv2d::Padding::kExplicit;
   return absl::OkStatus();
-}
-
-inline absl::Status Parse(const DeformableConv2DArguments& arguments,
-                          DeformableConv2DGeometry* geometry) {
-  const std::string error = ParseDeformableConv2D(arguments, geometry);
-  if (error.empty()) return absl::OkStatus();
-  return absl::InvalidArgumentError(error);
 }
 
 }  // namespace tf_deformable

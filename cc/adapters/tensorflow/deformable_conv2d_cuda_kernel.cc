@@ -2,6 +2,7 @@
 
 #include "adapters/tensorflow/cuda_context.h"
 #include "adapters/tensorflow/deformable_conv2d_kernel.h"
+#include "adapters/tensorflow/status.h"
 #include "adapters/tensorflow/tf_executor.h"
 #include "kernels/deformable_conv2d/cuda_plan.h"
 
@@ -11,24 +12,24 @@ namespace {
 template <typename S>
 struct Cuda {
   static void Forward(tensorflow::OpKernelContext* context,
-                      const DeformableConv2DGeometry& geometry,
-                      const DeformableConv2DForward<S>& tensors) {
-    Run<DeformableConv2DForwardCudaPlan<S>>(context, geometry, tensors);
+                      const deformable_conv2d::Geometry& geometry,
+                      const deformable_conv2d::ForwardTensors<S>& tensors) {
+    Run<deformable_conv2d::cuda::ForwardPlan<S>>(context, geometry, tensors);
   }
   static void Backward(tensorflow::OpKernelContext* context,
-                       const DeformableConv2DGeometry& geometry,
-                       const DeformableConv2DBackward<S>& tensors) {
-    Run<DeformableConv2DBackwardCudaPlan<S>>(context, geometry, tensors);
+                       const deformable_conv2d::Geometry& geometry,
+                       const deformable_conv2d::BackwardTensors<S>& tensors) {
+    Run<deformable_conv2d::cuda::BackwardPlan<S>>(context, geometry, tensors);
   }
 
  private:
   template <typename Plan, typename Tensors>
-  static void Run(tensorflow::OpKernelContext* context, const DeformableConv2DGeometry& geometry,
+  static void Run(tensorflow::OpKernelContext* context, const deformable_conv2d::Geometry& geometry,
                   const Tensors& tensors) {
     const Plan plan(geometry, TensorFlowsCudaOptions());
     tensorflow::Tensor workspace;
     OP_REQUIRES_OK(context, AllocateWorkspace(context, plan.workspace_bytes(), &workspace));
-    OP_REQUIRES_OK(context, ToStatus(plan.Run(tensors, workspace.data(), CudaStream(context))));
+    OP_REQUIRES_OK(context, ToAbslStatus(plan.Run(tensors, workspace.data(), CudaStream(context))));
   }
 };
 

@@ -11,20 +11,20 @@ namespace {
 template <typename S>
 struct Cpu {
   static void Forward(tensorflow::OpKernelContext* context,
-                      const DeformableConv2DGeometry& geometry,
-                      const DeformableConv2DForward<S>& tensors) {
-    Run<DeformableConv2DForwardPlan<S>>(context, geometry, tensors);
+                      const deformable_conv2d::Geometry& geometry,
+                      const deformable_conv2d::ForwardTensors<S>& tensors) {
+    Run<deformable_conv2d::cpu::ForwardPlan<S>>(context, geometry, tensors);
   }
   static void Backward(tensorflow::OpKernelContext* context,
-                       const DeformableConv2DGeometry& geometry,
-                       const DeformableConv2DBackward<S>& tensors) {
-    Run<DeformableConv2DBackwardPlan<S>>(context, geometry, tensors);
+                       const deformable_conv2d::Geometry& geometry,
+                       const deformable_conv2d::BackwardTensors<S>& tensors) {
+    Run<deformable_conv2d::cpu::BackwardPlan<S>>(context, geometry, tensors);
   }
 
  private:
   // Runs a plan in a workspace that TensorFlow's allocator provides and accounts for.
   template <typename Plan, typename Tensors>
-  static void Run(tensorflow::OpKernelContext* context, const DeformableConv2DGeometry& geometry,
+  static void Run(tensorflow::OpKernelContext* context, const deformable_conv2d::Geometry& geometry,
                   const Tensors& tensors) {
     TfExecutor executor(context);
     const Plan plan(geometry, executor.num_workers());

@@ -6,6 +6,7 @@
 
 #include "adapters/tensorflow/deformable_conv2d_arguments.h"
 #include "adapters/tensorflow/registration.h"
+#include "adapters/tensorflow/status.h"
 #include "adapters/tensorflow/tensors.h"
 #include "kernels/deformable_conv2d/tensors.h"
 #include "tensorflow/core/framework/op_kernel.h"
@@ -32,8 +33,8 @@ class DeformableConv2DOpBase : public tensorflow::OpKernel {
 
  protected:
   // The attributes and the shapes of inputs, filters, offsets and mask.
-  DeformableConv2DArguments Arguments(tensorflow::OpKernelContext* context) const {
-    DeformableConv2DArguments arguments = attributes_;
+  deformable_conv2d::Arguments Arguments(tensorflow::OpKernelContext* context) const {
+    deformable_conv2d::Arguments arguments = attributes_;
     arguments.inputs = ToShape(context->input(0).shape());
     arguments.filters = ToShape(context->input(1).shape());
     arguments.offsets = ToShape(context->input(2).shape());
@@ -49,7 +50,7 @@ class DeformableConv2DOpBase : public tensorflow::OpKernel {
   int num_masks_;
 
  private:
-  DeformableConv2DArguments attributes_;
+  deformable_conv2d::Arguments attributes_;
 };
 
 template <typename T, template <typename> class Device>
@@ -66,11 +67,11 @@ class DeformableConv2DOp : public DeformableConv2DOpBase<T> {
   }
 
   void Compute(tensorflow::OpKernelContext* context) override {
-    DeformableConv2DArguments arguments = this->Arguments(context);
+    deformable_conv2d::Arguments arguments = this->Arguments(context);
     const int bias = 3 + this->num_masks_;
     if (num_biases_ > 0) arguments.bias = ToShape(context->input(bias).shape());
-    DeformableConv2DGeometry g;
-    OP_REQUIRES_OK(context, Parse(arguments, &g));
+    deformable_conv2d::Geometry g;
+    OP_REQUIRES_OK(context, ToAbslStatus(Parse(arguments, &g)));
 
     tensorflow::Tensor* output;
     OP_REQUIRES_OK(
@@ -79,7 +80,7 @@ class DeformableConv2DOp : public DeformableConv2DOpBase<T> {
             0, tensorflow::TensorShape({g.batch, g.output_height, g.output_width, g.filters}),
             &output));
     if (output->NumElements() == 0) return;
-    DeformableConv2DForward<S> tensors;
+    deformable_conv2d::ForwardTensors<S> tensors;
     tensors.inputs = Data<S>(context->input(0));
     tensors.filters = Data<S>(context->input(1));
     tensors.offsets = SamplingData<S>(context->input(2));
@@ -101,18 +102,18 @@ class DeformableConv2DGradOp : public DeformableConv2DOpBase<T> {
   using typename Base::S;
 
   void Compute(tensorflow::OpKernelContext* context) override {
-    DeformableConv2DArguments arguments = this->Arguments(context);
+    deformable_conv2d::Arguments arguments = this->Arguments(context);
     const tensorflow::Tensor& grad_output = context->input(3 + this->num_masks_);
     arguments.grad_output = ToShape(grad_output.shape());
-    DeformableConv2DGeometry g;
-    OP_REQUIRES_OK(context, Parse(arguments, &g));
+    deformable_conv2d::Geometry g;
+    OP_REQUIRES_OK(context, ToAbslStatus(Parse(arguments, &g)));
 
     // Outputs are the gradients of the inputs of the same number.
     tensorflow::Tensor* grads[4] = {};
     for (int i = 0; i < context->num_outputs(); ++i) {
       OP_REQUIRES_OK(context, context->allocate_output(i, context->input(i).shape(), &grads[i]));
     }
-    DeformableConv2DBackward<S> tensors;
+    deformable_conv2d::BackwardTensors<S> tensors;
     tensors.inputs = Data<S>(context->input(0));
     tensors.filters = Data<S>(context->input(1));
     tensors.offsets = SamplingData<S>(context->input(2));

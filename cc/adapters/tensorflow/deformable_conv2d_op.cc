@@ -1,6 +1,7 @@
 // Registration and shape functions of TFDeformable>Conv2D and its gradient.
 
 #include "adapters/tensorflow/deformable_conv2d_arguments.h"
+#include "adapters/tensorflow/status.h"
 #include "adapters/tensorflow/tensors.h"
 #include "kernels/base/validation.h"
 #include "tensorflow/core/framework/op.h"
@@ -13,9 +14,9 @@ using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
 // Inputs 0 to 2 are inputs, filters, offsets; then num_masks masks; then `last`, if there is one.
-absl::Status ParseInputs(InferenceContext* c, DeformableConv2DArguments* a,
-                         std::optional<Shape> DeformableConv2DArguments::* last,
-                         DeformableConv2DGeometry* geometry) {
+absl::Status ParseInputs(InferenceContext* c, deformable_conv2d::Arguments* a,
+                         std::optional<Shape> deformable_conv2d::Arguments::* last,
+                         deformable_conv2d::Geometry* geometry) {
   TF_RETURN_IF_ERROR(ReadAttributes(c, a));
   a->inputs = ToShape(c, c->input(0));
   a->filters = ToShape(c, c->input(1));
@@ -24,21 +25,21 @@ absl::Status ParseInputs(InferenceContext* c, DeformableConv2DArguments* a,
   TF_RETURN_IF_ERROR(c->GetAttr("num_masks", &num_masks));
   if (num_masks > 0) a->mask = ToShape(c, c->input(3));
   if (c->num_inputs() > 3 + num_masks) a->*last = ToShape(c, c->input(3 + num_masks));
-  return Parse(*a, geometry);
+  return ToAbslStatus(Parse(*a, geometry));
 }
 
 absl::Status ForwardShape(InferenceContext* c) {
-  DeformableConv2DArguments arguments;
-  DeformableConv2DGeometry g;
-  TF_RETURN_IF_ERROR(ParseInputs(c, &arguments, &DeformableConv2DArguments::bias, &g));
+  deformable_conv2d::Arguments arguments;
+  deformable_conv2d::Geometry g;
+  TF_RETURN_IF_ERROR(ParseInputs(c, &arguments, &deformable_conv2d::Arguments::bias, &g));
   c->set_output(0, ToHandle(c, {g.batch, g.output_height, g.output_width, g.filters}));
   return absl::OkStatus();
 }
 
 absl::Status GradientShape(InferenceContext* c) {
-  DeformableConv2DArguments arguments;
-  DeformableConv2DGeometry g;
-  TF_RETURN_IF_ERROR(ParseInputs(c, &arguments, &DeformableConv2DArguments::grad_output, &g));
+  deformable_conv2d::Arguments arguments;
+  deformable_conv2d::Geometry g;
+  TF_RETURN_IF_ERROR(ParseInputs(c, &arguments, &deformable_conv2d::Arguments::grad_output, &g));
   const int64_t taps = Product(g.kernel_height, g.kernel_width);
   const int64_t samples = Product(g.offset_groups, taps);
   const std::vector<std::vector<int64_t>> inferred = {

@@ -1,4 +1,4 @@
-// TensorFlow's attributes as the arguments of the RoI pooling geometry.
+// TensorFlow's attributes and shapes as the arguments of the RoI pooling geometry.
 #ifndef TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_ROI_POOL_ARGUMENTS_H_
 #define TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_ROI_POOL_ARGUMENTS_H_
 
@@ -10,7 +10,7 @@ namespace tf_deformable {
 
 // Context: shape_inference::InferenceContext or OpKernelConstruction.
 template <typename Context>
-absl::Status ReadAttributes(Context* context, RoIPoolArguments* arguments) {
+absl::Status ReadAttributes(Context* context, roi_pool::Arguments* arguments) {
   TF_RETURN_IF_ERROR(context->GetAttr("output_size", &arguments->output_size));
   TF_RETURN_IF_ERROR(context->GetAttr("group_size", &arguments->group_size));
   TF_RETURN_IF_ERROR(context->GetAttr("spatial_scale", &arguments->spatial_scale));

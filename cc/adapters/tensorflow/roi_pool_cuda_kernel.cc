@@ -2,6 +2,7 @@
 
 #include "adapters/tensorflow/cuda_context.h"
 #include "adapters/tensorflow/roi_pool_kernel.h"
+#include "adapters/tensorflow/status.h"
 #include "adapters/tensorflow/tf_executor.h"
 #include "kernels/roi_pool/cuda_plan.h"
 
@@ -13,30 +14,30 @@ using tensorflow::OpKernelContext;
 template <typename S>
 struct Cuda {
   // They are on the device, where the kernels make NaN of what is wrong.
-  static std::string CheckIndices(const RoIPoolGeometry&, const int32_t*) { return ""; }
+  static Status CheckIndices(const roi_pool::Geometry&, const int32_t*) { return Status(); }
 
   template <typename From, typename To>
   static absl::Status Convert(OpKernelContext* context, const From* from, int64_t size, To* to) {
-    return ToStatus(ConvertBoxes(from, size, to, CudaStream(context)));
+    return ToAbslStatus(roi_pool::cuda::ConvertBoxes(from, size, to, CudaStream(context)));
   }
 
-  static void Forward(OpKernelContext* context, const RoIPoolGeometry& geometry,
-                      const RoIPoolTensors<S>& tensors, S* output) {
-    const RoIPoolForwardCudaPlan<S> plan(geometry, TensorFlowsCudaOptions());
-    tensorflow::Tensor workspace;
-    OP_REQUIRES_OK(context, AllocateWorkspace(context, plan.workspace_bytes(), &workspace));
-    OP_REQUIRES_OK(context,
-                   ToStatus(plan.Run(tensors, output, workspace.data(), CudaStream(context))));
+  static void Forward(OpKernelContext* context, const roi_pool::Geometry& geometry,
+                      const roi_pool::ForwardTensors<S>& tensors) {
+    Run<roi_pool::cuda::ForwardPlan<S>>(context, geometry, tensors);
+  }
+  static void Backward(OpKernelContext* context, const roi_pool::Geometry& geometry,
+                       const roi_pool::BackwardTensors<S>& tensors) {
+    Run<roi_pool::cuda::BackwardPlan<S>>(context, geometry, tensors);
   }
 
-  static void Backward(OpKernelContext* context, const RoIPoolGeometry& geometry,
-                       const RoIPoolTensors<S>& tensors, const S* grad_output, S* grad_inputs,
-                       SamplingTensor<S> grad_offsets, SamplingTensor<S> grad_mask) {
-    const RoIPoolBackwardCudaPlan<S> plan(geometry, TensorFlowsCudaOptions());
+ private:
+  template <typename Plan, typename Tensors>
+  static void Run(OpKernelContext* context, const roi_pool::Geometry& geometry,
+                  const Tensors& tensors) {
+    const Plan plan(geometry, TensorFlowsCudaOptions());
     tensorflow::Tensor workspace;
     OP_REQUIRES_OK(context, AllocateWorkspace(context, plan.workspace_bytes(), &workspace));
-    OP_REQUIRES_OK(context, ToStatus(plan.Run(tensors, grad_output, grad_inputs, grad_offsets,
-                                              grad_mask, workspace.data(), CudaStream(context))));
+    OP_REQUIRES_OK(context, ToAbslStatus(plan.Run(tensors, workspace.data(), CudaStream(context))));
   }
 };
 

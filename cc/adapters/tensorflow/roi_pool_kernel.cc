@@ -14,8 +14,8 @@ using tensorflow::OpKernelContext;
 
 template <typename S>
 struct Cpu {
-  static std::string CheckIndices(const RoIPoolGeometry& geometry, const int32_t* box_indices) {
-    return CheckBoxIndices(geometry, box_indices);
+  static Status CheckIndices(const roi_pool::Geometry& geometry, const int32_t* box_indices) {
+    return roi_pool::CheckBoxIndices(geometry, box_indices);
   }
 
   template <typename From, typename To>
@@ -24,24 +24,25 @@ struct Cpu {
     return absl::OkStatus();
   }
 
-  static void Forward(OpKernelContext* context, const RoIPoolGeometry& geometry,
-                      const RoIPoolTensors<S>& tensors, S* output) {
-    TfExecutor executor(context);
-    const RoIPoolForwardPlan<S> plan(geometry, executor.num_workers());
-    tensorflow::Tensor workspace;
-    OP_REQUIRES_OK(context, AllocateWorkspace(context, plan.workspace_bytes(), &workspace));
-    plan.Run(tensors, output, executor, workspace.data());
+  static void Forward(OpKernelContext* context, const roi_pool::Geometry& geometry,
+                      const roi_pool::ForwardTensors<S>& tensors) {
+    Run<roi_pool::cpu::ForwardPlan<S>>(context, geometry, tensors);
+  }
+  static void Backward(OpKernelContext* context, const roi_pool::Geometry& geometry,
+                       const roi_pool::BackwardTensors<S>& tensors) {
+    Run<roi_pool::cpu::BackwardPlan<S>>(context, geometry, tensors);
   }
 
-  static void Backward(OpKernelContext* context, const RoIPoolGeometry& geometry,
-                       const RoIPoolTensors<S>& tensors, const S* grad_output, S* grad_inputs,
-                       SamplingTensor<S> grad_offsets, SamplingTensor<S> grad_mask) {
+ private:
+  // Runs a plan in a workspace that TensorFlow's allocator provides and accounts for.
+  template <typename Plan, typename Tensors>
+  static void Run(OpKernelContext* context, const roi_pool::Geometry& geometry,
+                  const Tensors& tensors) {
     TfExecutor executor(context);
-    const RoIPoolBackwardPlan<S> plan(geometry, executor.num_workers());
+    const Plan plan(geometry, executor.num_workers());
     tensorflow::Tensor workspace;
     OP_REQUIRES_OK(context, AllocateWorkspace(context, plan.workspace_bytes(), &workspace));
-    plan.Run(tensors, grad_output, grad_inputs, grad_offsets, grad_mask, executor,
-             workspace.data());
+    plan.Run(tensors, executor, workspace.data());
   }
 };
 

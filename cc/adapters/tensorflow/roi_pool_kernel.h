@@ -7,6 +7,7 @@
 
 #include "adapters/tensorflow/registration.h"
 #include "adapters/tensorflow/roi_pool_arguments.h"
+#include "adapters/tensorflow/status.h"
 #include "adapters/tensorflow/tensors.h"
 #include "kernels/roi_pool/tensors.h"
 #include "tensorflow/core/framework/op_kernel.h"
@@ -42,22 +43,21 @@ class DeformableRoIPoolOpBase : public tensorflow::OpKernel {
 
   // Validates shapes, and indices where the device can.
   absl::Status ParseInputs(tensorflow::OpKernelContext* context, bool gradient,
-                           RoIPoolGeometry* g) const {
-    RoIPoolArguments a = attributes_;
+                           roi_pool::Geometry* g) const {
+    roi_pool::Arguments a = attributes_;
     a.inputs = ToShape(context->input(0).shape());
     a.boxes = ToShape(context->input(1).shape());
     a.box_indices = ToShape(context->input(2).shape());
     if (num_offsets_ > 0) a.offsets = ToShape(context->input(3).shape());
     if (num_masks_ > 0) a.mask = ToShape(context->input(mask_input()).shape());
     if (gradient) a.grad_output = ToShape(context->input(grad_output_input()).shape());
-    std::string error = ParseRoIPool(a, g);
-    if (error.empty()) error = Device<S>::CheckIndices(*g, Data<int32_t>(context->input(2)));
-    return error.empty() ? absl::OkStatus() : absl::InvalidArgumentError(error);
+    TF_RETURN_IF_ERROR(ToAbslStatus(Parse(a, g)));
+    return ToAbslStatus(Device<S>::CheckIndices(*g, Data<int32_t>(context->input(2))));
   }
 
-  // The inputs, the boxes converted to the type in which positions are computed.
-  absl::Status Tensors(tensorflow::OpKernelContext* context, tensorflow::Tensor* converted_boxes,
-                       RoIPoolTensors<S>* tensors) const {
+  // Sets the inputs, the boxes converted to the type in which positions are computed.
+  absl::Status SetInputs(tensorflow::OpKernelContext* context, tensorflow::Tensor* converted_boxes,
+                         roi_pool::InputTensors<S>* tensors) const {
     const tensorflow::Tensor& boxes = context->input(1);
     if constexpr (std::is_same_v<Tboxes, A>) {
       tensors->boxes = Data<A>(boxes);
@@ -84,7 +84,7 @@ class DeformableRoIPoolOpBase : public tensorflow::OpKernel {
     return SamplingData<S>(context->input(input));
   }
 
-  RoIPoolArguments attributes_;
+  roi_pool::Arguments attributes_;
 };
 
 template <typename T, typename Tboxes, template <typename> class Device>
@@ -95,7 +95,7 @@ class DeformableRoIPoolOp : public DeformableRoIPoolOpBase<T, Tboxes, Device> {
   using typename Base::S;
 
   void Compute(tensorflow::OpKernelContext* context) override {
-    RoIPoolGeometry g;
+    roi_pool::Geometry g;
     OP_REQUIRES_OK(context, this->ParseInputs(context, false, &g));
     tensorflow::Tensor* output;
     OP_REQUIRES_OK(
@@ -104,9 +104,10 @@ class DeformableRoIPoolOp : public DeformableRoIPoolOpBase<T, Tboxes, Device> {
             0, tensorflow::TensorShape({g.boxes, g.pooled_height, g.pooled_width, g.depth}),
             &output));
     tensorflow::Tensor boxes;
-    RoIPoolTensors<S> tensors;
-    OP_REQUIRES_OK(context, this->Tensors(context, &boxes, &tensors));
-    Device<S>::Forward(context, g, tensors, MutableData<S>(output));
+    roi_pool::ForwardTensors<S> tensors;
+    OP_REQUIRES_OK(context, this->SetInputs(context, &boxes, &tensors));
+    tensors.output = MutableData<S>(output);
+    Device<S>::Forward(context, g, tensors);
   }
 };
 
@@ -118,7 +119,7 @@ class DeformableRoIPoolGradOp : public DeformableRoIPoolOpBase<T, Tboxes, Device
   using typename Base::S;
 
   void Compute(tensorflow::OpKernelContext* context) override {
-    RoIPoolGeometry g;
+    roi_pool::Geometry g;
     OP_REQUIRES_OK(context, this->ParseInputs(context, true, &g));
     // Outputs are the gradients of inputs, and of the inputs from number 3 on but the last.
     tensorflow::Tensor* grads[3] = {};
@@ -128,15 +129,15 @@ class DeformableRoIPoolGradOp : public DeformableRoIPoolOpBase<T, Tboxes, Device
                      context->allocate_output(i, context->input(input).shape(), &grads[i]));
     }
     tensorflow::Tensor boxes;
-    RoIPoolTensors<S> tensors;
-    OP_REQUIRES_OK(context, this->Tensors(context, &boxes, &tensors));
-    const auto gradient = [&](bool present, int output) -> SamplingTensor<S> {
-      if (!present) return nullptr;
-      return MutableSamplingData<S>(grads[output]);
-    };
-    Device<S>::Backward(context, g, tensors, Data<S>(context->input(this->grad_output_input())),
-                        MutableData<S>(grads[0]), gradient(this->num_offsets_ > 0, 1),
-                        gradient(this->num_masks_ > 0, 1 + this->num_offsets_));
+    roi_pool::BackwardTensors<S> tensors;
+    OP_REQUIRES_OK(context, this->SetInputs(context, &boxes, &tensors));
+    tensors.grad_output = Data<S>(context->input(this->grad_output_input()));
+    tensors.grad_inputs = MutableData<S>(grads[0]);
+    if (this->num_offsets_ > 0) tensors.grad_offsets = MutableSamplingData<S>(grads[1]);
+    if (this->num_masks_ > 0) {
+      tensors.grad_mask = MutableSamplingData<S>(grads[1 + this->num_offsets_]);
+    }
+    Device<S>::Backward(context, g, tensors);
   }
 };
 

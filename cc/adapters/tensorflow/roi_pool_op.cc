@@ -1,6 +1,7 @@
 // Registration and shape functions of TFDeformable>RoiPool and its gradient.
 
 #include "adapters/tensorflow/roi_pool_arguments.h"
+#include "adapters/tensorflow/status.h"
 #include "adapters/tensorflow/tensors.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -13,8 +14,8 @@ using tensorflow::shape_inference::ShapeHandle;
 
 // Inputs 0 to 2 are inputs, boxes, box_indices; then num_offsets offsets, num_masks masks, and in
 // the gradient grad_output.
-absl::Status ParseInputs(InferenceContext* c, RoIPoolGeometry* geometry) {
-  RoIPoolArguments a;
+absl::Status ParseInputs(InferenceContext* c, roi_pool::Geometry* geometry) {
+  roi_pool::Arguments a;
   TF_RETURN_IF_ERROR(ReadAttributes(c, &a));
   a.inputs = ToShape(c, c->input(0));
   a.boxes = ToShape(c, c->input(1));
@@ -28,19 +29,18 @@ absl::Status ParseInputs(InferenceContext* c, RoIPoolGeometry* geometry) {
   if (num_masks > 0) a.mask = ToShape(c, c->input(next));
   next += num_masks;
   if (next < c->num_inputs()) a.grad_output = ToShape(c, c->input(next));
-  const std::string error = ParseRoIPool(a, geometry);
-  return error.empty() ? absl::OkStatus() : absl::InvalidArgumentError(error);
+  return ToAbslStatus(Parse(a, geometry));
 }
 
 absl::Status ForwardShape(InferenceContext* c) {
-  RoIPoolGeometry g;
+  roi_pool::Geometry g;
   TF_RETURN_IF_ERROR(ParseInputs(c, &g));
   c->set_output(0, ToHandle(c, {g.boxes, g.pooled_height, g.pooled_width, g.depth}));
   return absl::OkStatus();
 }
 
 absl::Status GradientShape(InferenceContext* c) {
-  RoIPoolGeometry g;
+  roi_pool::Geometry g;
   TF_RETURN_IF_ERROR(ParseInputs(c, &g));
   // grad_inputs, then a gradient for each of the inputs from number 3 on but the last.
   c->set_output(0, c->input(0));

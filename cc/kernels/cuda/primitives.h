@@ -10,6 +10,7 @@
 
 #include "kernels/base/float_types.h"
 #include "kernels/base/host_device.h"
+#include "kernels/base/status.h"
 
 #if defined(TF_DEFORMABLE_CUDA_EMULATION)
 #include "cuda_emulation.h"
@@ -185,27 +186,34 @@ TF_DEFORMABLE_DEVICE void MultiplyAdd<float>(float (&d)[4], const uint32_t (&a)[
 
 // --- Launching -----------------------------------------------------------------------------------
 
-// Returns null, or what is wrong. `blocks` up to 2^31 - 1; no blocks: no launch.
+// What a call of CUDA says, on behalf of the operator of that name.
+inline Status ToStatus(const char* op, cudaError_t error) {
+  if (error == cudaSuccess) return Status();
+  const auto code =
+      error == cudaErrorMemoryAllocation ? Status::Code::kOutOfMemory : Status::Code::kDeviceFailed;
+  return Status(code, std::string(op) + ": CUDA failed: " + cudaGetErrorString(error));
+}
+
+// `blocks` up to 2^31 - 1; no blocks: no launch.
 template <typename... Parameters>
-const char* Launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
-                   void* stream, const Parameters&... parameters) {
-  if (blocks == 0) return nullptr;
+[[nodiscard]] Status Launch(const char* op, void (*kernel)(Parameters...), int64_t blocks,
+                            int threads, int64_t shared_bytes, void* stream,
+                            const Parameters&... parameters) {
+  if (blocks == 0) return Status();
   if (shared_bytes > 48 * 1024) {
     const cudaError_t error =
         cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                              cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (error != cudaSuccess) return cudaGetErrorString(error);
+    if (error != cudaSuccess) return ToStatus(op, error);
   }
   kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes,
            static_cast<cudaStream_t>(stream)>>>(parameters...);
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return ToStatus(op, cudaGetLastError());
 }
 
-inline const char* FillZeros(void* memory, int64_t bytes, void* stream) {
-  if (bytes == 0) return nullptr;
-  const cudaError_t error = cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream));
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+[[nodiscard]] inline Status FillZeros(const char* op, void* memory, int64_t bytes, void* stream) {
+  if (bytes == 0) return Status();
+  return ToStatus(op, cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
 }
 
 // Of the current device.
@@ -214,7 +222,7 @@ struct DeviceLimits {
   int shared_bytes_per_block;  // the most that a block may ask for
   int shared_bytes_per_multiprocessor;
 };
-inline const char* GetDeviceLimits(DeviceLimits* limits) {
+[[nodiscard]] inline Status GetDeviceLimits(const char* op, DeviceLimits* limits) {
   int device;
   cudaError_t error = cudaGetDevice(&device);
   const auto get = [&](cudaDeviceAttr attribute, int* value) {
@@ -223,7 +231,7 @@ inline const char* GetDeviceLimits(DeviceLimits* limits) {
   get(cudaDevAttrMultiProcessorCount, &limits->multiprocessors);
   get(cudaDevAttrMaxSharedMemoryPerBlockOptin, &limits->shared_bytes_per_block);
   get(cudaDevAttrMaxSharedMemoryPerMultiprocessor, &limits->shared_bytes_per_multiprocessor);
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return ToStatus(op, error);
 }
 
 }  // namespace cuda

@@ -8,9 +8,9 @@
 #include "kernels/base/float_types.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/deformable_conv2d/geometry.h"
-#include "kernels/sampling/sampling_tensor.h"
+#include "kernels/deformable_conv2d/tensors.h"
 
-namespace tf_deformable {
+namespace tf_deformable::deformable_conv2d::cpu {
 
 // What a tile keeps of an output pixel and of a sample, in vectors of `lanes` of them each
 // (PixelVector, SampleVector).
@@ -27,19 +27,14 @@ inline constexpr int64_t kReducedPixels = 512;
 inline constexpr int64_t kReducedElements = 1 << 16;
 
 // Output pixels are numbered 0 .. N*Ho*Wo-1 in an order of the kernels' own, image by image (see
-// PixelWalk). Pointers to optional tensors may be null.
+// PixelWalk).
 
 template <typename T>
 struct ForwardJob {
   using A = ComputeType<T>;
-  DeformableConv2DGeometry geometry;
+  Geometry geometry;
   bool depthwise;
-  const T* inputs;
-  const T* filters;
-  SamplingTensor<const T> offsets;
-  SamplingTensor<const T> mask;
-  const T* bias;
-  T* output;
+  ForwardTensors<T> tensors;
   // The slab of filters that is packed at a time: some groups' filters of a range.
   int64_t first_group, last_group;
   int64_t first_filter, last_filter;
@@ -59,13 +54,9 @@ struct ForwardJob {
 template <typename T>
 struct FiltersGradientJob {
   using A = ComputeType<T>;
-  DeformableConv2DGeometry geometry;
+  Geometry geometry;
   bool depthwise;
-  const T* inputs;
-  SamplingTensor<const T> offsets;
-  SamplingTensor<const T> mask;
-  const T* grad_output;
-  T* grad_filters;
+  BackwardTensors<T> tensors;
   // Unit: (segment of the pixels, group, block of rows of [taps * group_channels], block of the
   // group's filters).
   int64_t segment_pixels, segments;
@@ -92,15 +83,9 @@ struct ChannelBlock {
 template <typename T>
 struct InputsGradientJob {
   using A = ComputeType<T>;
-  DeformableConv2DGeometry geometry;
+  Geometry geometry;
   bool depthwise;
-  const T* inputs;
-  const T* filters;
-  SamplingTensor<const T> offsets;
-  SamplingTensor<const T> mask;
-  const T* grad_output;
-  SamplingTensor<T> grad_offsets;
-  SamplingTensor<T> grad_mask;
+  BackwardTensors<T> tensors;
   const ChannelBlock* blocks;
   int64_t num_blocks;
   int64_t first_block, last_block, first_tap, last_tap;  // whose filters are packed
@@ -123,7 +108,7 @@ struct InputsGradientJob {
 };
 
 template <typename T>
-struct DeformableConv2DKernels {
+struct Kernels {
   using A = ComputeType<T>;
   // Units of work; each writes memory of its own.
   void (*pack_filters)(const ForwardJob<T>& job, int64_t group);
@@ -141,8 +126,8 @@ struct DeformableConv2DKernels {
   int64_t panel_columns;  // filter ranges are best a multiple of it
 };
 
-TF_DEFORMABLE_DECLARE_KERNEL_TABLES(DeformableConv2DKernels, kDeformableConv2DKernels)
+TF_DEFORMABLE_DECLARE_KERNEL_TABLES(Kernels, kKernels)
 
-}  // namespace tf_deformable
+}  // namespace tf_deformable::deformable_conv2d::cpu
 
 #endif  // TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_KERNELS_H_

@@ -6,7 +6,7 @@
 
 #include "kernels/cpu/driver.h"
 
-namespace tf_deformable {
+namespace tf_deformable::deformable_conv2d::cpu {
 namespace {
 
 constexpr int64_t kPackedBytes = 10 << 20;      // of filters packed at a time
@@ -21,8 +21,8 @@ constexpr int64_t kSegmentTiles = 8;            // of a segment at least: its su
 constexpr int64_t kUnitsWanted = 8;             // enough to keep some threads busy
 
 template <typename T>
-const DeformableConv2DKernels<T>& SelectedConv2DKernels() {
-  return SelectedKernels<T>(TF_DEFORMABLE_KERNEL_TABLES(kDeformableConv2DKernels));
+const Kernels<T>& TableKernels() {
+  return SelectedKernels<T>(TF_DEFORMABLE_KERNEL_TABLES(kKernels));
 }
 
 // Rows of a panel are read side by side: a stride that is no multiple of a page keeps them out of
@@ -35,8 +35,8 @@ int64_t PanelRow(int64_t columns) {
 // Pixels of a tile: some register blocks, fewer if their samples or their sums would not fit, less
 // than one if even its sums would not.
 template <typename T>
-int64_t TilePixels(const DeformableConv2DKernels<T>& kernels, int64_t pixels,
-                   int64_t samples_per_pixel, int64_t sums_per_pixel) {
+int64_t TilePixels(const Kernels<T>& kernels, int64_t pixels, int64_t samples_per_pixel,
+                   int64_t sums_per_pixel) {
   using A = ComputeType<T>;
   const int64_t rows = kernels.block_rows;
   int64_t tile = rows * kTileBlocks;
@@ -48,13 +48,13 @@ int64_t TilePixels(const DeformableConv2DKernels<T>& kernels, int64_t pixels,
 }
 
 // What a panel's columns read, for one vector of pixels: no more samples than columns.
-int64_t PanelSamples(const DeformableConv2DGeometry& g, int64_t lanes) {
+int64_t PanelSamples(const Geometry& g, int64_t lanes) {
   return std::min(g.offset_groups * g.taps(), kLargestPanel) * lanes;
 }
 
 // The geometry that the kernels are given, see cpu_kernels.h.
-DeformableConv2DGeometry KernelGeometry(const DeformableConv2DGeometry& geometry) {
-  DeformableConv2DGeometry g = geometry;
+Geometry KernelGeometry(const Geometry& geometry) {
+  Geometry g = geometry;
   if (geometry.is_depthwise()) g.groups = 1;
   return g;
 }
@@ -64,11 +64,10 @@ DeformableConv2DGeometry KernelGeometry(const DeformableConv2DGeometry& geometry
 // --- Forward -------------------------------------------------------------------------------------
 
 template <typename T>
-DeformableConv2DForwardPlan<T>::DeformableConv2DForwardPlan(
-    const DeformableConv2DGeometry& geometry, int num_workers)
-    : kernels_(SelectedConv2DKernels<T>()) {
+ForwardPlan<T>::ForwardPlan(const Geometry& geometry, int num_workers)
+    : kernels_(TableKernels<T>()) {
   using A = ComputeType<T>;
-  const DeformableConv2DGeometry g = KernelGeometry(geometry);
+  const Geometry g = KernelGeometry(geometry);
   job_.geometry = g;
   job_.depthwise = geometry.is_depthwise();
   const int64_t depth = g.taps() * g.group_channels();
@@ -121,18 +120,13 @@ DeformableConv2DForwardPlan<T>::DeformableConv2DForwardPlan(
 }
 
 template <typename T>
-void DeformableConv2DForwardPlan<T>::Run(const DeformableConv2DForward<T>& tensors,
-                                         Executor& executor, void* workspace) const {
+void ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, Executor& executor,
+                         void* workspace) const {
   using A = ComputeType<T>;
-  const DeformableConv2DGeometry& g = job_.geometry;
+  const Geometry& g = job_.geometry;
   const int64_t depth = g.taps() * g.group_channels();
   ForwardJob<T> job = job_;
-  job.inputs = tensors.inputs;
-  job.filters = tensors.filters;
-  job.offsets = tensors.offsets;
-  job.mask = tensors.mask;
-  job.bias = tensors.bias;
-  job.output = tensors.output;
+  job.tensors = tensors;
   job.packed_filters = static_cast<A*>(workspace);
   A* const worker_space = job.packed_filters + worker_at_;
 
@@ -160,19 +154,17 @@ void DeformableConv2DForwardPlan<T>::Run(const DeformableConv2DForward<T>& tenso
 // --- Backward ------------------------------------------------------------------------------------
 
 template <typename T>
-DeformableConv2DBackwardPlan<T>::DeformableConv2DBackwardPlan(
-    const DeformableConv2DGeometry& geometry, int num_workers)
-    : kernels_(SelectedConv2DKernels<T>()) {
+BackwardPlan<T>::BackwardPlan(const Geometry& geometry, int num_workers)
+    : kernels_(TableKernels<T>()) {
   const bool depthwise = geometry.is_depthwise();
-  const DeformableConv2DGeometry g = KernelGeometry(geometry);
+  const Geometry g = KernelGeometry(geometry);
   workspace_bytes_ =
       std::max(PlanFilters(g, depthwise, num_workers), PlanInputs(g, depthwise, num_workers)) *
       sizeof(ComputeType<T>);
 }
 
 template <typename T>
-int64_t DeformableConv2DBackwardPlan<T>::PlanFilters(const DeformableConv2DGeometry& g,
-                                                     bool depthwise, int num_workers) {
+int64_t BackwardPlan<T>::PlanFilters(const Geometry& g, bool depthwise, int num_workers) {
   using A = ComputeType<T>;
   const int64_t lanes = kernels_.lanes;
   const int64_t depth = g.taps() * g.group_channels();
@@ -216,8 +208,7 @@ int64_t DeformableConv2DBackwardPlan<T>::PlanFilters(const DeformableConv2DGeome
 }
 
 template <typename T>
-int64_t DeformableConv2DBackwardPlan<T>::PlanInputs(const DeformableConv2DGeometry& g,
-                                                    bool depthwise, int num_workers) {
+int64_t BackwardPlan<T>::PlanInputs(const Geometry& g, bool depthwise, int num_workers) {
   using A = ComputeType<T>;
   const int64_t lanes = kernels_.lanes;
 
@@ -306,18 +297,17 @@ int64_t DeformableConv2DBackwardPlan<T>::PlanInputs(const DeformableConv2DGeomet
 }
 
 template <typename T>
-void DeformableConv2DBackwardPlan<T>::Run(const DeformableConv2DBackward<T>& tensors,
-                                          Executor& executor, void* workspace) const {
+void BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, Executor& executor,
+                          void* workspace) const {
   RunFilters(tensors, executor, static_cast<ComputeType<T>*>(workspace));
   RunInputs(tensors, executor, static_cast<ComputeType<T>*>(workspace));
 }
 
 template <typename T>
-void DeformableConv2DBackwardPlan<T>::RunFilters(const DeformableConv2DBackward<T>& tensors,
-                                                 Executor& executor,
-                                                 ComputeType<T>* workspace) const {
+void BackwardPlan<T>::RunFilters(const BackwardTensors<T>& tensors, Executor& executor,
+                                 ComputeType<T>* workspace) const {
   using A = ComputeType<T>;
-  const DeformableConv2DGeometry& g = filters_job_.geometry;
+  const Geometry& g = filters_job_.geometry;
   if (g.output_pixels() == 0) {
     const int64_t row_filters = filters_job_.depthwise ? 1 : g.filters;
     const int64_t size = g.taps() * g.group_channels() * row_filters;
@@ -325,11 +315,7 @@ void DeformableConv2DBackwardPlan<T>::RunFilters(const DeformableConv2DBackward<
     return;
   }
   FiltersGradientJob<T> job = filters_job_;
-  job.inputs = tensors.inputs;
-  job.offsets = tensors.offsets;
-  job.mask = tensors.mask;
-  job.grad_output = tensors.grad_output;
-  job.grad_filters = tensors.grad_filters;
+  job.tensors = tensors;
   job.sums = workspace;
   A* const worker_space = workspace + filters_worker_at_;
   const int64_t blocks = g.groups * job.row_blocks * job.filter_blocks;
@@ -353,21 +339,14 @@ void ForEachPiece(Executor& executor, int64_t size, const F& function) {
 }
 
 template <typename T>
-void DeformableConv2DBackwardPlan<T>::RunInputs(const DeformableConv2DBackward<T>& tensors,
-                                                Executor& executor,
-                                                ComputeType<T>* workspace) const {
+void BackwardPlan<T>::RunInputs(const BackwardTensors<T>& tensors, Executor& executor,
+                                ComputeType<T>* workspace) const {
   using A = ComputeType<T>;
-  const DeformableConv2DGeometry& g = inputs_job_.geometry;
+  const Geometry& g = inputs_job_.geometry;
   if (g.batch == 0) return;  // the sizes of the images that are not there may be anything
   const int64_t image_size = g.height * g.width * g.channels;
   InputsGradientJob<T> job = inputs_job_;
-  job.inputs = tensors.inputs;
-  job.filters = tensors.filters;
-  job.offsets = tensors.offsets;
-  job.mask = tensors.mask;
-  job.grad_output = tensors.grad_output;
-  job.grad_offsets = tensors.grad_offsets;
-  job.grad_mask = tensors.grad_mask;
+  job.tensors = tensors;
   job.blocks = blocks_.data();
   job.packed_filters = workspace + packed_at_;
   job.partials = workspace + partials_at_;
@@ -434,13 +413,13 @@ void DeformableConv2DBackwardPlan<T>::RunInputs(const DeformableConv2DBackward<T
   }
 }
 
-template class DeformableConv2DForwardPlan<float>;
-template class DeformableConv2DForwardPlan<double>;
-template class DeformableConv2DForwardPlan<Half>;
-template class DeformableConv2DForwardPlan<BFloat16>;
-template class DeformableConv2DBackwardPlan<float>;
-template class DeformableConv2DBackwardPlan<double>;
-template class DeformableConv2DBackwardPlan<Half>;
-template class DeformableConv2DBackwardPlan<BFloat16>;
+template class ForwardPlan<float>;
+template class ForwardPlan<double>;
+template class ForwardPlan<Half>;
+template class ForwardPlan<BFloat16>;
+template class BackwardPlan<float>;
+template class BackwardPlan<double>;
+template class BackwardPlan<Half>;
+template class BackwardPlan<BFloat16>;
 
-}  // namespace tf_deformable
+}  // namespace tf_deformable::deformable_conv2d::cpu

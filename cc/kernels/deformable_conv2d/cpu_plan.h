@@ -10,20 +10,20 @@
 #include "kernels/deformable_conv2d/geometry.h"
 #include "kernels/deformable_conv2d/tensors.h"
 
-namespace tf_deformable {
+namespace tf_deformable::deformable_conv2d::cpu {
 
 // Cuts the work into pieces that fit the caches, from the shapes alone (never from the number of
 // threads: the order of sums must not depend on it). Made for one call: plan, allocate, Run.
 // The workspace is bounded whatever the shape and must be aligned to 64 bytes.
 template <typename T>
-class DeformableConv2DForwardPlan {
+class ForwardPlan {
  public:
-  DeformableConv2DForwardPlan(const DeformableConv2DGeometry& geometry, int num_workers);
+  ForwardPlan(const Geometry& geometry, int num_workers);
   int64_t workspace_bytes() const { return workspace_bytes_; }
-  void Run(const DeformableConv2DForward<T>& tensors, Executor& executor, void* workspace) const;
+  void Run(const ForwardTensors<T>& tensors, Executor& executor, void* workspace) const;
 
  private:
-  const DeformableConv2DKernels<T>& kernels_;
+  const Kernels<T>& kernels_;
   ForwardJob<T> job_ = {};
   int64_t groups_per_slab_, filters_per_slab_;
   int64_t worker_at_, worker_size_;
@@ -31,11 +31,11 @@ class DeformableConv2DForwardPlan {
 };
 
 template <typename T>
-class DeformableConv2DBackwardPlan {
+class BackwardPlan {
  public:
-  DeformableConv2DBackwardPlan(const DeformableConv2DGeometry& geometry, int num_workers);
+  BackwardPlan(const Geometry& geometry, int num_workers);
   int64_t workspace_bytes() const { return workspace_bytes_; }
-  void Run(const DeformableConv2DBackward<T>& tensors, Executor& executor, void* workspace) const;
+  void Run(const BackwardTensors<T>& tensors, Executor& executor, void* workspace) const;
 
  private:
   // Filters that are packed at a time: of some blocks all taps, or of one block some.
@@ -45,14 +45,14 @@ class DeformableConv2DBackwardPlan {
   };
 
   // Each pass follows the other in the same workspace; returns the elements that it needs of it.
-  int64_t PlanFilters(const DeformableConv2DGeometry& geometry, bool depthwise, int num_workers);
-  int64_t PlanInputs(const DeformableConv2DGeometry& geometry, bool depthwise, int num_workers);
-  void RunFilters(const DeformableConv2DBackward<T>& tensors, Executor& executor,
+  int64_t PlanFilters(const Geometry& geometry, bool depthwise, int num_workers);
+  int64_t PlanInputs(const Geometry& geometry, bool depthwise, int num_workers);
+  void RunFilters(const BackwardTensors<T>& tensors, Executor& executor,
                   ComputeType<T>* workspace) const;
-  void RunInputs(const DeformableConv2DBackward<T>& tensors, Executor& executor,
+  void RunInputs(const BackwardTensors<T>& tensors, Executor& executor,
                  ComputeType<T>* workspace) const;
 
-  const DeformableConv2DKernels<T>& kernels_;
+  const Kernels<T>& kernels_;
   FiltersGradientJob<T> filters_job_ = {};
   int64_t filters_worker_at_, filters_worker_size_;
   InputsGradientJob<T> inputs_job_ = {};
@@ -64,6 +64,6 @@ class DeformableConv2DBackwardPlan {
   int64_t workspace_bytes_;
 };
 
-}  // namespace tf_deformable
+}  // namespace tf_deformable::deformable_conv2d::cpu
 
 #endif  // TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_PLAN_H_

@@ -15,16 +15,13 @@
 #include "kernels/deformable_conv2d/cuda_kernels.h"
 #include "kernels/deformable_conv2d/cuda_plan.h"
 
-namespace tf_deformable {
-namespace cuda {
+namespace tf_deformable::deformable_conv2d::cuda {
 
-inline std::string ErrorText(const char* error) {
-  return error == nullptr ? "" : std::string("deformable_conv2d: CUDA says: ") + error;
-}
+inline constexpr char kOp[] = "deformable_conv2d";
 
-// Fills `convolution`, or returns what does not fit into the kernels' 32-bit numbers. The number of
+// Fills `convolution`, or says what does not fit into the kernels' 32-bit numbers. The number of
 // elements of a tensor has no such limit.
-inline std::string MakeConvolution(const DeformableConv2DGeometry& g, Convolution* convolution) {
+inline Status MakeConvolution(const Geometry& g, Convolution* convolution) {
   constexpr int64_t kMost = 1 << 30;
   constexpr int64_t kMostPixels = 1 << 24;  // along an axis: exact as float
   const int64_t reach_y = g.output_height * g.stride_y + g.kernel_height * g.dilation_y + g.pad_top;
@@ -34,10 +31,12 @@ inline std::string MakeConvolution(const DeformableConv2DGeometry& g, Convolutio
                     reach_y <= kMost && reach_x <= kMost && g.taps() <= kMost &&
                     g.channels <= kMost && g.filters <= kMost && g.offset_groups <= kMost;
   if (!fits) {
-    return "deformable_conv2d: a GPU takes images, outputs and strides of at most 2^30 pixels, and "
-           "2^24 along an axis, got images of " +
-           ToString({g.height, g.width}) + " and an output of " +
-           ToString({g.output_height, g.output_width});
+    return Status(Status::Code::kTooLarge,
+                  std::string(kOp) +
+                      ": a GPU takes images, outputs and strides of at most 2^30 pixels, and 2^24 "
+                      "along an axis, got images of " +
+                      ToString({g.height, g.width}) + " and an output of " +
+                      ToString({g.output_height, g.output_width}));
   }
   Convolution& c = *convolution;
   c.height = g.height;
@@ -63,7 +62,7 @@ inline std::string MakeConvolution(const DeformableConv2DGeometry& g, Convolutio
   c.segment = g.is_depthwise() ? g.offset_group_channels()
                                : std::gcd(g.group_channels(), g.offset_group_channels());
   c.tile_rows = c.tile_columns = 0;
-  return "";
+  return Status();
 }
 
 // Cuts the output into tiles of `size` pixels and returns how many. Square ones read fewer
@@ -109,23 +108,20 @@ int64_t ForwardCost(const Convolution& c, int multiprocessors) {
 }
 
 template <typename Tile>
-std::string LaunchForward(Convolution c, const DeformableConv2DForward<typename Tile::T>& tensors,
-                          void* stream) {
+Status LaunchForward(Convolution c, const ForwardTensors<typename Tile::T>& tensors, void* stream) {
   const int32_t column_tiles = CeilDiv(c.group_filters, Tile::kColumns);
   const int64_t tiles = ChooseTiles(Tile::kRows, &c);
   const ForwardShared<Tile> shared(nullptr, c.taps);
-  return ErrorText(Launch(ForwardKernel<Tile>,
-                          tiles * (c.channels / c.group_channels) * column_tiles, kThreads,
-                          shared.bytes, stream, c, tensors, column_tiles));
+  return Launch(kOp, ForwardKernel<Tile>, tiles * (c.channels / c.group_channels) * column_tiles,
+                kThreads, shared.bytes, stream, c, tensors, column_tiles);
 }
 
 // The cheapest of some tiles.
 template <typename First, typename... Others>
-std::string LaunchCheapestForward(const Convolution& c, const DeviceLimits& limits,
-                                  const DeformableConv2DForward<typename First::T>& tensors,
-                                  void* stream) {
+Status LaunchCheapestForward(const Convolution& c, const DeviceLimits& limits,
+                             const ForwardTensors<typename First::T>& tensors, void* stream) {
   using T = typename First::T;
-  std::string (*launch)(Convolution, const DeformableConv2DForward<T>&, void*) = nullptr;
+  Status (*launch)(Convolution, const ForwardTensors<T>&, void*) = nullptr;
   int64_t least = std::numeric_limits<int64_t>::max();
   const auto consider = [&](int64_t cost, int64_t bytes, auto* candidate) {
     if (cost >= least || bytes > limits.shared_bytes_per_block) return;
@@ -154,13 +150,13 @@ inline DepthwiseRanges ChooseRanges(const Convolution& c, int chunk, int64_t til
 }
 
 template <typename T, bool kVectors>
-std::string LaunchDepthwiseForward(Convolution c, int multiprocessors,
-                                   const DeformableConv2DForward<T>& tensors, void* stream) {
+Status LaunchDepthwiseForward(Convolution c, int multiprocessors, const ForwardTensors<T>& tensors,
+                              void* stream) {
   const int64_t tiles = ChooseTiles(kDepthwisePixels, &c);
   const DepthwiseRanges ranges = ChooseRanges(c, kChunkBytes / sizeof(T), tiles, multiprocessors);
   const DepthwiseShared<T> shared(nullptr, c.taps);
-  return ErrorText(Launch(DepthwiseForwardKernel<T, kVectors>, tiles * ranges.ranges, kThreads,
-                          shared.bytes, stream, c, tensors, ranges));
+  return Launch(kOp, DepthwiseForwardKernel<T, kVectors>, tiles * ranges.ranges, kThreads,
+                shared.bytes, stream, c, tensors, ranges);
 }
 
 // What is computed with plain multiply-adds.
@@ -172,7 +168,7 @@ bool IsExact(const CudaOptions& options) {
 // Calls function(Tile) with the tile of that kind: on the tensor cores or not, reading 16 bytes at
 // a time or not.
 template <typename T, int kRows, int kColumns, int kWarpRows, int kWarpColumns, typename F>
-std::string WithTile(bool exact, bool vectorised, const F& function) {
+Status WithTile(bool exact, bool vectorised, const F& function) {
   if constexpr (sizeof(T) >= 4) {
     if (exact) {
       if (vectorised) {
@@ -187,7 +183,7 @@ std::string WithTile(bool exact, bool vectorised, const F& function) {
     }
     return function(Tile<T, false, kRows, kColumns, kWarpRows, kWarpColumns, false>());
   }
-  return "";
+  return Status();
 }
 
 // Bounds of the parts of the workspace.
@@ -197,18 +193,14 @@ inline constexpr int64_t kFiltersPartialsBytes = 48 << 20;
 
 inline constexpr int kScatterRows = 64;  // pixels of a tile of the gradient for the inputs
 
-}  // namespace cuda
-
 template <typename T>
-std::string DeformableConv2DForwardCudaPlan<T>::Run(const DeformableConv2DForward<T>& tensors,
-                                                    void*, void* stream) const {
-  using namespace cuda;
-  if (geometry_.output_pixels() == 0) return "";
+Status ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, void*, void* stream) const {
+  if (geometry_.output_pixels() == 0) return Status();
   Convolution c;
-  const std::string unfit = MakeConvolution(geometry_, &c);
-  if (!unfit.empty()) return unfit;
+  Status status = MakeConvolution(geometry_, &c);
   DeviceLimits limits;
-  if (const char* error = GetDeviceLimits(&limits)) return ErrorText(error);
+  if (status.ok()) status = GetDeviceLimits(kOp, &limits);
+  if (!status.ok()) return status;
   const bool depthwise = geometry_.is_depthwise();
   const bool vectorised =
       IsVectorised(c, depthwise, 16 / sizeof(T), {tensors.inputs, tensors.filters, tensors.output});
@@ -233,19 +225,16 @@ std::string DeformableConv2DForwardCudaPlan<T>::Run(const DeformableConv2DForwar
 }
 
 template <typename T>
-DeformableConv2DBackwardCudaPlan<T>::DeformableConv2DBackwardCudaPlan(
-    const DeformableConv2DGeometry& geometry, const CudaOptions& options)
+BackwardPlan<T>::BackwardPlan(const Geometry& geometry, const CudaOptions& options)
     : geometry_(geometry), options_(options) {
-  using namespace cuda;
   using A = ComputeType<T>;
-  const DeformableConv2DGeometry& g = geometry_;
+  const Geometry& g = geometry_;
   if (g.output_pixels() == 0) return;
   Convolution c;
-  error_ = MakeConvolution(g, &c);
-  if (!error_.empty()) return;
   DeviceLimits limits;
-  error_ = ErrorText(GetDeviceLimits(&limits));
-  if (!error_.empty()) return;
+  status_ = MakeConvolution(g, &c);
+  if (status_.ok()) status_ = GetDeviceLimits(kOp, &limits);
+  if (!status_.ok()) return;
   multiprocessors_ = limits.multiprocessors;
   shared_bytes_ = limits.shared_bytes_per_block;
   shared_bytes_for_two_ = limits.shared_bytes_per_multiprocessor / 2 - 1024;
@@ -299,35 +288,32 @@ DeformableConv2DBackwardCudaPlan<T>::DeformableConv2DBackwardCudaPlan(
 }
 
 template <typename T>
-std::string DeformableConv2DBackwardCudaPlan<T>::Run(const DeformableConv2DBackward<T>& tensors,
-                                                     void* workspace, void* stream) const {
-  using namespace cuda;
-  const DeformableConv2DGeometry& g = geometry_;
-  if (!error_.empty()) return error_;
+Status BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, void* workspace,
+                            void* stream) const {
+  const Geometry& g = geometry_;
+  if (!status_.ok()) return status_;
   const int64_t inputs_bytes = g.batch * g.height * g.width * g.channels * sizeof(T);
   if (std::is_same_v<T, ComputeType<T>> || g.output_pixels() == 0) {
-    if (const char* error = FillZeros(tensors.grad_inputs, inputs_bytes, stream)) {
-      return ErrorText(error);
-    }
+    const Status status = FillZeros(kOp, tensors.grad_inputs, inputs_bytes, stream);
+    if (!status.ok()) return status;
   }
   if (g.output_pixels() == 0) {
     const int64_t filters_bytes = g.taps() * g.group_channels() * g.filters * sizeof(T);
-    return ErrorText(FillZeros(tensors.grad_filters, filters_bytes, stream));
+    return FillZeros(kOp, tensors.grad_filters, filters_bytes, stream);
   }
-  const std::string error = RunInputs(tensors, workspace, stream);
-  return error.empty() ? RunFilters(tensors, workspace, stream) : error;
+  const Status status = RunInputs(tensors, workspace, stream);
+  return status.ok() ? RunFilters(tensors, workspace, stream) : status;
 }
 
 template <typename T>
-std::string DeformableConv2DBackwardCudaPlan<T>::RunInputs(
-    const DeformableConv2DBackward<T>& tensors, void* workspace, void* stream) const {
-  using namespace cuda;
+Status BackwardPlan<T>::RunInputs(const BackwardTensors<T>& tensors, void* workspace,
+                                  void* stream) const {
   using A = ComputeType<T>;
   constexpr bool kWidened = !std::is_same_v<T, A>;
-  const DeformableConv2DGeometry& g = geometry_;
+  const Geometry& g = geometry_;
   const int64_t image_size = g.height * g.width * g.channels;
   Convolution c;
-  MakeConvolution(g, &c);
+  if (const Status status = MakeConvolution(g, &c); !status.ok()) return status;
   // Scattering reads four channels at a time.
   const bool vectorised =
       IsVectorised(c, depthwise_, std::max<int>(16 / sizeof(T), kScatterChannels),
@@ -341,7 +327,7 @@ std::string DeformableConv2DBackwardCudaPlan<T>::RunInputs(
   job.in_order = options_.deterministic;
   job.partials =
       reduces ? reinterpret_cast<A*>(static_cast<char*>(workspace) + partials_at_) : nullptr;
-  const auto launch = [&](auto tile, auto depthwise) -> const char* {
+  const auto launch = [&](auto tile, auto depthwise) {
     using Tile = decltype(tile);
     using Shared = InputsGradientShared<Tile>;
     const int chunks = static_cast<int>(CeilDiv(c.group_filters, Shared::kDepth));
@@ -366,7 +352,7 @@ std::string DeformableConv2DBackwardCudaPlan<T>::RunInputs(
       job.tiles_per_block = 1;
       blocks = ChooseTiles(Tile::kRows, &c);
     }
-    return Launch(InputsGradientKernel<Tile, decltype(depthwise)::value>, blocks * job.ranges,
+    return Launch(kOp, InputsGradientKernel<Tile, decltype(depthwise)::value>, blocks * job.ranges,
                   kThreads, bytes, stream, c, tensors, job);
   };
 
@@ -375,9 +361,9 @@ std::string DeformableConv2DBackwardCudaPlan<T>::RunInputs(
     job.first_image = image;
     if constexpr (kWidened) {
       job.grad_inputs = static_cast<A*>(workspace);
-      if (const char* error = FillZeros(job.grad_inputs, images * image_size * sizeof(A), stream)) {
-        return ErrorText(error);
-      }
+      const Status status =
+          FillZeros(kOp, job.grad_inputs, images * image_size * sizeof(A), stream);
+      if (!status.ok()) return status;
     } else {
       job.grad_inputs = tensors.grad_inputs + image * image_size;
     }
@@ -386,55 +372,55 @@ std::string DeformableConv2DBackwardCudaPlan<T>::RunInputs(
         pixels_per_step_ < g.output_size() ? pixels_per_step_ : images * g.output_size();
     for (c.first_pixel = first; c.first_pixel < last; c.first_pixel += step) {
       c.last_pixel = std::min(c.first_pixel + step, last);
-      const std::string error = WithTile<T, kScatterRows, kScatterChunk, 32, 16>(
+      Status status = WithTile<T, kScatterRows, kScatterChunk, 32, 16>(
           IsExact<T>(options_), vectorised, [&](auto tile) {
-            return ErrorText(depthwise_ ? launch(tile, std::true_type())
-                                        : launch(tile, std::false_type()));
+            return depthwise_ ? launch(tile, std::true_type()) : launch(tile, std::false_type());
           });
-      if (!error.empty()) return error;
       if (reduces) {
         const int64_t samples = (c.last_pixel - c.first_pixel) * g.offset_groups * g.taps();
-        const char* failure = Launch(ReducePartialsKernel<T>, CeilDiv(samples, kThreads), kThreads,
-                                     0, stream, c, static_cast<const A*>(job.partials), ranges_,
-                                     tensors.grad_offsets, tensors.grad_mask);
-        if (failure != nullptr) return ErrorText(failure);
+        if (status.ok()) {
+          status = Launch(kOp, ReducePartialsKernel<T>, CeilDiv(samples, kThreads), kThreads, 0,
+                          stream, c, static_cast<const A*>(job.partials), ranges_,
+                          tensors.grad_offsets, tensors.grad_mask);
+        }
       }
+      if (!status.ok()) return status;
     }
     if constexpr (kWidened) {
-      const char* failure =
-          Launch(SumKernel<T>, CeilDiv(images * image_size, kThreads), kThreads, 0, stream,
+      const Status status =
+          Launch(kOp, SumKernel<T>, CeilDiv(images * image_size, kThreads), kThreads, 0, stream,
                  static_cast<const A*>(job.grad_inputs), images * image_size, 1,
                  tensors.grad_inputs + image * image_size);
-      if (failure != nullptr) return ErrorText(failure);
+      if (!status.ok()) return status;
     }
   }
-  return "";
+  return Status();
 }
 
 template <typename T>
-std::string DeformableConv2DBackwardCudaPlan<T>::RunFilters(
-    const DeformableConv2DBackward<T>& tensors, void* workspace, void* stream) const {
-  using namespace cuda;
+Status BackwardPlan<T>::RunFilters(const BackwardTensors<T>& tensors, void* workspace,
+                                   void* stream) const {
   using A = ComputeType<T>;
-  const DeformableConv2DGeometry& g = geometry_;
+  const Geometry& g = geometry_;
   Convolution c;
-  MakeConvolution(g, &c);
+  if (const Status status = MakeConvolution(g, &c); !status.ok()) return status;
   A* const partials = splits_ > 1 || depthwise_ ? static_cast<A*>(workspace) : nullptr;
   const bool vectorised = IsVectorised(c, depthwise_, 16 / sizeof(T),
                                        {tensors.inputs, tensors.grad_output, tensors.grad_filters});
-  std::string error;
+  Status status;
   if (depthwise_) {
     const int64_t blocks = g.taps() * (g.channels / c.segment) *
                            CeilDiv(c.segment, kChunkBytes / static_cast<int64_t>(sizeof(T)));
     const int64_t pixels =
         CeilDiv(CeilDiv(g.output_pixels(), splits_), kDepthwisePixels) * kDepthwisePixels;
     constexpr int kDepth = kChunkBytes / sizeof(T);
-    error = ErrorText(Launch(vectorised ? DepthwiseFiltersGradientKernel<T, true>
-                                        : DepthwiseFiltersGradientKernel<T, false>,
-                             blocks * splits_, kThreads, kDepthwisePixels * kDepth * sizeof(A),
-                             stream, c, tensors, pixels, partials));
+    status = Launch(kOp,
+                    vectorised ? DepthwiseFiltersGradientKernel<T, true>
+                               : DepthwiseFiltersGradientKernel<T, false>,
+                    blocks * splits_, kThreads, kDepthwisePixels * kDepth * sizeof(A), stream, c,
+                    tensors, pixels, partials);
   } else {
-    error = WithTile<T, 2 * kSlotChannels, 64, 32, 32>(
+    status = WithTile<T, 2 * kSlotChannels, 64, 32, 32>(
         IsExact<T>(options_), vectorised, [&](auto small) {
           const auto launch = [&](auto tile) {
             using Tile = decltype(tile);
@@ -447,9 +433,9 @@ std::string DeformableConv2DBackwardCudaPlan<T>::RunFilters(
             job.pixels_per_split =
                 CeilDiv(CeilDiv(g.output_pixels(), splits_), Shared::kPixels) * Shared::kPixels;
             job.partials = partials;
-            return ErrorText(Launch(FiltersGradientKernel<Tile>,
-                                    g.groups * job.slot_pairs * job.column_tiles * splits_,
-                                    kThreads, Shared(nullptr).bytes, stream, c, tensors, job));
+            return Launch(kOp, FiltersGradientKernel<Tile>,
+                          g.groups * job.slot_pairs * job.column_tiles * splits_, kThreads,
+                          Shared(nullptr).bytes, stream, c, tensors, job);
           };
           using Small = decltype(small);
           if constexpr (!Small::kExact && Small::kVectors) {
@@ -459,12 +445,12 @@ std::string DeformableConv2DBackwardCudaPlan<T>::RunFilters(
           return launch(small);
         });
   }
-  if (!error.empty() || partials == nullptr) return error;
+  if (!status.ok() || partials == nullptr) return status;
   const int64_t size = g.taps() * g.group_channels() * g.filters;
-  return ErrorText(Launch(SumKernel<T>, CeilDiv(size, kThreads), kThreads, 0, stream,
-                          static_cast<const A*>(partials), size, splits_, tensors.grad_filters));
+  return Launch(kOp, SumKernel<T>, CeilDiv(size, kThreads), kThreads, 0, stream,
+                static_cast<const A*>(partials), size, splits_, tensors.grad_filters);
 }
 
-}  // namespace tf_deformable
+}  // namespace tf_deformable::deformable_conv2d::cuda
 
 #endif  // TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_DRIVER_H_

@@ -26,8 +26,9 @@
 #include "kernels/deformable_conv2d/tensors.h"
 #include "kernels/sampling/bilinear.h"
 
-namespace tf_deformable {
-namespace cuda {
+namespace tf_deformable::deformable_conv2d::cuda {
+
+using namespace tf_deformable::cuda;
 
 // The geometry as the kernels read it; the driver has checked that it fits.
 struct Convolution {
@@ -331,8 +332,7 @@ struct ForwardShared {
 
 template <typename Tile>
 TF_DEFORMABLE_KERNEL(kThreads, Tile::kRows* Tile::kColumns > 128 * 128 ? 1 : 2)
-void ForwardKernel(Convolution g, DeformableConv2DForward<typename Tile::T> tensors,
-                   int32_t column_tiles) {
+void ForwardKernel(Convolution g, ForwardTensors<typename Tile::T> tensors, int32_t column_tiles) {
   using T = typename Tile::T;
   using Shared = ForwardShared<Tile>;
   constexpr int kRowsAtOnce = kThreads * Tile::kLanes / Shared::kDepth;
@@ -620,7 +620,7 @@ TF_DEFORMABLE_DEVICE void ScatterChunk(const Convolution& g, const typename Tile
 // kDepthwise: each channel is a group of its own, with one filter; then there is no product.
 template <typename Tile, bool kDepthwise>
 TF_DEFORMABLE_KERNEL(kThreads, 2)
-void InputsGradientKernel(Convolution g, DeformableConv2DBackward<typename Tile::T> tensors,
+void InputsGradientKernel(Convolution g, BackwardTensors<typename Tile::T> tensors,
                           InputsGradientJob<ComputeType<typename Tile::T>> job) {
   using T = typename Tile::T;
   using A = ComputeType<T>;
@@ -881,7 +881,7 @@ TF_DEFORMABLE_DEVICE FilterSlot MakeFilterSlot(const Convolution& g, int32_t slo
 
 template <typename Tile>
 TF_DEFORMABLE_KERNEL(kThreads, Tile::kRows* Tile::kColumns > 128 * 128 ? 1 : 2)
-void FiltersGradientKernel(Convolution g, DeformableConv2DBackward<typename Tile::T> tensors,
+void FiltersGradientKernel(Convolution g, BackwardTensors<typename Tile::T> tensors,
                            FiltersGradientJob<ComputeType<typename Tile::T>> job) {
   using T = typename Tile::T;
   using A = ComputeType<T>;
@@ -1073,8 +1073,7 @@ TF_DEFORMABLE_DEVICE void LoadLanes(const T* from, int left,
 
 template <typename T, bool kVectors>
 TF_DEFORMABLE_KERNEL(kThreads, 2)
-void DepthwiseForwardKernel(Convolution g, DeformableConv2DForward<T> tensors,
-                            DepthwiseRanges ranges) {
+void DepthwiseForwardKernel(Convolution g, ForwardTensors<T> tensors, DepthwiseRanges ranges) {
   using A = ComputeType<T>;
   constexpr int kLanes = 16 / sizeof(T), kDepth = kChunkBytes / sizeof(T);
   const DepthwiseShared<T> shared(SharedMemory(), g.taps);
@@ -1131,7 +1130,7 @@ void DepthwiseForwardKernel(Convolution g, DeformableConv2DForward<T> tensors,
 // [splits, taps, C].
 template <typename T, bool kVectors>
 TF_DEFORMABLE_KERNEL(kThreads, 2)
-void DepthwiseFiltersGradientKernel(Convolution g, DeformableConv2DBackward<T> tensors,
+void DepthwiseFiltersGradientKernel(Convolution g, BackwardTensors<T> tensors,
                                     int64_t pixels_per_split, ComputeType<T>* partials) {
   using A = ComputeType<T>;
   constexpr int kLanes = 16 / sizeof(T), kDepth = kChunkBytes / sizeof(T);
@@ -1179,7 +1178,6 @@ void DepthwiseFiltersGradientKernel(Convolution g, DeformableConv2DBackward<T> t
   }
 }
 
-}  // namespace cuda
-}  // namespace tf_deformable
+}  // namespace tf_deformable::deformable_conv2d::cuda
 
 #endif  // TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_KERNELS_H_

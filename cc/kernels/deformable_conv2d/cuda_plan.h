@@ -7,50 +7,48 @@
 #define TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_PLAN_H_
 
 #include <cstdint>
-#include <string>
 
+#include "kernels/base/status.h"
 #include "kernels/cuda/options.h"
 #include "kernels/deformable_conv2d/geometry.h"
 #include "kernels/deformable_conv2d/tensors.h"
 
-namespace tf_deformable {
+namespace tf_deformable::deformable_conv2d::cuda {
 
 // Made for one call: plan, allocate, Run. All tensors and the workspace (aligned to 256 bytes) are
 // in the memory of the device; `stream` is a cudaStream_t. Run returns when the work is in the
-// stream: an empty string, or one sentence that says what is wrong.
+// stream.
 template <typename T>
-class DeformableConv2DForwardCudaPlan {
+class ForwardPlan {
  public:
-  DeformableConv2DForwardCudaPlan(const DeformableConv2DGeometry& geometry,
-                                  const CudaOptions& options)
+  ForwardPlan(const Geometry& geometry, const CudaOptions& options)
       : geometry_(geometry), options_(options) {}
   int64_t workspace_bytes() const { return 0; }
-  std::string Run(const DeformableConv2DForward<T>& tensors, void* workspace, void* stream) const;
+  [[nodiscard]] Status Run(const ForwardTensors<T>& tensors, void* workspace, void* stream) const;
 
  private:
-  DeformableConv2DGeometry geometry_;
+  Geometry geometry_;
   CudaOptions options_;
 };
 
 // The workspace is bounded whatever the batch: 48 MB, or what one image needs, if that is more
 // (16-bit gradients of the inputs are added up as float, some images at a time).
 template <typename T>
-class DeformableConv2DBackwardCudaPlan {
+class BackwardPlan {
  public:
-  DeformableConv2DBackwardCudaPlan(const DeformableConv2DGeometry& geometry,
-                                   const CudaOptions& options);
+  BackwardPlan(const Geometry& geometry, const CudaOptions& options);
   int64_t workspace_bytes() const { return workspace_bytes_; }
-  std::string Run(const DeformableConv2DBackward<T>& tensors, void* workspace, void* stream) const;
+  [[nodiscard]] Status Run(const BackwardTensors<T>& tensors, void* workspace, void* stream) const;
 
  private:
-  std::string RunInputs(const DeformableConv2DBackward<T>& tensors, void* workspace,
-                        void* stream) const;
-  std::string RunFilters(const DeformableConv2DBackward<T>& tensors, void* workspace,
-                         void* stream) const;
+  [[nodiscard]] Status RunInputs(const BackwardTensors<T>& tensors, void* workspace,
+                                 void* stream) const;
+  [[nodiscard]] Status RunFilters(const BackwardTensors<T>& tensors, void* workspace,
+                                  void* stream) const;
 
-  DeformableConv2DGeometry geometry_;
+  Geometry geometry_;
   CudaOptions options_;
-  std::string error_;  // what Run returns, if the kernels do not take this
+  Status status_;  // of planning: Run returns it, if it is an error
   int multiprocessors_ = 0, shared_bytes_ = 0, shared_bytes_for_two_ = 0;
   bool depthwise_;
   // Gradients of inputs, offsets and mask: steps of some images, or of some pixels of one.
@@ -62,6 +60,6 @@ class DeformableConv2DBackwardCudaPlan {
   int64_t workspace_bytes_ = 0;
 };
 
-}  // namespace tf_deformable
+}  // namespace tf_deformable::deformable_conv2d::cuda
 
 #endif  // TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_PLAN_H_

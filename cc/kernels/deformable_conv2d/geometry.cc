@@ -4,7 +4,7 @@
 
 #include "kernels/base/validation.h"
 
-namespace tf_deformable {
+namespace tf_deformable::deformable_conv2d {
 namespace {
 
 constexpr char kOp[] = "deformable_conv2d";
@@ -38,7 +38,7 @@ Axis ResolveAxis(int64_t input, int64_t kernel, int64_t stride, int64_t dilation
   return axis;
 }
 
-std::string CheckAttributes(const DeformableConv2DArguments& a) {
+std::string CheckAttributes(const Arguments& a) {
   if (!AllInRange(a.strides, 2, 1)) {
     return Message("strides must be 2 positive integers (y, x)" + AtMostLargest() + ", got " +
                    ListToString(a.strides));
@@ -54,7 +54,7 @@ std::string CheckAttributes(const DeformableConv2DArguments& a) {
   return "";
 }
 
-std::string CheckRanks(const DeformableConv2DArguments& a) {
+std::string CheckRanks(const Arguments& a) {
   std::string error = RankError(kOp, "inputs", "[N,H,W,C]", 4, a.inputs);
   if (error.empty()) error = RankError(kOp, "filters", "[kh,kw,C/groups,F]", 4, a.filters);
   if (error.empty()) error = RankError(kOp, "offsets", "[N,Ho,Wo,G*kh*kw*2]", 4, a.offsets);
@@ -67,12 +67,12 @@ std::string CheckRanks(const DeformableConv2DArguments& a) {
 }
 
 // Batch, output height and output width are common to offsets, mask and grad_output.
-bool MapDiffers(const Shape& shape, const DeformableConv2DGeometry& g) {
+bool MapDiffers(const Shape& shape, const Geometry& g) {
   return Differ(shape.dim(0), g.batch) || Differ(shape.dim(1), g.output_height) ||
          Differ(shape.dim(2), g.output_width);
 }
 
-std::string MapMessage(const char* name, const char* layout, const DeformableConv2DGeometry& g,
+std::string MapMessage(const char* name, const char* layout, const Geometry& g,
                        const std::string& last, const Shape& shape) {
   std::string expected = ToString({g.batch, g.output_height, g.output_width});
   expected.back() = ',';
@@ -80,11 +80,9 @@ std::string MapMessage(const char* name, const char* layout, const DeformableCon
                  "], got shape " + ToString(shape));
 }
 
-}  // namespace
-
-std::string ParseDeformableConv2D(const DeformableConv2DArguments& a,
-                                  DeformableConv2DGeometry* geometry) {
-  DeformableConv2DGeometry& g = *geometry;
+// What is wrong with the arguments, or an empty string.
+std::string FillGeometry(const Arguments& a, Geometry* geometry) {
+  Geometry& g = *geometry;
   std::string error = CheckAttributes(a);
   if (error.empty()) error = CheckRanks(a);
   if (!error.empty()) return error;
@@ -184,4 +182,12 @@ std::string ParseDeformableConv2D(const DeformableConv2DArguments& a,
   return "";
 }
 
-}  // namespace tf_deformable
+}  // namespace
+
+Status Parse(const Arguments& arguments, Geometry* geometry) {
+  std::string error = FillGeometry(arguments, geometry);
+  if (error.empty()) return Status();
+  return Status(Status::Code::kInvalidArgument, std::move(error));
+}
+
+}  // namespace tf_deformable::deformable_conv2d

@@ -5,17 +5,17 @@
 
 #include <cstdint>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "kernels/base/shape.h"
+#include "kernels/base/status.h"
 
-namespace tf_deformable {
+namespace tf_deformable::deformable_conv2d {
 
 enum class Padding { kSame, kValid, kExplicit };
 
 // Everything that determines the geometry, as the caller states it; shapes may be partly unknown.
-struct DeformableConv2DArguments {
+struct Arguments {
   Shape inputs;                      // [N, H, W, C]
   Shape filters;                     // [kh, kw, C/groups, F]
   Shape offsets;                     // [N, Ho, Wo, G*kh*kw*2]
@@ -31,7 +31,7 @@ struct DeformableConv2DArguments {
 
 // Plain data, so that it can be handed to a GPU kernel by value. A dimension that does not follow
 // from what is known is kUnknown; kernels are only ever given a fully known geometry.
-struct DeformableConv2DGeometry {
+struct Geometry {
   int64_t batch = kUnknown;
   int64_t height = kUnknown, width = kUnknown, channels = kUnknown;
   int64_t kernel_height = kUnknown, kernel_width = kUnknown;
@@ -61,11 +61,10 @@ struct DeformableConv2DGeometry {
   }
 };
 
-// Fills `geometry` with all that follows from `arguments`. Returns an empty string, or one sentence
-// naming the argument, the rule and what was got.
-std::string ParseDeformableConv2D(const DeformableConv2DArguments& arguments,
-                                  DeformableConv2DGeometry* geometry);
+// Fills `geometry` with all that follows from `arguments`. The message of an error names the
+// argument, the rule and what was got.
+[[nodiscard]] Status Parse(const Arguments& arguments, Geometry* geometry);
 
-}  // namespace tf_deformable
+}  // namespace tf_deformable::deformable_conv2d
 
 #endif  // TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_GEOMETRY_H_

@@ -4,32 +4,31 @@
 
 #include "kernels/sampling/sampling_tensor.h"
 
-namespace tf_deformable {
+namespace tf_deformable::deformable_conv2d {
 
-// Shapes as in DeformableConv2DArguments; `mask` and `bias` may be null.
 template <typename T>
-struct DeformableConv2DForward {
-  const T* inputs;
-  const T* filters;
-  SamplingTensor<const T> offsets;
-  SamplingTensor<const T> mask;
-  const T* bias;
-  T* output;  // [N, Ho, Wo, F]
+struct ForwardTensors {
+  const T* inputs;                  // [N, H, W, C]
+  const T* filters;                 // [kh, kw, C/groups, F]
+  SamplingTensor<const T> offsets;  // [N, Ho, Wo, G, kh, kw, 2]: dy, dx
+  SamplingTensor<const T> mask;     // [N, Ho, Wo, G, kh, kw], or null
+  const T* bias;                    // [F], or null
+  T* output;                        // [N, Ho, Wo, F]
 };
 
 template <typename T>
-struct DeformableConv2DBackward {
-  const T* inputs;
-  const T* filters;
-  SamplingTensor<const T> offsets;
-  SamplingTensor<const T> mask;
-  const T* grad_output;
-  T* grad_inputs;
-  T* grad_filters;
-  SamplingTensor<T> grad_offsets;
-  SamplingTensor<T> grad_mask;  // null without a mask
+struct BackwardTensors {
+  const T* inputs;                  // [N, H, W, C]
+  const T* filters;                 // [kh, kw, C/groups, F]
+  SamplingTensor<const T> offsets;  // [N, Ho, Wo, G, kh, kw, 2]: dy, dx
+  SamplingTensor<const T> mask;     // [N, Ho, Wo, G, kh, kw], or null
+  const T* grad_output;             // [N, Ho, Wo, F]
+  T* grad_inputs;                   // [N, H, W, C]
+  T* grad_filters;                  // [kh, kw, C/groups, F]
+  SamplingTensor<T> grad_offsets;   // [N, Ho, Wo, G, kh, kw, 2]: dy, dx
+  SamplingTensor<T> grad_mask;      // [N, Ho, Wo, G, kh, kw]; null without a mask
 };
 
-}  // namespace tf_deformable
+}  // namespace tf_deformable::deformable_conv2d
 
 #endif  // TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_TENSORS_H_

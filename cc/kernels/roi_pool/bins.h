@@ -19,7 +19,7 @@
 #include <cmath>
 #endif
 
-namespace tf_deformable {
+namespace tf_deformable::roi_pool {
 
 // --- Numbers -------------------------------------------------------------------------------------
 
@@ -69,8 +69,7 @@ struct BoxAxis {
 };
 
 template <typename A>
-TF_DEFORMABLE_HOST_DEVICE BoxAxis<A> MakeBoxAxis(const RoIPoolGeometry& g, A low, A high,
-                                                 int64_t bins) {
+TF_DEFORMABLE_HOST_DEVICE BoxAxis<A> MakeBoxAxis(const Geometry& g, A low, A high, int64_t bins) {
   const A scale = g.spatial_scale;
   BoxAxis<A> axis;
   if (g.aligned) {
@@ -88,7 +87,7 @@ TF_DEFORMABLE_HOST_DEVICE BoxAxis<A> MakeBoxAxis(const RoIPoolGeometry& g, A low
 // By how many pixels an offset of 1 moves the bins of a box. It is finite, so that no gradient of 0
 // becomes NaN for a box that is larger than A can say.
 template <typename A>
-TF_DEFORMABLE_HOST_DEVICE A PixelsPerOffset(const RoIPoolGeometry& g, const BoxAxis<A>& box) {
+TF_DEFORMABLE_HOST_DEVICE A PixelsPerOffset(const Geometry& g, const BoxAxis<A>& box) {
   const A largest = sizeof(A) == sizeof(float) ? A(3.402823466e+38f) : A(1.7976931348623157e+308);
   const A pixels = static_cast<A>(g.gamma) * box.size;
   return pixels > largest ? largest : pixels < -largest ? -largest : pixels;
@@ -104,18 +103,18 @@ TF_DEFORMABLE_HOST_DEVICE V OffsetPixels(V offset, A pixels_per_offset) {
 // --- Bins ----------------------------------------------------------------------------------------
 
 // Bin (i, j) is moved by the offsets of part cell (i*part_h/ph, j*part_w/pw).
-TF_DEFORMABLE_HOST_DEVICE int64_t PartOfBin(const RoIPoolGeometry& g, int64_t i, int64_t j) {
+TF_DEFORMABLE_HOST_DEVICE int64_t PartOfBin(const Geometry& g, int64_t i, int64_t j) {
   return i * g.part_height / g.pooled_height * g.part_width + j * g.part_width / g.pooled_width;
 }
 
 // Where the offsets (dy, dx) of a bin are, for one class.
-TF_DEFORMABLE_HOST_DEVICE int64_t OffsetsOfBin(const RoIPoolGeometry& g, int64_t box, int64_t i,
-                                               int64_t j, int64_t cls) {
+TF_DEFORMABLE_HOST_DEVICE int64_t OffsetsOfBin(const Geometry& g, int64_t box, int64_t i, int64_t j,
+                                               int64_t cls) {
   return box * g.offsets_per_box() + (PartOfBin(g, i, j) * g.classes + cls) * 2;
 }
 
 // Bin (i, j) reads map (i*k/ph, j*k/pw).
-TF_DEFORMABLE_HOST_DEVICE int64_t MapOfBin(const RoIPoolGeometry& g, int64_t i, int64_t j) {
+TF_DEFORMABLE_HOST_DEVICE int64_t MapOfBin(const Geometry& g, int64_t i, int64_t j) {
   return i * g.group_size / g.pooled_height * g.group_size + j * g.group_size / g.pooled_width;
 }
 
@@ -166,9 +165,8 @@ struct BinSamples {
 
 // Of bin `index` of a box, moved by `shift` pixels.
 template <typename A>
-TF_DEFORMABLE_HOST_DEVICE BinSamples<A> MakeBinSamples(const RoIPoolGeometry& g,
-                                                       const BoxAxis<A>& box, int64_t index,
-                                                       A shift, int64_t limit) {
+TF_DEFORMABLE_HOST_DEVICE BinSamples<A> MakeBinSamples(const Geometry& g, const BoxAxis<A>& box,
+                                                       int64_t index, A shift, int64_t limit) {
   BinSamples<A> samples;
   samples.base = box.start + index * box.bin + shift;
   samples.limit = limit;
@@ -215,7 +213,7 @@ struct AxisTap {
 };
 
 // So many taps an axis has at most: a sample touches two pixels, and there are only so many.
-TF_DEFORMABLE_HOST_DEVICE int64_t AxisCapacity(const RoIPoolGeometry& g) {
+TF_DEFORMABLE_HOST_DEVICE int64_t AxisCapacity(const Geometry& g) {
   const int64_t longest = Max(g.height, g.width);
   const int64_t touched = g.samples_per_bin > 0 ? 2 * g.samples_per_bin : longest;
   return Max(Min(touched, longest), 1);
@@ -286,6 +284,6 @@ struct AxisTaps {
   }
 };
 
-}  // namespace tf_deformable
+}  // namespace tf_deformable::roi_pool
 
 #endif  // TF_DEFORMABLE_CC_KERNELS_ROI_POOL_BINS_H_

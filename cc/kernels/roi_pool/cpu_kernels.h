@@ -10,27 +10,22 @@
 #include "kernels/roi_pool/bins.h"
 #include "kernels/roi_pool/geometry.h"
 #include "kernels/roi_pool/tensors.h"
-#include "kernels/sampling/sampling_tensor.h"
 
-namespace tf_deformable {
+namespace tf_deformable::roi_pool::cpu {
 
 template <typename T>
-struct RoIPoolForwardJob {
-  RoIPoolGeometry geometry;
-  RoIPoolTensors<T> tensors;
-  T* output;
+struct ForwardJob {
+  Geometry geometry;
+  ForwardTensors<T> tensors;
   int64_t axis_capacity;  // of one axis' taps in the workspace
 };
 
 template <typename T>
-struct RoIPoolBackwardJob {
+struct BackwardJob {
   using A = ComputeType<T>;
-  RoIPoolGeometry geometry;
-  RoIPoolTensors<T> tensors;
-  const T* grad_output;
-  A* grad_inputs;  // [N, H, W, C]
-  SamplingTensor<T> grad_offsets;
-  SamplingTensor<T> grad_mask;
+  Geometry geometry;
+  BackwardTensors<T> tensors;
+  A* grad_inputs;  // [N, H, W, C]: those of the tensors, unless they have to be rounded
   // A unit owns the input gradient of one map's channels of a block: `slots` blocks, of
   // channels_per_block each, share the channels of a class; a block has classes_per_block of these.
   int64_t blocks, slots;
@@ -43,19 +38,19 @@ struct RoIPoolBackwardJob {
 };
 
 template <typename T>
-struct RoIPoolKernels {
+struct Kernels {
   using A = ComputeType<T>;
   // Units of work; each writes memory of its own.
-  void (*forward)(const RoIPoolForwardJob<T>& job, int64_t box, AxisTap<A>* workspace);
-  void (*backward)(const RoIPoolBackwardJob<T>& job, int64_t unit, AxisTap<A>* workspace);
-  void (*reduce_partials)(const RoIPoolBackwardJob<T>& job, int64_t box);
+  void (*forward)(const ForwardJob<T>& job, int64_t box, AxisTap<A>* workspace);
+  void (*backward)(const BackwardJob<T>& job, int64_t unit, AxisTap<A>* workspace);
+  void (*reduce_partials)(const BackwardJob<T>& job, int64_t box);
   void (*round)(const A* from, int64_t size, T* to);
 
   int64_t lanes;
 };
 
-TF_DEFORMABLE_DECLARE_KERNEL_TABLES(RoIPoolKernels, kRoIPoolKernels)
+TF_DEFORMABLE_DECLARE_KERNEL_TABLES(Kernels, kKernels)
 
-}  // namespace tf_deformable
+}  // namespace tf_deformable::roi_pool::cpu
 
 #endif  // TF_DEFORMABLE_CC_KERNELS_ROI_POOL_CPU_KERNELS_H_

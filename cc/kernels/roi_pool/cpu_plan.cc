@@ -6,7 +6,7 @@
 
 #include "kernels/cpu/driver.h"
 
-namespace tf_deformable {
+namespace tf_deformable::roi_pool::cpu {
 namespace {
 
 constexpr int64_t kPartialsBytes = 4 << 20;  // of the gradients that wait to be added up
@@ -14,31 +14,27 @@ constexpr int64_t kUnitsWanted = 4;          // to keep threads busy; more repea
 constexpr int64_t kClearedAtATime = 1 << 16;
 
 template <typename T>
-const RoIPoolKernels<T>& SelectedRoIPoolKernels() {
-  return SelectedKernels<T>(TF_DEFORMABLE_KERNEL_TABLES(kRoIPoolKernels));
+const Kernels<T>& TableKernels() {
+  return SelectedKernels<T>(TF_DEFORMABLE_KERNEL_TABLES(kKernels));
 }
 
 // Estimated arithmetic of one box: each bin reads some pixels of every channel and class.
-int64_t BoxOperations(const RoIPoolGeometry& g) {
-  return g.bins() * (g.classes * 200 + g.depth * 16);
-}
+int64_t BoxOperations(const Geometry& g) { return g.bins() * (g.classes * 200 + g.depth * 16); }
 
 }  // namespace
 
 template <typename T>
-RoIPoolForwardPlan<T>::RoIPoolForwardPlan(const RoIPoolGeometry& g, int num_workers)
-    : kernels_(SelectedRoIPoolKernels<T>()) {
+ForwardPlan<T>::ForwardPlan(const Geometry& g, int num_workers) : kernels_(TableKernels<T>()) {
   job_.geometry = g;
   job_.axis_capacity = AxisCapacity(g);
   workspace_bytes_ = num_workers * 2 * job_.axis_capacity * sizeof(AxisTap<ComputeType<T>>);
 }
 
 template <typename T>
-void RoIPoolForwardPlan<T>::Run(const RoIPoolTensors<T>& tensors, T* output, Executor& executor,
-                                void* workspace) const {
-  RoIPoolForwardJob<T> job = job_;
+void ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, Executor& executor,
+                         void* workspace) const {
+  ForwardJob<T> job = job_;
   job.tensors = tensors;
-  job.output = output;
   auto* const taps = static_cast<AxisTap<ComputeType<T>>*>(workspace);
   ForEach(executor, job.geometry.boxes, BoxOperations(job.geometry), [&](int64_t unit, int worker) {
     kernels_.forward(job, unit, taps + worker * 2 * job.axis_capacity);
@@ -46,10 +42,9 @@ void RoIPoolForwardPlan<T>::Run(const RoIPoolTensors<T>& tensors, T* output, Exe
 }
 
 template <typename T>
-RoIPoolBackwardPlan<T>::RoIPoolBackwardPlan(const RoIPoolGeometry& g, int num_workers)
-    : kernels_(SelectedRoIPoolKernels<T>()) {
+BackwardPlan<T>::BackwardPlan(const Geometry& g, int num_workers) : kernels_(TableKernels<T>()) {
   using A = ComputeType<T>;
-  RoIPoolBackwardJob<T>& job = job_;
+  BackwardJob<T>& job = job_;
   job.geometry = g;
   job.axis_capacity = AxisCapacity(g);
   const int64_t maps = g.group_size * g.group_size;
@@ -73,23 +68,18 @@ RoIPoolBackwardPlan<T>::RoIPoolBackwardPlan(const RoIPoolGeometry& g, int num_wo
 }
 
 template <typename T>
-void RoIPoolBackwardPlan<T>::Run(const RoIPoolTensors<T>& tensors, const T* grad_output,
-                                 T* grad_inputs, SamplingTensor<T> grad_offsets,
-                                 SamplingTensor<T> grad_mask, Executor& executor,
-                                 void* workspace) const {
+void BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, Executor& executor,
+                          void* workspace) const {
   using A = ComputeType<T>;
-  const RoIPoolGeometry& g = job_.geometry;
+  const Geometry& g = job_.geometry;
   char* const space = static_cast<char*>(workspace);
   auto* const taps = reinterpret_cast<AxisTap<A>*>(space);
-  RoIPoolBackwardJob<T> job = job_;
+  BackwardJob<T> job = job_;
   job.tensors = tensors;
-  job.grad_output = grad_output;
-  job.grad_offsets = grad_offsets;
-  job.grad_mask = grad_mask;
-  const bool reduces = grad_offsets || grad_mask;
+  const bool reduces = tensors.grad_offsets || tensors.grad_mask;
   job.partials = reduces ? reinterpret_cast<A*>(space + partials_at_) : nullptr;
   if constexpr (std::is_same_v<T, A>) {
-    job.grad_inputs = grad_inputs;
+    job.grad_inputs = tensors.grad_inputs;
   } else {
     job.grad_inputs = reinterpret_cast<A*>(space + grad_inputs_at_);
   }
@@ -119,18 +109,18 @@ void RoIPoolBackwardPlan<T>::Run(const RoIPoolTensors<T>& tensors, const T* grad
   if constexpr (!std::is_same_v<T, A>) {
     ForEach(executor, pieces, kClearedAtATime, [&](int64_t piece, int) {
       kernels_.round(job.grad_inputs + piece * kClearedAtATime, piece_size(piece),
-                     grad_inputs + piece * kClearedAtATime);
+                     tensors.grad_inputs + piece * kClearedAtATime);
     });
   }
 }
 
-template class RoIPoolForwardPlan<float>;
-template class RoIPoolForwardPlan<double>;
-template class RoIPoolForwardPlan<Half>;
-template class RoIPoolForwardPlan<BFloat16>;
-template class RoIPoolBackwardPlan<float>;
-template class RoIPoolBackwardPlan<double>;
-template class RoIPoolBackwardPlan<Half>;
-template class RoIPoolBackwardPlan<BFloat16>;
+template class ForwardPlan<float>;
+template class ForwardPlan<double>;
+template class ForwardPlan<Half>;
+template class ForwardPlan<BFloat16>;
+template class BackwardPlan<float>;
+template class BackwardPlan<double>;
+template class BackwardPlan<Half>;
+template class BackwardPlan<BFloat16>;
 
-}  // namespace tf_deformable
+}  // namespace tf_deformable::roi_pool::cpu

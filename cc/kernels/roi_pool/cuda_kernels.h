@@ -17,17 +17,18 @@
 #include "kernels/roi_pool/bins.h"
 #include "kernels/roi_pool/tensors.h"
 
-namespace tf_deformable {
-namespace cuda {
+namespace tf_deformable::roi_pool::cuda {
 
-inline constexpr int kRoIThreads = 128;
+using namespace tf_deformable::cuda;
+
+inline constexpr int kThreads = 128;
 
 template <typename A>
-using RoITap = AxisTap<A, int32_t>;
+using Tap = AxisTap<A, int32_t>;
 
 // One axis of a unit.
 template <typename A>
-struct RoIUnitAxis {
+struct UnitAxis {
   int32_t size;  // taps
   A samples;     // kept (aligned: all), the axis' factor of n_ij
   A shift;       // derivative of the position for the normalised offset
@@ -35,8 +36,8 @@ struct RoIUnitAxis {
 };
 
 // What a block needs to know of the launch. Units are counted over (box, bin, class).
-struct RoIJob {
-  RoIPoolGeometry geometry;
+struct Job {
+  Geometry geometry;
   int64_t first_unit, last_unit;
   int64_t blocks;
   int32_t units_per_block;  // at a time
@@ -48,12 +49,12 @@ struct RoIJob {
 };
 
 template <typename A>
-TF_DEFORMABLE_HOST_DEVICE int64_t RoIUnitBytes(int64_t capacity) {
-  return 2 * (static_cast<int64_t>(sizeof(RoIUnitAxis<A>)) +
-              capacity * static_cast<int64_t>(sizeof(RoITap<A>)));
+TF_DEFORMABLE_HOST_DEVICE int64_t UnitBytes(int64_t capacity) {
+  return 2 * (static_cast<int64_t>(sizeof(UnitAxis<A>)) +
+              capacity * static_cast<int64_t>(sizeof(Tap<A>)));
 }
 
-struct RoIUnit {
+struct Unit {
   int64_t box;
   int32_t i, j, cls;
   int32_t image;   // of a box that is to be left alone: -1
@@ -62,10 +63,9 @@ struct RoIUnit {
 };
 
 template <typename T>
-TF_DEFORMABLE_DEVICE RoIUnit MakeRoIUnit(const RoIJob& job, const RoIPoolTensors<T>& tensors,
-                                         int64_t unit) {
-  const RoIPoolGeometry& g = job.geometry;
-  RoIUnit u;
+TF_DEFORMABLE_DEVICE Unit MakeUnit(const Job& job, const InputTensors<T>& tensors, int64_t unit) {
+  const Geometry& g = job.geometry;
+  Unit u;
   u.cls = static_cast<int32_t>(unit % g.classes);
   const int64_t bin = unit / g.classes;
   u.j = static_cast<int32_t>(bin % g.pooled_width);
@@ -81,19 +81,19 @@ TF_DEFORMABLE_DEVICE RoIUnit MakeRoIUnit(const RoIJob& job, const RoIPoolTensors
 }
 
 template <typename T>
-TF_DEFORMABLE_DEVICE ComputeType<T> RoIOffset(const RoIPoolGeometry& g,
-                                              const SamplingTensor<const T>& offsets,
-                                              const RoIUnit& u, int which) {
+TF_DEFORMABLE_DEVICE ComputeType<T> OffsetOf(const Geometry& g,
+                                             const SamplingTensor<const T>& offsets, const Unit& u,
+                                             int which) {
   if (!offsets) return 0;
   return LoadSampling(offsets, OffsetsOfBin(g, u.box, u.i, u.j, u.cls) + which);
 }
 
 // The samples of a unit along an axis (0: y, 1: x).
 template <typename T>
-TF_DEFORMABLE_DEVICE BinSamples<ComputeType<T>> RoISamplesOf(const RoIPoolGeometry& g,
-                                                             const RoIPoolTensors<T>& tensors,
-                                                             const RoIUnit& u, int which,
-                                                             RoIUnitAxis<ComputeType<T>>* axis) {
+TF_DEFORMABLE_DEVICE BinSamples<ComputeType<T>> SamplesOf(const Geometry& g,
+                                                          const InputTensors<T>& tensors,
+                                                          const Unit& u, int which,
+                                                          UnitAxis<ComputeType<T>>* axis) {
   using A = ComputeType<T>;
   const A* const corners = tensors.boxes + 4 * u.box;
   const BoxAxis<A> of_box = MakeBoxAxis<A>(g, corners[which], corners[which + 2],
@@ -101,22 +101,21 @@ TF_DEFORMABLE_DEVICE BinSamples<ComputeType<T>> RoISamplesOf(const RoIPoolGeomet
   axis->size = 0;
   axis->samples = 0;
   axis->shift = PixelsPerOffset(g, of_box);
-  axis->offset = RoIOffset(g, tensors.offsets, u, which);
+  axis->offset = OffsetOf<T>(g, tensors.offsets, u, which);
   return MakeBinSamples<A>(g, of_box, which == 0 ? u.i : u.j,
                            OffsetPixels(axis->offset, axis->shift),
                            which == 0 ? g.height : g.width);
 }
 
 template <typename T>
-TF_DEFORMABLE_DEVICE void MakeRoITaps(const RoIPoolGeometry& g, const RoIPoolTensors<T>& tensors,
-                                      const RoIUnit& u, int which,
-                                      RoIUnitAxis<ComputeType<T>>* result,
-                                      RoITap<ComputeType<T>>* taps) {
+TF_DEFORMABLE_DEVICE void MakeTaps(const Geometry& g, const InputTensors<T>& tensors, const Unit& u,
+                                   int which, UnitAxis<ComputeType<T>>* result,
+                                   Tap<ComputeType<T>>* taps) {
   using A = ComputeType<T>;
-  RoIUnitAxis<A> axis;
+  UnitAxis<A> axis;
   AxisTaps<A, int32_t> collected;
   collected.taps = taps;
-  collected.Collect(RoISamplesOf(g, tensors, u, which, &axis));
+  collected.Collect(SamplesOf<T>(g, tensors, u, which, &axis));
   axis.size = collected.size;
   axis.samples = collected.samples;
   *result = axis;
@@ -124,93 +123,93 @@ TF_DEFORMABLE_DEVICE void MakeRoITaps(const RoIPoolGeometry& g, const RoIPoolTen
 
 // Both axes of a unit in the block's memory.
 template <typename A>
-struct RoIUnitTaps {
-  RoIUnitAxis<A>* axes;  // [2]
-  RoITap<A>* taps[2];
+struct UnitTaps {
+  UnitAxis<A>* axes;  // [2]
+  Tap<A>* taps[2];
 };
 
 template <typename A>
-TF_DEFORMABLE_DEVICE RoIUnitTaps<A> RoIUnitTapsAt(char* memory, int32_t capacity, int64_t unit) {
-  char* const at = memory + unit * RoIUnitBytes<A>(capacity);
-  RoIUnitTaps<A> taps;
-  taps.axes = reinterpret_cast<RoIUnitAxis<A>*>(at);
-  taps.taps[0] = reinterpret_cast<RoITap<A>*>(taps.axes + 2);
+TF_DEFORMABLE_DEVICE UnitTaps<A> UnitTapsAt(char* memory, int32_t capacity, int64_t unit) {
+  char* const at = memory + unit * UnitBytes<A>(capacity);
+  UnitTaps<A> taps;
+  taps.axes = reinterpret_cast<UnitAxis<A>*>(at);
+  taps.taps[0] = reinterpret_cast<Tap<A>*>(taps.axes + 2);
   taps.taps[1] = taps.taps[0] + capacity;
   return taps;
 }
 
 template <typename A>
-TF_DEFORMABLE_DEVICE A RoIScale(const RoIUnitAxis<A>& y, const RoIUnitAxis<A>& x) {
+TF_DEFORMABLE_DEVICE A ScaleOf(const UnitAxis<A>& y, const UnitAxis<A>& x) {
   return BinScale(y.samples, x.samples, y.offset, x.offset);
 }
 
 // First channel, in inputs, that a unit reads.
-TF_DEFORMABLE_DEVICE int64_t RoIChannel(const RoIPoolGeometry& g, const RoIUnit& u) {
+TF_DEFORMABLE_DEVICE int64_t FirstChannel(const Geometry& g, const Unit& u) {
   return MapOfBin(g, u.i, u.j) * g.depth + u.cls * g.class_depth();
 }
 
 // Calls work(unit, index, taps, lane) for all units of the block, by all threads: `lane` of
 // job.lanes, -1 for threads that have nothing to do but to take part in shuffles.
 template <typename T, typename F>
-TF_DEFORMABLE_DEVICE void ForEachRoIUnit(const RoIJob& job, const RoIPoolTensors<T>& tensors,
-                                         const F& work) {
+TF_DEFORMABLE_DEVICE void ForEachUnit(const Job& job, const InputTensors<T>& tensors,
+                                      const F& work) {
   using A = ComputeType<T>;
-  const int64_t block_bytes = job.units_per_block * RoIUnitBytes<A>(job.capacity);
+  const int64_t block_bytes = job.units_per_block * UnitBytes<A>(job.capacity);
   char* const memory = job.taps != nullptr ? job.taps + BlockIndex() * block_bytes : SharedMemory();
   const int thread = ThreadIndex();
-  const int teams = kRoIThreads / job.lanes, team = thread / job.lanes, lane = thread % job.lanes;
+  const int teams = kThreads / job.lanes, team = thread / job.lanes, lane = thread % job.lanes;
   for (int64_t first = job.first_unit + BlockIndex() * job.units_per_block; first < job.last_unit;
        first += job.blocks * job.units_per_block) {
     const int64_t left = job.last_unit - first;
     const int units = left < job.units_per_block ? static_cast<int>(left) : job.units_per_block;
     SyncThreads();  // the last units are done with
-    for (int i = thread; i < 2 * units; i += kRoIThreads) {
-      const RoIUnit unit = MakeRoIUnit(job, tensors, first + i / 2);
-      const RoIUnitTaps<A> taps = RoIUnitTapsAt<A>(memory, job.capacity, i / 2);
+    for (int i = thread; i < 2 * units; i += kThreads) {
+      const Unit unit = MakeUnit<T>(job, tensors, first + i / 2);
+      const UnitTaps<A> taps = UnitTapsAt<A>(memory, job.capacity, i / 2);
       if (unit.in_window && unit.image >= 0 && unit.finite) {
-        MakeRoITaps(job.geometry, tensors, unit, i % 2, &taps.axes[i % 2], taps.taps[i % 2]);
+        MakeTaps<T>(job.geometry, tensors, unit, i % 2, &taps.axes[i % 2], taps.taps[i % 2]);
       }
     }
     SyncThreads();  // the taps are there
     for (int i = team; i < (units + teams - 1) / teams * teams; i += teams) {
       const int64_t index = first + (i < units ? i : 0);
-      const RoIUnit unit = MakeRoIUnit(job, tensors, index);
-      work(unit, index, RoIUnitTapsAt<A>(memory, job.capacity, i < units ? i : 0),
+      const Unit unit = MakeUnit<T>(job, tensors, index);
+      work(unit, index, UnitTapsAt<A>(memory, job.capacity, i < units ? i : 0),
            i < units && unit.in_window ? lane : -1);
     }
   }
 }
 
 template <typename T, bool kVectors>
-TF_DEFORMABLE_KERNEL(kRoIThreads, 4)
-void RoIPoolForwardKernel(RoIJob job, RoIPoolTensors<T> tensors, T* output) {
+TF_DEFORMABLE_KERNEL(kThreads, 4)
+void ForwardKernel(Job job, ForwardTensors<T> tensors) {
   using A = ComputeType<T>;
   constexpr int kLanes = kVectors ? 16 / sizeof(T) : 1;
-  const RoIPoolGeometry& g = job.geometry;
+  const Geometry& g = job.geometry;
   const int32_t channels = static_cast<int32_t>(g.class_depth());
-  ForEachRoIUnit(
-      job, tensors, [&](const RoIUnit& u, int64_t index, const RoIUnitTaps<A>& unit, int lane) {
+  ForEachUnit<T>(
+      job, tensors, [&](const Unit& u, int64_t index, const UnitTaps<A>& unit, int lane) {
         if (lane < 0) return;
-        T* const out = output + index * channels;
+        T* const out = tensors.output + index * channels;
         if (u.image < 0 || !u.finite) {
           const A value = u.image < 0 ? A{0} : NotANumber<A>();
           for (int32_t c = lane; c < channels; c += job.lanes) out[c] = FromCompute<T>(value);
           return;
         }
-        const RoIUnitAxis<A> y = unit.axes[0], x = unit.axes[1];
-        A scale = RoIScale(y, x);
+        const UnitAxis<A> y = unit.axes[0], x = unit.axes[1];
+        A scale = ScaleOf(y, x);
         const bool reads = scale == scale;
         if (tensors.mask) scale *= LoadSampling(tensors.mask, index / g.classes);
         const T* const image = tensors.inputs +
                                static_cast<int64_t>(u.image) * g.height * g.width * g.channels +
-                               RoIChannel(g, u);
+                               FirstChannel(g, u);
         for (int32_t c = lane * kLanes; c < channels; c += job.lanes * kLanes) {
           A sums[kLanes] = {};
           for (int a = 0; reads && a < y.size; ++a) {
-            const RoITap<A> row = unit.taps[0][a];
+            const Tap<A> row = unit.taps[0][a];
             const T* const line = image + row.at * g.width * g.channels + c;
             for (int b = 0; b < x.size; ++b) {
-              const RoITap<A> column = unit.taps[1][b];
+              const Tap<A> column = unit.taps[1][b];
               const A weight = row.weight * column.weight;
               A values[kLanes];
               LoadRun<T, kLanes>(line + column.at * g.channels, values);
@@ -227,43 +226,42 @@ void RoIPoolForwardKernel(RoIJob job, RoIPoolTensors<T> tensors, T* output) {
 
 // Where a launch of the gradient writes.
 template <typename A>
-struct RoIGradients {
+struct Gradients {
   A* grad_inputs;  // [images of the window, H, W, C]; null: not these
   A* partials;     // for (dy, dx, mask), [units from first_unit on, 3]; null: not these
 };
 
 template <typename T, bool kVectors>
-TF_DEFORMABLE_KERNEL(kRoIThreads, 4)
-void RoIPoolBackwardKernel(RoIJob job, RoIPoolTensors<T> tensors, const T* grad_output,
-                           RoIGradients<ComputeType<T>> gradients) {
+TF_DEFORMABLE_KERNEL(kThreads, 4)
+void BackwardKernel(Job job, BackwardTensors<T> tensors, Gradients<ComputeType<T>> gradients) {
   using A = ComputeType<T>;
   constexpr int kLanes = kVectors ? 4 : 1;
-  const RoIPoolGeometry& g = job.geometry;
+  const Geometry& g = job.geometry;
   const int32_t channels = static_cast<int32_t>(g.class_depth());
-  ForEachRoIUnit(
-      job, tensors, [&](const RoIUnit& u, int64_t index, const RoIUnitTaps<A>& unit, int lane) {
+  ForEachUnit<T>(
+      job, tensors, [&](const Unit& u, int64_t index, const UnitTaps<A>& unit, int lane) {
         A value = 0, slope_y = 0, slope_x = 0;
         const bool pooled = lane >= 0 && u.image >= 0 && u.finite;
         if (pooled) {
-          const RoIUnitAxis<A> y = unit.axes[0], x = unit.axes[1];
-          const A scale = RoIScale(y, x);
+          const UnitAxis<A> y = unit.axes[0], x = unit.axes[1];
+          const A scale = ScaleOf(y, x);
           const bool reads = scale == scale;
           const A mask = tensors.mask ? LoadSampling(tensors.mask, index / g.classes) : A{1};
           const int64_t map_size = g.height * g.width * g.channels;
-          const T* const image = tensors.inputs + u.image * map_size + RoIChannel(g, u);
+          const T* const image = tensors.inputs + u.image * map_size + FirstChannel(g, u);
           A* const target = gradients.grad_inputs == nullptr
                                 ? nullptr
                                 : gradients.grad_inputs + (u.image - job.first_image) * map_size +
-                                      RoIChannel(g, u);
+                                      FirstChannel(g, u);
           for (int32_t c = lane * kLanes; reads && c < channels; c += job.lanes * kLanes) {
             A upstream[kLanes];
-            LoadRun<T, kLanes>(grad_output + index * channels + c, upstream);
+            LoadRun<T, kLanes>(tensors.grad_output + index * channels + c, upstream);
             for (int a = 0; a < y.size; ++a) {
-              const RoITap<A> row = unit.taps[0][a];
+              const Tap<A> row = unit.taps[0][a];
               const A row_scale = row.weight * scale * mask;
               A line = 0, line_slope = 0;
               for (int b = 0; b < x.size; ++b) {
-                const RoITap<A> column = unit.taps[1][b];
+                const Tap<A> column = unit.taps[1][b];
                 const int64_t at = (row.at * g.width + column.at) * g.channels + c;
                 if (gradients.partials != nullptr) {
                   A values[kLanes], dot = 0;
@@ -309,12 +307,11 @@ void RoIPoolBackwardKernel(RoIJob job, RoIPoolTensors<T> tensors, const T* grad_
 // The gradient for the inputs with one thread to each channel of an image, which adds all that is
 // added to it: the device keeps the order of what one thread adds to one element.
 template <typename T>
-TF_DEFORMABLE_KERNEL(kRoIThreads, 1)
-void RoIPoolInOrderKernel(RoIJob job, RoIPoolTensors<T> tensors, const T* grad_output,
-                          ComputeType<T>* grad_inputs) {
+TF_DEFORMABLE_KERNEL(kThreads, 1)
+void DeterministicInputsKernel(Job job, BackwardTensors<T> tensors, ComputeType<T>* grad_inputs) {
   using A = ComputeType<T>;
-  const RoIPoolGeometry& g = job.geometry;
-  const int64_t thread = BlockIndex() * kRoIThreads + ThreadIndex();
+  const Geometry& g = job.geometry;
+  const int64_t thread = BlockIndex() * kThreads + ThreadIndex();
   const int64_t image = job.first_image + thread / g.channels;
   if (image >= job.last_image) return;
   const int32_t channel = static_cast<int32_t>(thread % g.channels);
@@ -327,12 +324,12 @@ void RoIPoolInOrderKernel(RoIJob job, RoIPoolTensors<T> tensors, const T* grad_o
     if (tensors.box_indices[box] != image) continue;
     for (int64_t bin = 0; bin < g.bins(); ++bin) {
       const int64_t index = (box * g.bins() + bin) * g.classes + cls;
-      const RoIUnit u = MakeRoIUnit(job, tensors, index);
+      const Unit u = MakeUnit<T>(job, tensors, index);
       if (!u.finite) break;  // nor are the other bins
       if (MapOfBin(g, u.i, u.j) != map) continue;
-      RoIUnitAxis<A> y, x;
-      const BinSamples<A> samples_y = RoISamplesOf(g, tensors, u, 0, &y);
-      const BinSamples<A> samples_x = RoISamplesOf(g, tensors, u, 1, &x);
+      UnitAxis<A> y, x;
+      const BinSamples<A> samples_y = SamplesOf<T>(g, tensors, u, 0, &y);
+      const BinSamples<A> samples_x = SamplesOf<T>(g, tensors, u, 1, &x);
       // The number of samples comes first.
       y.samples = samples_y.count;
       x.samples = samples_x.count;
@@ -343,11 +340,11 @@ void RoIPoolInOrderKernel(RoIJob job, RoIPoolTensors<T> tensors, const T* grad_o
           if (samples_x.Position(s, &position_x)) x.samples += 1;
         }
       }
-      const A scale = RoIScale(y, x);
+      const A scale = ScaleOf(y, x);
       if (scale != scale || g.height == 0 || g.width == 0) continue;
       const A mask = tensors.mask ? LoadSampling(tensors.mask, index / g.classes) : A{1};
       const A upstream =
-          ToCompute(grad_output[(box * g.bins() + bin) * g.depth + d]) * scale * mask;
+          ToCompute(tensors.grad_output[(box * g.bins() + bin) * g.depth + d]) * scale * mask;
       for (int64_t sy = samples_y.first; sy < samples_y.last; ++sy) {
         if (!samples_y.Position(sy, &position_y)) continue;
         const PixelPair<A, int32_t> cy = MakePixelPair<int32_t>(position_y);
@@ -372,16 +369,15 @@ void RoIPoolInOrderKernel(RoIJob job, RoIPoolTensors<T> tensors, const T* grad_o
 // Adds up, always in the same order, the bins of each part cell and the classes of each bin, of the
 // boxes [first_box, last_box). One thread to a pair of offsets, then one to a mask.
 template <typename T>
-TF_DEFORMABLE_KERNEL(kRoIThreads, 1)
-void RoIPoolReduceKernel(RoIJob job, RoIPoolTensors<T> tensors, const ComputeType<T>* partials,
-                         SamplingTensor<T> grad_offsets, SamplingTensor<T> grad_mask) {
+TF_DEFORMABLE_KERNEL(kThreads, 1)
+void ReducePartialsKernel(Job job, BackwardTensors<T> tensors, const ComputeType<T>* partials) {
   using A = ComputeType<T>;
-  const RoIPoolGeometry& g = job.geometry;
+  const Geometry& g = job.geometry;
   const int64_t first_box = job.first_unit / (g.bins() * g.classes);
   const int64_t boxes = job.last_unit / (g.bins() * g.classes) - first_box;
-  const int64_t pairs = grad_offsets ? boxes * (g.offsets_per_box() / 2) : 0;
-  const int64_t masks = grad_mask ? boxes * g.bins() : 0;
-  int64_t i = BlockIndex() * kRoIThreads + ThreadIndex();
+  const int64_t pairs = tensors.grad_offsets ? boxes * (g.offsets_per_box() / 2) : 0;
+  const int64_t masks = tensors.grad_mask ? boxes * g.bins() : 0;
+  int64_t i = BlockIndex() * kThreads + ThreadIndex();
   if (i >= pairs + masks) return;
   const bool is_mask = i >= pairs;
   if (is_mask) i -= pairs;
@@ -396,7 +392,7 @@ void RoIPoolReduceKernel(RoIJob job, RoIPoolTensors<T> tensors, const ComputeTyp
     for (int64_t cls = 0; cls < g.classes; ++cls) {
       total += of_box[(i % per_box * g.classes + cls) * 3 + 2];
     }
-    StoreSampling(grad_mask, first_box * g.bins() + i, total);
+    StoreSampling(tensors.grad_mask, first_box * g.bins() + i, total);
     return;
   }
   const int64_t cls = i % g.classes, part = i / g.classes % (g.part_height * g.part_width);
@@ -412,25 +408,24 @@ void RoIPoolReduceKernel(RoIJob job, RoIPoolTensors<T> tensors, const ComputeTyp
     }
   }
   const int64_t at = (first_box * (g.offsets_per_box() / 2) + i) * 2;
-  StoreSampling(grad_offsets, at, dy);
-  StoreSampling(grad_offsets, at + 1, dx);
+  StoreSampling(tensors.grad_offsets, at, dy);
+  StoreSampling(tensors.grad_offsets, at + 1, dx);
 }
 
 template <typename T>
-TF_DEFORMABLE_KERNEL(kRoIThreads, 1)
+TF_DEFORMABLE_KERNEL(kThreads, 1)
 void RoundKernel(const ComputeType<T>* from, int64_t size, T* to) {
-  const int64_t i = BlockIndex() * kRoIThreads + ThreadIndex();
+  const int64_t i = BlockIndex() * kThreads + ThreadIndex();
   if (i < size) to[i] = FromCompute<T>(from[i]);
 }
 
 template <typename From, typename To>
-TF_DEFORMABLE_KERNEL(kRoIThreads, 1)
+TF_DEFORMABLE_KERNEL(kThreads, 1)
 void ConvertKernel(const From* from, int64_t size, To* to) {
-  const int64_t i = BlockIndex() * kRoIThreads + ThreadIndex();
+  const int64_t i = BlockIndex() * kThreads + ThreadIndex();
   if (i < size) to[i] = static_cast<To>(from[i]);
 }
 
-}  // namespace cuda
-}  // namespace tf_deformable
+}  // namespace tf_deformable::roi_pool::cuda
 
 #endif  // TF_DEFORMABLE_CC_KERNELS_ROI_POOL_CUDA_KERNELS_H_

@@ -6,31 +6,29 @@
 #include "kernels/base/integers.h"
 #include "kernels/roi_pool/cuda_kernels.h"
 
-namespace tf_deformable {
+namespace tf_deformable::roi_pool::cuda {
 namespace {
-
-using namespace cuda;
 
 constexpr int64_t kInputsGradientBytes = 32 << 20;
 constexpr int64_t kPartialsBytes = 16 << 20;
 constexpr int64_t kTapsInSharedMemory = 40 << 10;  // more would leave a multiprocessor few blocks
-constexpr int64_t kMostUnits = kRoIThreads / 2;    // a thread to each axis
+constexpr int64_t kMostUnits = kThreads / 2;       // a thread to each axis
 constexpr int64_t kBlocksOfEach = 8;               // multiprocessor: enough to keep it busy
 
-std::string ErrorText(const char* error) {
-  return error == nullptr ? "" : std::string("deformable_roi_pool: CUDA says: ") + error;
-}
+constexpr char kOp[] = "deformable_roi_pool";
 
-std::string CheckFits(const RoIPoolGeometry& g) {
+Status CheckFits(const Geometry& g) {
   constexpr int64_t kMost = 1 << 30;
   constexpr int64_t kMostPixels = 1 << 24;  // along an axis: exact as float
   if (g.height <= kMostPixels && g.width <= kMostPixels && g.batch <= kMost &&
       g.channels <= kMost && g.bins() <= kMost && g.classes <= kMost) {
-    return "";
+    return Status();
   }
-  return "deformable_roi_pool: a GPU takes maps of at most 2^24 pixels along an axis, and 2^30 "
-         "channels and bins, got " +
-         ToString({g.batch, g.height, g.width, g.channels});
+  return Status(Status::Code::kTooLarge,
+                std::string(kOp) +
+                    ": a GPU takes maps of at most 2^24 pixels along an axis, and 2^30 channels "
+                    "and bins, got " +
+                    ToString({g.batch, g.height, g.width, g.channels}));
 }
 
 // How many units a block takes at a time, and where their taps are.
@@ -39,8 +37,8 @@ struct Blocks {
 };
 
 template <typename A>
-Blocks ChooseBlocks(const RoIPoolGeometry& g, int multiprocessors) {
-  const int64_t unit_bytes = RoIUnitBytes<A>(AxisCapacity(g));
+Blocks ChooseBlocks(const Geometry& g, int multiprocessors) {
+  const int64_t unit_bytes = UnitBytes<A>(AxisCapacity(g));
   const int64_t units = g.boxes * g.bins() * g.classes;
   Blocks b;
   b.units_per_block = std::clamp<int64_t>(kTapsInSharedMemory / unit_bytes, 1, kMostUnits);
@@ -63,15 +61,15 @@ int32_t ChooseLanes(int64_t runs) {
 }
 
 template <typename T>
-bool IsVectorised(const RoIPoolGeometry& g, int lanes, std::initializer_list<const void*> tensors) {
+bool IsVectorised(const Geometry& g, int lanes, std::initializer_list<const void*> tensors) {
   for (const void* tensor : tensors) {
     if (reinterpret_cast<uintptr_t>(tensor) % 16 != 0) return false;
   }
   return g.class_depth() % lanes == 0;
 }
 
-RoIJob MakeJob(const RoIPoolGeometry& g, int64_t units_per_block, int64_t blocks, char* taps) {
-  RoIJob job;
+Job MakeJob(const Geometry& g, int64_t units_per_block, int64_t blocks, char* taps) {
+  Job job;
   job.geometry = g;
   job.first_unit = 0;
   job.last_unit = g.boxes * g.bins() * g.classes;
@@ -87,12 +85,11 @@ RoIJob MakeJob(const RoIPoolGeometry& g, int64_t units_per_block, int64_t blocks
 }  // namespace
 
 template <typename T>
-RoIPoolForwardCudaPlan<T>::RoIPoolForwardCudaPlan(const RoIPoolGeometry& geometry,
-                                                  const CudaOptions&)
-    : geometry_(geometry), error_(CheckFits(geometry)) {
+ForwardPlan<T>::ForwardPlan(const Geometry& geometry, const CudaOptions&)
+    : geometry_(geometry), status_(CheckFits(geometry)) {
   DeviceLimits limits;
-  if (error_.empty()) error_ = ErrorText(GetDeviceLimits(&limits));
-  if (!error_.empty() || geometry.boxes == 0) return;
+  if (status_.ok()) status_ = GetDeviceLimits(kOp, &limits);
+  if (!status_.ok() || geometry.boxes == 0) return;
   const Blocks blocks = ChooseBlocks<ComputeType<T>>(geometry, limits.multiprocessors);
   units_per_block_ = blocks.units_per_block;
   blocks_ = blocks.blocks;
@@ -101,27 +98,25 @@ RoIPoolForwardCudaPlan<T>::RoIPoolForwardCudaPlan(const RoIPoolGeometry& geometr
 }
 
 template <typename T>
-std::string RoIPoolForwardCudaPlan<T>::Run(const RoIPoolTensors<T>& tensors, T* output,
-                                           void* workspace, void* stream) const {
-  if (!error_.empty() || geometry_.boxes == 0) return error_;
-  RoIJob job = MakeJob(geometry_, units_per_block_, blocks_,
-                       workspace_bytes_ > 0 ? static_cast<char*>(workspace) : nullptr);
-  const bool vectorised = IsVectorised<T>(geometry_, 16 / sizeof(T), {tensors.inputs, output});
+Status ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, void* workspace, void* stream) const {
+  if (!status_.ok() || geometry_.boxes == 0) return status_;
+  Job job = MakeJob(geometry_, units_per_block_, blocks_,
+                    workspace_bytes_ > 0 ? static_cast<char*>(workspace) : nullptr);
+  const bool vectorised =
+      IsVectorised<T>(geometry_, 16 / sizeof(T), {tensors.inputs, tensors.output});
   const int64_t run = vectorised ? 16 / sizeof(T) : 1;
   job.lanes = ChooseLanes(CeilDiv(geometry_.class_depth(), run));
-  return ErrorText(
-      Launch(vectorised ? RoIPoolForwardKernel<T, true> : RoIPoolForwardKernel<T, false>, blocks_,
-             kRoIThreads, shared_bytes_, stream, job, tensors, output));
+  return Launch(kOp, vectorised ? ForwardKernel<T, true> : ForwardKernel<T, false>, blocks_,
+                kThreads, shared_bytes_, stream, job, tensors);
 }
 
 template <typename T>
-RoIPoolBackwardCudaPlan<T>::RoIPoolBackwardCudaPlan(const RoIPoolGeometry& g,
-                                                    const CudaOptions& options)
-    : geometry_(g), deterministic_(options.deterministic), error_(CheckFits(g)) {
+BackwardPlan<T>::BackwardPlan(const Geometry& g, const CudaOptions& options)
+    : geometry_(g), deterministic_(options.deterministic), status_(CheckFits(g)) {
   using A = ComputeType<T>;
   DeviceLimits limits;
-  if (error_.empty()) error_ = ErrorText(GetDeviceLimits(&limits));
-  if (!error_.empty() || g.boxes == 0) return;
+  if (status_.ok()) status_ = GetDeviceLimits(kOp, &limits);
+  if (!status_.ok() || g.boxes == 0) return;
   const Blocks blocks = ChooseBlocks<A>(g, limits.multiprocessors);
   units_per_block_ = blocks.units_per_block;
   blocks_ = blocks.blocks;
@@ -140,25 +135,25 @@ RoIPoolBackwardCudaPlan<T>::RoIPoolBackwardCudaPlan(const RoIPoolGeometry& g,
 }
 
 template <typename T>
-std::string RoIPoolBackwardCudaPlan<T>::Run(const RoIPoolTensors<T>& tensors, const T* grad_output,
-                                            T* grad_inputs, SamplingTensor<T> grad_offsets,
-                                            SamplingTensor<T> grad_mask, void* workspace,
-                                            void* stream) const {
+Status BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, void* workspace,
+                            void* stream) const {
   using A = ComputeType<T>;
   constexpr bool kWidened = !std::is_same_v<T, A>;
-  const RoIPoolGeometry& g = geometry_;
-  if (!error_.empty()) return error_;
+  const Geometry& g = geometry_;
+  if (!status_.ok()) return status_;
   const int64_t image_size = g.height * g.width * g.channels;
   if (!kWidened || g.boxes == 0) {
-    const char* error = FillZeros(grad_inputs, g.batch * image_size * sizeof(T), stream);
-    if (error != nullptr || g.boxes == 0) return ErrorText(error);
+    const Status status =
+        FillZeros(kOp, tensors.grad_inputs, g.batch * image_size * sizeof(T), stream);
+    if (!status.ok() || g.boxes == 0) return status;
   }
   char* const space = static_cast<char*>(workspace);
-  RoIJob job = MakeJob(g, units_per_block_, blocks_, grad_inputs_at_ > 0 ? space : nullptr);
-  const bool vectorised = IsVectorised<T>(g, 16 / sizeof(T) > 4 ? 16 / sizeof(T) : 4,
-                                          {tensors.inputs, grad_output, grad_inputs});
+  Job job = MakeJob(g, units_per_block_, blocks_, grad_inputs_at_ > 0 ? space : nullptr);
+  const bool vectorised =
+      IsVectorised<T>(g, 16 / sizeof(T) > 4 ? 16 / sizeof(T) : 4,
+                      {tensors.inputs, tensors.grad_output, tensors.grad_inputs});
   job.lanes = ChooseLanes(CeilDiv(g.class_depth(), vectorised ? 4 : 1));
-  const bool reduces = grad_offsets || grad_mask;
+  const bool reduces = tensors.grad_offsets || tensors.grad_mask;
   const int64_t units_per_box = g.bins() * g.classes;
 
   for (int64_t image = 0; image < std::max<int64_t>(g.batch, 1); image += images_per_step_) {
@@ -168,65 +163,65 @@ std::string RoIPoolBackwardCudaPlan<T>::Run(const RoIPoolTensors<T>& tensors, co
     A* window;
     if constexpr (kWidened) {
       window = reinterpret_cast<A*>(space + grad_inputs_at_);
-      if (const char* error = FillZeros(window, images * image_size * sizeof(A), stream)) {
-        return ErrorText(error);
-      }
+      const Status status = FillZeros(kOp, window, images * image_size * sizeof(A), stream);
+      if (!status.ok()) return status;
     } else {
-      window = grad_inputs + image * image_size;
+      window = tensors.grad_inputs + image * image_size;
     }
     if (deterministic_) {
-      const char* error = Launch(RoIPoolInOrderKernel<T>, CeilDiv(images * g.channels, kRoIThreads),
-                                 kRoIThreads, 0, stream, job, tensors, grad_output, window);
-      if (error != nullptr) return ErrorText(error);
+      const Status status =
+          Launch(kOp, DeterministicInputsKernel<T>, CeilDiv(images * g.channels, kThreads),
+                 kThreads, 0, stream, job, tensors, window);
+      if (!status.ok()) return status;
     }
     for (int64_t box = 0; box < g.boxes; box += boxes_per_step_) {
       job.first_unit = box * units_per_box;
       job.last_unit = std::min(box + boxes_per_step_, g.boxes) * units_per_box;
-      RoIGradients<A> gradients;
+      Gradients<A> gradients;
       gradients.grad_inputs = deterministic_ ? nullptr : window;
       gradients.partials = reduces ? reinterpret_cast<A*>(space + partials_at_) : nullptr;
       if (deterministic_ && !reduces) break;
-      const char* error =
-          Launch(vectorised ? RoIPoolBackwardKernel<T, true> : RoIPoolBackwardKernel<T, false>,
-                 blocks_, kRoIThreads, shared_bytes_, stream, job, tensors, grad_output, gradients);
-      if (error != nullptr) return ErrorText(error);
+      const Status status =
+          Launch(kOp, vectorised ? BackwardKernel<T, true> : BackwardKernel<T, false>, blocks_,
+                 kThreads, shared_bytes_, stream, job, tensors, gradients);
+      if (!status.ok()) return status;
       if (!reduces) continue;
       const int64_t boxes = std::min(boxes_per_step_, g.boxes - box);
-      const int64_t sums = (grad_offsets ? boxes * (g.offsets_per_box() / 2) : 0) +
-                           (grad_mask ? boxes * g.bins() : 0);
-      error =
-          Launch(RoIPoolReduceKernel<T>, CeilDiv(sums, kRoIThreads), kRoIThreads, 0, stream, job,
-                 tensors, static_cast<const A*>(gradients.partials), grad_offsets, grad_mask);
-      if (error != nullptr) return ErrorText(error);
+      const int64_t sums = (tensors.grad_offsets ? boxes * (g.offsets_per_box() / 2) : 0) +
+                           (tensors.grad_mask ? boxes * g.bins() : 0);
+      const Status reduced =
+          Launch(kOp, ReducePartialsKernel<T>, CeilDiv(sums, kThreads), kThreads, 0, stream, job,
+                 tensors, static_cast<const A*>(gradients.partials));
+      if (!reduced.ok()) return reduced;
     }
     if constexpr (kWidened) {
       const int64_t size = images * image_size;
-      const char* error =
-          Launch(RoundKernel<T>, CeilDiv(size, kRoIThreads), kRoIThreads, 0, stream,
-                 static_cast<const A*>(window), size, grad_inputs + image * image_size);
-      if (error != nullptr) return ErrorText(error);
+      const Status status =
+          Launch(kOp, RoundKernel<T>, CeilDiv(size, kThreads), kThreads, 0, stream,
+                 static_cast<const A*>(window), size, tensors.grad_inputs + image * image_size);
+      if (!status.ok()) return status;
     }
   }
-  return "";
+  return Status();
 }
 
-std::string ConvertBoxes(const float* from, int64_t size, double* to, void* stream) {
-  return ErrorText(Launch(ConvertKernel<float, double>, CeilDiv(size, kRoIThreads), kRoIThreads, 0,
-                          stream, from, size, to));
+Status ConvertBoxes(const float* from, int64_t size, double* to, void* stream) {
+  return Launch(kOp, ConvertKernel<float, double>, CeilDiv(size, kThreads), kThreads, 0, stream,
+                from, size, to);
 }
 
-std::string ConvertBoxes(const double* from, int64_t size, float* to, void* stream) {
-  return ErrorText(Launch(ConvertKernel<double, float>, CeilDiv(size, kRoIThreads), kRoIThreads, 0,
-                          stream, from, size, to));
+Status ConvertBoxes(const double* from, int64_t size, float* to, void* stream) {
+  return Launch(kOp, ConvertKernel<double, float>, CeilDiv(size, kThreads), kThreads, 0, stream,
+                from, size, to);
 }
 
-template class RoIPoolForwardCudaPlan<float>;
-template class RoIPoolForwardCudaPlan<double>;
-template class RoIPoolForwardCudaPlan<Half>;
-template class RoIPoolForwardCudaPlan<BFloat16>;
-template class RoIPoolBackwardCudaPlan<float>;
-template class RoIPoolBackwardCudaPlan<double>;
-template class RoIPoolBackwardCudaPlan<Half>;
-template class RoIPoolBackwardCudaPlan<BFloat16>;
+template class ForwardPlan<float>;
+template class ForwardPlan<double>;
+template class ForwardPlan<Half>;
+template class ForwardPlan<BFloat16>;
+template class BackwardPlan<float>;
+template class BackwardPlan<double>;
+template class BackwardPlan<Half>;
+template class BackwardPlan<BFloat16>;
 
-}  // namespace tf_deformable
+}  // namespace tf_deformable::roi_pool::cuda

@@ -5,7 +5,7 @@
 
 #include "kernels/base/validation.h"
 
-namespace tf_deformable {
+namespace tf_deformable::roi_pool {
 namespace {
 
 constexpr char kOp[] = "deformable_roi_pool";
@@ -18,7 +18,7 @@ std::string ToText(float value) {
   return text.str();
 }
 
-std::string CheckAttributes(const RoIPoolArguments& a) {
+std::string CheckAttributes(const Arguments& a) {
   if (!AllInRange(a.output_size, 2, 1)) {
     return Message("output_size must be 2 positive integers (ph, pw)" + AtMostLargest() + ", got " +
                    ListToString(a.output_size));
@@ -41,7 +41,7 @@ std::string CheckAttributes(const RoIPoolArguments& a) {
   return "";
 }
 
-std::string CheckRanks(const RoIPoolArguments& a) {
+std::string CheckRanks(const Arguments& a) {
   std::string error = RankError(kOp, "inputs", "[N,H,W,k*k*D]", 4, a.inputs);
   if (error.empty()) error = RankError(kOp, "boxes", "[R,4]", 2, a.boxes);
   if (error.empty()) error = RankError(kOp, "box_indices", "[R]", 1, a.box_indices);
@@ -61,10 +61,9 @@ std::string ShapeMessage(const char* name, const char* layout, const std::string
                  ", got shape " + ToString(got));
 }
 
-}  // namespace
-
-std::string ParseRoIPool(const RoIPoolArguments& a, RoIPoolGeometry* geometry) {
-  RoIPoolGeometry& g = *geometry;
+// What is wrong with the arguments, or an empty string.
+std::string FillGeometry(const Arguments& a, Geometry* geometry) {
+  Geometry& g = *geometry;
   std::string error = CheckAttributes(a);
   if (error.empty()) error = CheckRanks(a);
   if (!error.empty()) return error;
@@ -134,15 +133,24 @@ std::string ParseRoIPool(const RoIPoolArguments& a, RoIPoolGeometry* geometry) {
   return "";
 }
 
-std::string CheckBoxIndices(const RoIPoolGeometry& g, const int32_t* box_indices) {
-  for (int64_t i = 0; i < g.boxes; ++i) {
-    if (box_indices[i] < -1 || box_indices[i] >= g.batch) {
-      return Message("box_indices must be -1 (padding) or in [0,N) = [0," +
-                     DimensionToString(g.batch) + "), got " + std::to_string(box_indices[i]) +
-                     " at " + std::to_string(i));
-    }
-  }
-  return "";
+}  // namespace
+
+Status Parse(const Arguments& arguments, Geometry* geometry) {
+  std::string error = FillGeometry(arguments, geometry);
+  if (error.empty()) return Status();
+  return Status(Status::Code::kInvalidArgument, std::move(error));
 }
 
-}  // namespace tf_deformable
+Status CheckBoxIndices(const Geometry& g, const int32_t* box_indices) {
+  for (int64_t i = 0; i < g.boxes; ++i) {
+    if (box_indices[i] < -1 || box_indices[i] >= g.batch) {
+      return Status(Status::Code::kInvalidArgument,
+                    Message("box_indices must be -1 (padding) or in [0,N) = [0," +
+                            DimensionToString(g.batch) + "), got " +
+                            std::to_string(box_indices[i]) + " at " + std::to_string(i)));
+    }
+  }
+  return Status();
+}
+
+}  // namespace tf_deformable::roi_pool

@@ -5,16 +5,16 @@
 
 #include <cstdint>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "kernels/base/host_device.h"
 #include "kernels/base/shape.h"
+#include "kernels/base/status.h"
 
-namespace tf_deformable {
+namespace tf_deformable::roi_pool {
 
 // Everything that determines the geometry, as the caller states it; shapes may be partly unknown.
-struct RoIPoolArguments {
+struct Arguments {
   Shape inputs;                      // [N, H, W, k*k*D]
   Shape boxes;                       // [R, 4]: y1, x1, y2, x2
   Shape box_indices;                 // [R]
@@ -32,7 +32,7 @@ struct RoIPoolArguments {
 
 // Plain data, so that it can be handed to a GPU kernel by value. A dimension that does not follow
 // from what is known is kUnknown; kernels are only ever given a fully known geometry.
-struct RoIPoolGeometry {
+struct Geometry {
   int64_t batch = kUnknown;
   int64_t height = kUnknown, width = kUnknown, channels = kUnknown;
   int64_t boxes = kUnknown;
@@ -53,13 +53,13 @@ struct RoIPoolGeometry {
   }
 };
 
-// Fills `geometry` with all that follows from `arguments`. Returns an empty string, or one sentence
-// naming the argument, the rule and what was got.
-std::string ParseRoIPool(const RoIPoolArguments& arguments, RoIPoolGeometry* geometry);
+// Fills `geometry` with all that follows from `arguments`. The message of an error names the
+// argument, the rule and what was got.
+[[nodiscard]] Status Parse(const Arguments& arguments, Geometry* geometry);
 
-// Checks every index of a box: -1 (padding) or in [0, batch). Same convention.
-std::string CheckBoxIndices(const RoIPoolGeometry& geometry, const int32_t* box_indices);
+// Checks every index of a box: -1 (padding) or in [0, batch).
+[[nodiscard]] Status CheckBoxIndices(const Geometry& geometry, const int32_t* box_indices);
 
-}  // namespace tf_deformable
+}  // namespace tf_deformable::roi_pool
 
 #endif  // TF_DEFORMABLE_CC_KERNELS_ROI_POOL_GEOMETRY_H_

@@ -6,19 +6,31 @@
 
 #include "kernels/sampling/sampling_tensor.h"
 
-namespace tf_deformable {
+namespace tf_deformable::roi_pool {
 
-// Boxes are handed over in the type in which positions are computed. Optional tensors may be null.
+// What both passes read. Boxes are handed over in the type in which positions are computed.
 template <typename T>
-struct RoIPoolTensors {
-  using A = ComputeType<T>;
-  const T* inputs;
-  const A* boxes;
-  const int32_t* box_indices;
-  SamplingTensor<const T> offsets;
-  SamplingTensor<const T> mask;
+struct InputTensors {
+  const T* inputs;                  // [N, H, W, k*k*D]
+  const ComputeType<T>* boxes;      // [R, 4]: y1, x1, y2, x2
+  const int32_t* box_indices;       // [R]: the image, or -1
+  SamplingTensor<const T> offsets;  // [R, part_h, part_w, classes, 2]: dy, dx; or null
+  SamplingTensor<const T> mask;     // [R, ph, pw], or null
 };
 
-}  // namespace tf_deformable
+template <typename T>
+struct ForwardTensors : InputTensors<T> {
+  T* output;  // [R, ph, pw, D]
+};
+
+template <typename T>
+struct BackwardTensors : InputTensors<T> {
+  const T* grad_output;            // [R, ph, pw, D]
+  T* grad_inputs;                  // [N, H, W, k*k*D]
+  SamplingTensor<T> grad_offsets;  // [R, part_h, part_w, classes, 2]: dy, dx; null without offsets
+  SamplingTensor<T> grad_mask;     // [R, ph, pw]; null without a mask
+};
+
+}  // namespace tf_deformable::roi_pool
 
 #endif  // TF_DEFORMABLE_CC_KERNELS_ROI_POOL_TENSORS_H_

@@ -1,8 +1,8 @@
 #include "kernels/deformable_conv2d/cuda_driver.h"
 
-namespace tf_deformable {
+namespace tf_deformable::deformable_conv2d::cuda {
 
-template class DeformableConv2DForwardCudaPlan<BFloat16>;
-template class DeformableConv2DBackwardCudaPlan<BFloat16>;
+template class ForwardPlan<BFloat16>;
+template class BackwardPlan<BFloat16>;
 
-}  // namespace tf_deformable
+}  // namespace tf_deformable::deformable_conv2d::cuda

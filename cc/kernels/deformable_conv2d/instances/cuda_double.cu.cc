@@ -1,8 +1,8 @@
 #include "kernels/deformable_conv2d/cuda_driver.h"
 
-namespace tf_deformable {
+namespace tf_deformable::deformable_conv2d::cuda {
 
-template class DeformableConv2DForwardCudaPlan<double>;
-template class DeformableConv2DBackwardCudaPlan<double>;
+template class ForwardPlan<double>;
+template class BackwardPlan<double>;
 
-}  // namespace tf_deformable
+}  // namespace tf_deformable::deformable_conv2d::cuda

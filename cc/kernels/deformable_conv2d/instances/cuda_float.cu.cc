@@ -1,8 +1,8 @@
 #include "kernels/deformable_conv2d/cuda_driver.h"
 
-namespace tf_deformable {
+namespace tf_deformable::deformable_conv2d::cuda {
 
-template class DeformableConv2DForwardCudaPlan<float>;
-template class DeformableConv2DBackwardCudaPlan<float>;
+template class ForwardPlan<float>;
+template class BackwardPlan<float>;
 
-}  // namespace tf_deformable
+}  // namespace tf_deformable::deformable_conv2d::cuda

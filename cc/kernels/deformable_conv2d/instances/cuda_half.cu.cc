@@ -1,8 +1,8 @@
 #include "kernels/deformable_conv2d/cuda_driver.h"
 
-namespace tf_deformable {
+namespace tf_deformable::deformable_conv2d::cuda {
 
-template class DeformableConv2DForwardCudaPlan<Half>;
-template class DeformableConv2DBackwardCudaPlan<Half>;
+template class ForwardPlan<Half>;
+template class BackwardPlan<Half>;
 
-}  // namespace tf_deformable
+}  // namespace tf_deformable::deformable_conv2d::cuda
