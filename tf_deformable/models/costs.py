@@ -8,8 +8,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_deformable.graphs.keras_graph import calls, is_channels_first, is_graph, shape_of
 from tf_deformable.layers.deformable_conv2d import DeformableConv2D
-from tf_deformable.models._graph import calls, is_channels_first, is_graph, shape_of
 
 Shape = tuple[int | None, ...]
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tf_deformable.graphs.keras_graph import is_graph
 from tf_deformable.layers._base import IS_KERAS_3
 from tf_deformable.layers.roi_pool import (
     DeformablePSRoIPool,
@@ -20,7 +21,6 @@ from tf_deformable.layers.roi_pool import (
     RoIPool,
 )
 from tf_deformable.models import boxes as box_ops
-from tf_deformable.models._graph import is_graph
 from tf_deformable.models.surgery import Layers, deformify, images_and_features, output_stride
 
 _layers = tf.keras.layers

@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
+from tf_deformable.graphs.keras_graph import calls, is_channels_first, is_graph, shape_of, sublayers
 from tf_deformable.layers._base import IS_KERAS_3
 from tf_deformable.layers.deformable_conv2d import DeformableConv2D
-from tf_deformable.models._graph import calls, is_channels_first, is_graph, shape_of, sublayers
 
 Layers: TypeAlias = "str | re.Pattern[str] | Iterable[str] | Callable[[Any], bool]"
 Stride = tuple[float, float]
