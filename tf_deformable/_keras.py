@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -43,3 +44,68 @@ IS_KERAS_3 = hasattr(tf.keras, "ops")
 def as_output_shape(shape: tuple[int | None, ...]) -> Any:
     """Returns the shape as the layers of the Keras in use return theirs."""
     return shape if IS_KERAS_3 else tf.TensorShape(shape)
+
+
+# What Keras does not document, and is called otherwise in each of the two.
+
+
+class GraphCall(NamedTuple):
+    """One call of a layer (or, in Keras 3, of an operation without weights) in a model's graph."""
+
+    layer: Any
+    inputs: list[Any]  # Keras tensors
+    outputs: list[Any]
+    node: Any
+
+    def run(self, values: dict[int, Any]) -> list[Any]:
+        """Makes the call with tensors in place of Keras tensors, by the `id` of these."""
+        if IS_KERAS_3:
+            args, kwargs = self.node.arguments.fill_in(values)
+        else:
+            given: dict[str, list[Any]] = {}
+            for tensor in self.inputs:
+                given.setdefault(str(id(tensor)), []).append(values[id(tensor)])
+            args, kwargs = self.node.map_arguments(given)
+        return tf.nest.flatten(self.layer(*args, **kwargs))
+
+
+def graph_calls(model: Any) -> Iterator[GraphCall]:
+    """Yields the calls of a model that `is_graph`, each after those it reads from.
+
+    The inputs are no calls. A nested model is one call.
+    """
+    nodes_by_depth = _function(model)._nodes_by_depth
+    for depth in sorted(nodes_by_depth, reverse=True):
+        for node in nodes_by_depth[depth]:
+            inputs = node.input_tensors if IS_KERAS_3 else node.keras_inputs
+            if inputs:  # The node of an input has none.
+                yield GraphCall(
+                    layer=node.operation if IS_KERAS_3 else node.layer,
+                    inputs=tf.nest.flatten(inputs),
+                    outputs=tf.nest.flatten(node.output_tensors if IS_KERAS_3 else node.outputs),
+                    node=node,
+                )
+
+
+def is_graph(layer: Any) -> bool:
+    """Returns whether the calls inside can be seen: a functional, or a built Sequential model."""
+    return _function(layer) is not None
+
+
+def sublayers(layer: Any) -> list[Any]:
+    """Returns the layer and all layers inside it, a layer before those that it holds."""
+    return list(layer._flatten_layers(include_self=True, recursive=True))
+
+
+def is_compiled(model: Any) -> bool:
+    """Returns whether `compile` has been called."""
+    return bool(model.compiled if IS_KERAS_3 else model._is_compiled)
+
+
+def _function(layer: Any) -> Any:
+    """Returns the object that holds the nodes, None for all other layers."""
+    if isinstance(layer, tf.keras.Sequential) and IS_KERAS_3:
+        return layer._functional
+    if not isinstance(layer, tf.keras.Model):
+        return None
+    return layer if getattr(layer, "_nodes_by_depth", None) else None

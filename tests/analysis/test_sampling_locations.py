@@ -344,6 +344,20 @@ def test_two_images_of_the_same_size():
         analysis.unit_centers(tower_alone, small)
 
 
+def test_layers_with_inputs_beside_their_features():
+    inputs = tf.keras.Input((9, 9, 1))
+    first = models.deformable("a", offset_source="features")([inputs, models.plain(3)(inputs)])
+    flow = layers.Lambda(lambda t: tf.repeat(0 * t, 2, axis=-1), output_shape=(9, 9, 2))(first)
+    second = models.deformable("b", adds_flow=True)
+    model = tf.keras.Model(inputs, second([first, flow]))
+    models.randomise_offsets(model)
+    images = models.integer_images(1, 9, 9)
+    found = analysis.sampling_locations(model, images, unit=(4, 5))
+    assert found.layers == ("a", "b")
+    marked = models.pixels(found.points(), (9, 9))
+    np.testing.assert_array_equal(marked, models.influence(model, images, (4, 5))[0])
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision(policy):
     tf.keras.mixed_precision.set_global_policy(policy)

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tf_deformable.layers._base import OperatorLayer
+from tf_deformable.graphs.layer_calls import LayerCall, inlined_functions, listening
 from tf_deformable.layers.deformable_conv2d import DeformableConv2D
 from tf_deformable.ops.sampling import sampling_positions
 
 Array = NDArray[np.floating[Any]]
-
-_patching = threading.RLock()
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """One call of one layer. A layer that a model calls twice has two."""
-
-    layer: OperatorLayer
-    inputs: Any
-    outputs: Any
-    name: str = ""  # of the layer, with #0, #1, ... if the model makes several calls of that name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +64,16 @@ def layer_samples(model: Any, inputs: Any) -> list[LayerSamples]:
     return [samples_of(call) for call in calls]
 
 
-def record(model: Any, inputs: Any) -> list[Call]:
+def record(model: Any, inputs: Any) -> list[LayerCall]:
     """Runs a model eagerly and returns the calls of the package's layers, in order."""
-    calls: list[Call] = []
+    calls: list[LayerCall] = []
     # Inside a tf.function of the model's own there would be no values, or no call of Python at all.
     with inlined_functions(), listening(calls.append):
         run_model(model, inputs)
     return named(calls)
 
 
-def named(calls: Sequence[Call]) -> list[Call]:
+def named(calls: Sequence[LayerCall]) -> list[LayerCall]:
     """Gives calls names that tell them apart."""
     count = collections.Counter(call.layer.name for call in calls)
     seen: collections.Counter[str] = collections.Counter()
@@ -125,44 +111,6 @@ def select(calls: Sequence[Any], layers: Sequence[Any], argument: str) -> list[i
     return indices
 
 
-@contextlib.contextmanager
-def listening(listener: Callable[[Call], None]) -> Iterator[None]:
-    """Tells the listener of every call of the package's layers that this thread makes.
-
-    For as long as the block runs, the layers' base class has a `__call__` of its own: so it works
-    for layers that no model lists, and costs nothing at all other times.
-    """
-    thread = threading.get_ident()
-    previous = OperatorLayer.__call__
-
-    @tf.autograph.experimental.do_not_convert
-    def call(layer: OperatorLayer, inputs: Any, *others: Any, **kwargs: Any) -> Any:
-        inputs = layer._gather(inputs, others, kwargs)
-        outputs = previous(layer, inputs, **kwargs)
-        # Keras also calls layers with tensors of its own, that stand for shapes.
-        if threading.get_ident() == thread and isinstance(outputs, tf.Tensor):
-            listener(Call(layer, inputs, outputs))
-        return outputs
-
-    with _patching:
-        OperatorLayer.__call__ = call  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            OperatorLayer.__call__ = previous  # type: ignore[method-assign]
-
-
-@contextlib.contextmanager
-def inlined_functions() -> Iterator[None]:
-    """Makes what is a tf.function a plain Python function, in the block."""
-    before = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(before)
-
-
 def run_model(model: Any, inputs: Any) -> Any:
     """Calls a model in inference mode."""
     if isinstance(model, tf.keras.layers.Layer):
@@ -181,11 +129,11 @@ def to_numpy(tensor: tf.Tensor) -> Array:
     return tf.cast(tensor, tf.float64 if tensor.dtype == tf.float64 else tf.float32).numpy()
 
 
-def samples_of(call: Call) -> LayerSamples:
+def samples_of(call: LayerCall) -> LayerSamples:
     """Where the convolution of an eager call sampled."""
     layer = call.layer
     assert isinstance(layer, DeformableConv2D)
-    features, offsets, mask = layer._sampled(call.inputs)
+    features, offsets, mask = layer.sampled(call.inputs)
     height, width = features.shape[1:3]
 
     def positions(of: tf.Tensor) -> Array:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tf_deformable.analysis import _calls
 from tf_deformable.analysis._calls import Array
+from tf_deformable.graphs.layer_calls import LayerCall
 from tf_deformable.layers import roi_pool
 from tf_deformable.ops.sampling import bin_boxes
 
@@ -56,12 +57,12 @@ def roi_bins(model: Any, inputs: Any) -> list[LayerBins]:
     return found
 
 
-def layer_bins(calls: list[_calls.Call]) -> list[LayerBins]:
+def layer_bins(calls: list[LayerCall]) -> list[LayerBins]:
     """`roi_bins` of a model that has run already."""
     return [_bins(call) for call in calls if isinstance(call.layer, roi_pool._RoILayer)]
 
 
-def _bins(call: _calls.Call) -> LayerBins:
+def _bins(call: LayerCall) -> LayerBins:
     layer = call.layer
     assert isinstance(layer, roi_pool._RoILayer)
     regions = layer._regions(call.inputs)

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tf_deformable.analysis import _calls, bins
 from tf_deformable.analysis._calls import Array
+from tf_deformable.graphs.layer_calls import LayerCall
 from tf_deformable.layers.deformable_conv2d import DeformableConv2D
 from tf_deformable.layers.roi_pool import DeformablePSRoIPool, DeformableRoIPool
 
@@ -273,7 +274,7 @@ def _write_scalar(tag: str, value: float) -> None:
     tf.summary.write(tag, tf.constant(value, tf.float32), metadata=metadata)
 
 
-def _of_call(call: _calls.Call) -> LayerOffsets:
+def _of_call(call: LayerCall) -> LayerOffsets:
     if isinstance(call.layer, DeformableConv2D):
         samples = _calls.samples_of(call)
         return _measured(

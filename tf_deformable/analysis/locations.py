@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from tf_deformable.analysis import _calls
 from tf_deformable.analysis._calls import Array, LayerSamples
-from tf_deformable.analysis._paths import Mapping, Paths
+from tf_deformable.analysis._paths import Paths
+from tf_deformable.graphs.receptive_field import Mapping
 
 _OPERATION = "sampling_locations"
 

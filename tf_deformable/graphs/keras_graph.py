@@ -1,49 +1,83 @@
-"""The calls of layers that make up a functional or Sequential model, the same in both Kerases."""
+"""A walk over the calls of layers that make up a functional or Sequential model.
+
+The model is traced on the way, so that shapes and operators of every call are known.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from tf_deformable.layers._base import IS_KERAS_3
+from tf_deformable._keras import graph_calls, is_graph, sublayers
+from tf_deformable.graphs.layer_calls import LayerCall, inlined_functions, listening
+from tf_deformable.layers.deformable_conv2d import DeformableConv2D
+
+Shape: TypeAlias = "tuple[int | None, ...]"
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of a layer (or, in Keras 3, of an operation without weights)."""
+    """One call of a layer (or, in Keras 3, of an operation without weights) that is no model."""
 
     layer: Any
+    path: str  # the layer's name, after those of the models that it is nested in
     inputs: list[Any]  # Keras tensors
     outputs: list[Any]
+    read: list[tf.Tensor]  # the same in the traced graph
+    made: list[tf.Tensor]
+
+    @property
+    def input_shapes(self) -> list[Shape]:
+        """Shapes of what the layer reads, () if not even the rank is known."""
+        return [_known_shape(*pair) for pair in zip(self.inputs, self.read, strict=True)]
+
+    @property
+    def output_shapes(self) -> list[Shape]:
+        """Shapes of what the layer makes, likewise."""
+        return [_known_shape(*pair) for pair in zip(self.outputs, self.made, strict=True)]
 
 
-def is_graph(layer: Any) -> bool:
-    """Returns whether the calls inside can be seen: a functional, or a built Sequential model."""
-    return _function(layer) is not None
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """All calls of a model and its nested models, each after those it reads from."""
+
+    calls: list[Call]
+    inputs: list[Any]  # of the traced graph
+    outputs: list[Any]
+    convolutions: list[LayerCall]  # of the package's layers, those inside of custom layers too
+    graph: tf.Graph
 
 
-def calls(model: Any) -> Iterator[Call]:
-    """Yields the calls of a model that `is_graph`, each after those it reads from.
+def walk(model: Any, input_size: tuple[int, int] | None = None) -> Walk:
+    """Traces a model that `is_graph`, as it runs in inference.
 
-    The inputs are no calls. A nested model is one call.
+    Args:
+        model: functional or built Sequential model.
+        input_size: (height, width) of the images, where the model takes any.
     """
-    function = _function(model)
-    for depth in sorted(function._nodes_by_depth, reverse=True):
-        for node in function._nodes_by_depth[depth]:
-            inputs = node.input_tensors if IS_KERAS_3 else node.keras_inputs
-            if inputs:  # The node of an input has none.
-                yield Call(
-                    layer=node.operation if IS_KERAS_3 else node.layer,
-                    inputs=tf.nest.flatten(inputs),
-                    outputs=tf.nest.flatten(node.output_tensors if IS_KERAS_3 else node.outputs),
-                )
+    found: list[Call] = []
+    convolutions: list[LayerCall] = []
+    ends: list[list[Any]] = []
+
+    def listener(call: LayerCall) -> None:
+        if isinstance(call.layer, DeformableConv2D):
+            convolutions.append(call)
+
+    def forward(*values: Any) -> None:
+        with inlined_functions(), listening(listener):
+            ends.extend([list(values), _run(model, list(values), "", found)])
+
+    rows = 2 if is_channels_first(model) else 1
+    specifications = [_specification(tensor, input_size, rows) for tensor in model.inputs]
+    graph = tf.function(forward).get_concrete_function(*specifications).graph
+    inputs, outputs = ends
+    return Walk(found, inputs, outputs, convolutions, graph)
 
 
-def shape_of(tensor: Any) -> tuple[int | None, ...]:
-    """Returns the static shape of a Keras tensor, () if not even the rank is known."""
+def shape_of(tensor: Any) -> Shape:
+    """Returns the static shape of a tensor, Keras' ones too, () if not even the rank is known."""
     shape = tf.TensorShape(tensor.shape)
     return () if shape.rank is None else tuple(shape.as_list())
 
@@ -63,15 +97,36 @@ def is_channels_first(model: Any) -> bool:
     return bool(found == "channels_first")
 
 
-def sublayers(layer: Any) -> list[Any]:
-    """Returns the layer and all layers inside it, a layer before those that it holds."""
-    return list(layer._flatten_layers(include_self=True, recursive=True))
+def _run(model: Any, values: list[Any], prefix: str, found: list[Call]) -> list[Any]:
+    """Runs the calls of a model one by one and records them; returns the model's outputs."""
+    tensors = dict(zip(map(id, model.inputs), values, strict=True))
+    for call in graph_calls(model):
+        path = prefix + call.layer.name
+        read = [tensors[id(tensor)] for tensor in call.inputs]
+        if is_graph(call.layer):
+            made = _run(call.layer, read, path + "/", found)
+        else:
+            made = call.run(tensors)
+            found.append(Call(call.layer, path, call.inputs, call.outputs, read, made))
+        tensors.update(zip(map(id, call.outputs), made, strict=True))
+    return [tensors[id(tensor)] for tensor in model.outputs]
 
 
-def _function(layer: Any) -> Any:
-    """Returns the object that holds the nodes, None for all other layers."""
-    if isinstance(layer, tf.keras.Sequential) and IS_KERAS_3:
-        return layer._functional
-    if not isinstance(layer, tf.keras.Model):
-        return None
-    return layer if getattr(layer, "_nodes_by_depth", None) else None
+def _specification(tensor: Any, input_size: tuple[int, int] | None, rows: int) -> Any:
+    """What stands for an input of a model; `rows` is the axis of an image's height."""
+    given = getattr(tensor, "type_spec", None)  # tf-keras has inputs that are ragged or sparse
+    if given is not None and not isinstance(given, tf.TensorSpec):
+        return given
+    shape = list(shape_of(tensor))
+    if input_size is not None and len(shape) == 4:
+        for axis, size in zip((rows, rows + 1), input_size, strict=True):
+            shape[axis] = size if shape[axis] is None else shape[axis]
+    if getattr(tensor, "sparse", False):
+        return tf.SparseTensorSpec(shape, tensor.dtype)
+    return tf.TensorSpec(shape, tensor.dtype)
+
+
+def _known_shape(tensor: Any, traced: Any) -> Shape:
+    """The shape of a tensor, as Keras knows it or as it was traced."""
+    shape = shape_of(tensor)
+    return shape if shape and None not in shape[1:] else shape_of(traced)

@@ -42,7 +42,7 @@ class OperatorLayer(tf.keras.layers.Layer):
     @tf.autograph.experimental.do_not_convert
     def __call__(self, inputs: Any, *others: Any, **kwargs: Any) -> Any:
         """Calls the layer, as every Keras layer is called."""
-        inputs = self._gather(inputs, others, kwargs)
+        inputs = self.gather_inputs(inputs, others, kwargs)
         return super().__call__(inputs, **kwargs)
 
     @property
@@ -50,7 +50,7 @@ class OperatorLayer(tf.keras.layers.Layer):
         """What the layer is called with."""
         raise NotImplementedError
 
-    def _gather(self, inputs: Any, others: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def gather_inputs(self, inputs: Any, others: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Returns the inputs as `call` takes them; removes them from `kwargs`."""
         names = self._input_names
         if len(names) == 1:

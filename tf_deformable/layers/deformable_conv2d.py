@@ -286,7 +286,7 @@ class DeformableConv2D(OperatorLayer):
 
     def call(self, inputs: Any) -> tf.Tensor:
         """Returns the activated convolution of the inputs at the predicted positions."""
-        features, offsets, mask = self._sampled(inputs)
+        features, offsets, mask = self.sampled(inputs)
         outputs = deformable_conv2d(
             features,
             self._cast(self.kernel),
@@ -321,7 +321,7 @@ class DeformableConv2D(OperatorLayer):
         Raises:
             ValueError: the layer has not been built (called) yet.
         """
-        _, offsets, mask = self._sampled(inputs)
+        _, offsets, mask = self.sampled(inputs)
         return self._in_data_format(offsets), None if mask is None else self._in_data_format(mask)
 
     @accepts_keras_tensors
@@ -340,7 +340,7 @@ class DeformableConv2D(OperatorLayer):
         Raises:
             ValueError: the layer has not been built (called) yet.
         """
-        features, offsets, _ = self._sampled(inputs)
+        features, offsets, _ = self.sampled(inputs)
         return sampling_positions(
             offsets,
             kernel_size=self.kernel_size,
@@ -459,7 +459,7 @@ class DeformableConv2D(OperatorLayer):
             names += ["offsets", "mask"] if self.modulated else ["offsets"]
         return (*names, "flow") if self.adds_flow else tuple(names)
 
-    def _sampled(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    def sampled(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
         """Returns features, offsets and mask (or None), all NHWC, of what the layer is called with.
 
         Features are in the compute dtype, the others in the dtype of positions.

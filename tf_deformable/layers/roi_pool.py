@@ -115,9 +115,9 @@ class _RoILayer(OperatorLayer):
     def _input_names(self) -> tuple[str, ...]:
         return "features", "boxes"
 
-    def _gather(self, inputs: Any, others: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def gather_inputs(self, inputs: Any, others: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Returns `[features, boxes]`, boxes that are ragged padded with zeros."""
-        inputs = super()._gather(inputs, others, kwargs)
+        inputs = super().gather_inputs(inputs, others, kwargs)
         if isinstance(inputs, (tuple, list)) and len(inputs) == 2:
             features, boxes = inputs
             if hasattr(boxes, "to_tensor"):  # of tf.RaggedTensor, and of what tf-keras traces with

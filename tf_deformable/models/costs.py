@@ -8,10 +8,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_deformable.graphs.keras_graph import calls, is_channels_first, is_graph, shape_of
+from tf_deformable._keras import is_graph
+from tf_deformable.graphs.keras_graph import Shape, walk
 from tf_deformable.layers.deformable_conv2d import DeformableConv2D
-
-Shape = tuple[int | None, ...]
 
 _BILINEAR = 4  # multiply-adds of one sample of one channel
 _ARGUMENTS = ("kernel_size", "strides", "dilation_rate", "padding")
@@ -154,71 +153,23 @@ def layer_costs(model: Any, input_size: tuple[int, int] | None = None) -> dict[s
             f"layer_costs: model must be a functional or a built Sequential model, got "
             f"{type(model).__name__} {model.name!r}"
         )
-    rows = 2 if is_channels_first(model) else 1
-    shapes = [_with_size(shape_of(tensor), input_size, rows) for tensor in model.inputs]
     costs: dict[str, LayerCost] = {}
-    _walk(model, shapes, "", costs)
-    return costs
-
-
-def _walk(model: Any, shapes: list[Shape], prefix: str, costs: dict[str, LayerCost]) -> None:
-    known = _shapes(model, shapes)
-    for call in calls(model):
-        path = prefix + call.layer.name
-        read = [known[id(tensor)] for tensor in call.inputs]
-        if is_graph(call.layer):
-            _walk(call.layer, read, path + "/", costs)
+    for call in walk(model, input_size).calls:
+        layer, path = call.layer, call.path
+        if not isinstance(layer, tf.keras.layers.Layer):
             continue
-        if not isinstance(call.layer, tf.keras.layers.Layer):
-            continue
-        count = _multiply_adds(call.layer, read[0], known[id(call.outputs[0])])
+        count = _multiply_adds(layer, call.input_shapes[0], call.output_shapes[0])
         if path in costs:  # called in more than one place
             earlier = costs[path].multiply_adds
             count = None if count is None or earlier is None else count + earlier
         costs[path] = LayerCost(
             path=path,
-            kind=type(call.layer).__name__,
-            arguments={
-                name: getattr(call.layer, name) for name in _ARGUMENTS if hasattr(call.layer, name)
-            },
-            parameters=call.layer.count_params(),
+            kind=type(layer).__name__,
+            arguments={name: getattr(layer, name) for name in _ARGUMENTS if hasattr(layer, name)},
+            parameters=layer.count_params(),
             multiply_adds=count,
         )
-
-
-def _shapes(model: Any, inputs: list[Shape]) -> dict[int, Shape]:
-    """Returns the shapes of all tensors of a model for inputs of these shapes."""
-    tensors = {id(t): t for call in calls(model) for t in (*call.inputs, *call.outputs)}
-    static = {key: shape_of(tensor) for key, tensor in tensors.items()}
-    is_static = all(
-        None not in shape_of(tensor)[1:] and shape_of(tensor)[1:] == shape[1:]
-        for tensor, shape in zip(model.inputs, inputs, strict=True)
-    )
-    if is_static or any(None in shape[1:] for shape in inputs):
-        return static
-    # Tracing knows the shapes that every layer and operation makes, without computing anything.
-    wanted = list(tensors.values())
-    probe = tf.keras.Model(model.inputs, wanted)
-    specs = [
-        tf.TensorSpec(shape, tensor.dtype)
-        for shape, tensor in zip(inputs, model.inputs, strict=True)
-    ]
-    traced = tf.function(lambda *images: probe(list(images), training=False))
-    outputs = tf.nest.flatten(traced.get_concrete_function(*specs).structured_outputs)
-    return {
-        id(tensor): tuple(output.shape.as_list())
-        for tensor, output in zip(wanted, outputs, strict=True)
-    }
-
-
-def _with_size(shape: Shape, input_size: tuple[int, int] | None, rows: int) -> Shape:
-    """A shape with an image's size where it is unknown; `rows` is the axis of its height."""
-    if input_size is None or len(shape) != 4:
-        return shape
-    sizes = list(shape)
-    for axis, size in zip((rows, rows + 1), input_size, strict=True):
-        sizes[axis] = size if sizes[axis] is None else sizes[axis]
-    return tuple(sizes)
+    return costs
 
 
 def _multiply_adds(layer: Any, read: Shape, made: Shape) -> int | None:

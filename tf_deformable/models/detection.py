@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_deformable.graphs.keras_graph import is_graph
-from tf_deformable.layers._base import IS_KERAS_3
+from tf_deformable._keras import IS_KERAS_3, is_graph
 from tf_deformable.layers.roi_pool import (
     DeformablePSRoIPool,
     DeformableRoIPool,

@@ -12,19 +12,16 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from tf_deformable.graphs.keras_graph import calls, is_channels_first, is_graph, shape_of, sublayers
-from tf_deformable.layers._base import IS_KERAS_3
+from tf_deformable._keras import IS_KERAS_3, is_compiled, is_graph, sublayers
+from tf_deformable.graphs.strides import Stride, walk_strides
 from tf_deformable.layers.deformable_conv2d import DeformableConv2D
 
 Layers: TypeAlias = "str | re.Pattern[str] | Iterable[str] | Callable[[Any], bool]"
-Stride = tuple[float, float]
 
 _DeformableConv2D: Any = DeformableConv2D
 _KINDS = (tf.keras.layers.Conv2D, tf.keras.layers.DepthwiseConv2D, tf.keras.layers.SeparableConv2D)
 _CONVOLUTIONS = (*_KINDS, tf.keras.layers.Conv2DTranspose, DeformableConv2D)
 _POOLS = (tf.keras.layers.MaxPooling2D, tf.keras.layers.AveragePooling2D)
-_BORDERS = (tf.keras.layers.ZeroPadding2D, tf.keras.layers.Cropping2D)
-_GLOBAL_POOLS = (tf.keras.layers.GlobalAveragePooling2D, tf.keras.layers.GlobalMaxPooling2D)
 # The arguments of DeformableConv2D that a convolution has too.
 _COMMON_ARGUMENTS = (
     *("name", "trainable", "dtype", "kernel_size", "strides", "padding", "data_format"),
@@ -246,8 +243,18 @@ class _Network:
 
     def __init__(self, model: Any) -> None:
         self.sites: dict[int, _Site] = {}
-        self._rows = 2 if is_channels_first(model) else 1  # the axis of a map's rows
-        self.outputs = self._walk(model, [(1.0, 1.0)] * len(model.inputs), "")
+        calls, self.outputs = walk_strides(model)
+        makers: dict[int, _Site] = {}
+        for strided in calls:
+            call = strided.call
+            site = self.sites.setdefault(id(call.layer), _Site(call.layer, call.path))
+            coarsest = max(filter(None, strided.read), default=None, key=math.prod)
+            if coarsest and (not site.stride or math.prod(coarsest) > math.prod(site.stride)):
+                site.stride, site.makes = coarsest, strided.made[0]
+            for tensor in call.inputs:
+                if id(tensor) in makers:
+                    makers[id(tensor)].readers.add(site.key)
+            makers |= dict.fromkeys(map(id, call.outputs), site)
 
     def choose(self, layers: Layers) -> list[_Site]:
         """Returns the sites that the argument of `deformify` names."""
@@ -419,37 +426,6 @@ class _Network:
             "replace these where they are made, see tf_deformable.models.deformable_layer"
         )
 
-    def _walk(
-        self, model: Any, input_strides: list[Stride | None], prefix: str
-    ) -> list[Stride | None]:
-        """Records the layers of a model; returns the strides of its outputs."""
-        strides: dict[int, Stride | None] = dict(
-            zip(map(id, model.inputs), input_strides, strict=True)
-        )
-        makers: dict[int, int] = {}
-        for call in calls(model):
-            layer, path = call.layer, prefix + call.layer.name
-            read = [strides.get(id(tensor)) for tensor in call.inputs]
-            for tensor in call.inputs:
-                if id(tensor) in makers:
-                    self.sites[makers[id(tensor)]].readers.add(id(layer))
-            if is_graph(layer):
-                made = self._walk(layer, read, path + "/")
-            else:
-                coarsest = max(filter(None, read), default=None, key=math.prod)
-                made = [
-                    _made(layer, coarsest, call.inputs, tensor, self._rows)
-                    for tensor in call.outputs
-                ]
-                site = self.sites.setdefault(id(layer), _Site(layer, path))
-                if coarsest and (not site.stride or math.prod(coarsest) > math.prod(site.stride)):
-                    site.stride, site.makes = coarsest, made[0]
-            for tensor, stride in zip(call.outputs, made, strict=True):
-                strides[id(tensor)] = stride
-                if not is_graph(layer):
-                    makers[id(tensor)] = id(layer)
-        return [strides.get(id(tensor)) for tensor in model.outputs]
-
 
 class _Copier:
     """Copies models layer by layer; what is copied once is found again (layers may be shared)."""
@@ -591,43 +567,6 @@ def _problem(layer: Any) -> str | None:
     return f"it is a {kind}, not a Conv2D, DepthwiseConv2D or SeparableConv2D"
 
 
-def _made(
-    layer: Any, stride: Stride | None, inputs: list[Any], output: Any, rows: int
-) -> Stride | None:
-    """Returns the stride of what a layer makes of maps of this stride."""
-    shape = shape_of(output)
-    if stride is None or len(shape) != 4 or isinstance(layer, _GLOBAL_POOLS):
-        return None
-    y, x = stride
-    if isinstance(layer, tf.keras.layers.Conv2DTranspose):
-        return y / layer.strides[0], x / layer.strides[1]
-    if isinstance(layer, (*_CONVOLUTIONS, *_POOLS)):
-        return y * layer.strides[0], x * layer.strides[1]
-    if isinstance(layer, tf.keras.layers.UpSampling2D):
-        return y / layer.size[0], x / layer.size[1]
-    if isinstance(layer, _BORDERS):
-        return stride
-    # Others may change the size too: if both are known, it shows.
-    spatial = shape[rows : rows + 2]
-    read = [shape_of(tensor)[rows : rows + 2] for tensor in inputs]
-    read = [r for r in read if len(r) == 2 and None not in r]
-    if None in spatial or not read:
-        return stride
-    sizes = max(read, key=lambda size: math.prod(s or 0 for s in size))
-    if spatial == (1, 1) and sizes != (1, 1):
-        return None
-    ratios = [_ratio(a or 1, b or 1) for a, b in zip(sizes, spatial, strict=True)]
-    return y * ratios[0], x * ratios[1]
-
-
-def _ratio(before: int, after: int) -> float:
-    """The stride between two sizes, of which borders may have taken some pixels."""
-    if after == 0:
-        return 1.0
-    ratio = before / after
-    return float(round(ratio)) if ratio >= 1 else 1.0 / round(1 / ratio)
-
-
 def _kernel_size(layer: Any) -> tuple[int, int]:
     size = layer.pool_size if isinstance(layer, _POOLS) else layer.kernel_size
     return size[0], size[1]
@@ -705,7 +644,7 @@ def _copy_convolution(old: Any, new: Any) -> None:
 
 def _compile_like(model: Any, copy: Any) -> None:
     """Compiles a copy as the model is, if Keras can do that from the configuration."""
-    if not (model.compiled if IS_KERAS_3 else model._is_compiled):
+    if not is_compiled(model):
         return
     try:
         copy.compile_from_config(model.get_compile_config())
