@@ -21,12 +21,8 @@ if TYPE_CHECKING:
     from tf_deformable import analysis, config, convert, layers, models, ops, reference
     from tf_deformable._native import NativeLibraryError, get_library_path
     from tf_deformable.layers.deformable_conv2d import DeformableConv2D
-    from tf_deformable.layers.roi_pool import (
-        DeformablePSRoIPool,
-        DeformableRoIPool,
-        PSRoIPool,
-        RoIPool,
-    )
+    from tf_deformable.layers.psroi_pool import DeformablePSRoIPool, PSRoIPool
+    from tf_deformable.layers.roi_pool import DeformableRoIPool, RoIPool
     from tf_deformable.ops.deformable_conv2d import deformable_conv2d
     from tf_deformable.ops.roi_pool import deformable_psroi_pool, deformable_roi_pool
 

@@ -102,6 +102,11 @@ def is_compiled(model: Any) -> bool:
     return bool(model.compiled if IS_KERAS_3 else model._is_compiled)
 
 
+def lambda_output_shape(layer: Any) -> Any:
+    """Returns the argument `output_shape` of a Lambda layer."""
+    return layer._output_shape
+
+
 def _function(layer: Any) -> Any:
     """Returns the object that holds the nodes, None for all other layers."""
     if isinstance(layer, tf.keras.Sequential) and IS_KERAS_3:

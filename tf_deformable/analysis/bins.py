@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tf_deformable.analysis import _calls
 from tf_deformable.analysis._calls import Array
 from tf_deformable.graphs.layer_calls import LayerCall
-from tf_deformable.layers import roi_pool
+from tf_deformable.layers._roi_base import RoILayer
 from tf_deformable.ops.sampling import bin_boxes
 
 
@@ -59,13 +59,13 @@ def roi_bins(model: Any, inputs: Any) -> list[LayerBins]:
 
 def layer_bins(calls: list[LayerCall]) -> list[LayerBins]:
     """`roi_bins` of a model that has run already."""
-    return [_bins(call) for call in calls if isinstance(call.layer, roi_pool._RoILayer)]
+    return [_bins(call) for call in calls if isinstance(call.layer, RoILayer)]
 
 
 def _bins(call: LayerCall) -> LayerBins:
     layer = call.layer
-    assert isinstance(layer, roi_pool._RoILayer)
-    regions = layer._regions(call.inputs)
+    assert isinstance(layer, RoILayer)
+    regions = layer.as_regions(call.inputs)
     regular = bin_boxes(
         regions.boxes,
         output_size=layer.output_size,

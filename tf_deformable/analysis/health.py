@@ -16,7 +16,8 @@ from tf_deformable.analysis import _calls, bins
 from tf_deformable.analysis._calls import Array
 from tf_deformable.graphs.layer_calls import LayerCall
 from tf_deformable.layers.deformable_conv2d import DeformableConv2D
-from tf_deformable.layers.roi_pool import DeformablePSRoIPool, DeformableRoIPool
+from tf_deformable.layers.psroi_pool import DeformablePSRoIPool
+from tf_deformable.layers.roi_pool import DeformableRoIPool
 
 _DEFORMABLE = (DeformableConv2D, DeformableRoIPool, DeformablePSRoIPool)
 

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from tf_deformable.layers.deformable_conv2d import DeformableConv2D
-from tf_deformable.layers.roi_pool import (
-    DeformablePSRoIPool,
-    DeformableRoIPool,
-    PSRoIPool,
-    RoIPool,
-)
+from tf_deformable.layers.psroi_pool import DeformablePSRoIPool, PSRoIPool
+from tf_deformable.layers.roi_pool import DeformableRoIPool, RoIPool
 
 __all__ = [
     "DeformableConv2D",

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from tf_deformable.models import boxes
 from tf_deformable.models.costs import Comparison, compare
-from tf_deformable.models.detection import (
-    Detector,
-    detector,
+from tf_deformable.models.detection.detector import Detector, detector
+from tf_deformable.models.detection.heads import (
     faster_rcnn_head,
     region_proposal_network,
     rfcn_head,
 )
 from tf_deformable.models.segmentation import ResizeLike, deeplab
-from tf_deformable.models.surgery import deformable_layer, deformify
+from tf_deformable.models.surgery.deformify import deformify
+from tf_deformable.models.surgery.replace import deformable_layer
 
 __all__ = [
     "Comparison",

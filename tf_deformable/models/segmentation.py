@@ -7,7 +7,8 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable.layers._base import as_output_shape
-from tf_deformable.models.surgery import Layers, deformify, images_and_features
+from tf_deformable.models.surgery.deformify import deformify
+from tf_deformable.models.surgery.select import Layers, images_and_features
 
 
 def deeplab(

@@ -1,0 +1,265 @@
+"""What the layers of RoI pooling share, plain and deformable ones.
+
+Features and boxes come in with their batch axis, `[B, H, W, C]` and `[B, R, 4]`; the operators take
+all boxes in one axis with the index of their image beside them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+from tf_deformable.layers._base import OperatorLayer, as_integer, as_output_shape
+from tf_deformable.layers._offset_branch import scale_gradient
+from tf_deformable.ops._symbolic import accepts_keras_tensors
+from tf_deformable.ops.sampling import bin_boxes
+
+Shape = tuple[int | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Regions:
+    """What a layer is called with, as the operators take it."""
+
+    features: tf.Tensor  # [B, H, W, C], in the layer's compute dtype
+    boxes: tf.Tensor  # [B*R, 4]
+    box_indices: tf.Tensor  # [B*R], -1 for padding
+    counts: tf.Tensor  # [2]: B and R
+
+    def per_image(self, tensor: tf.Tensor) -> tf.Tensor:
+        """`[B*R, ...]` to `[B, R, ...]`."""
+        return tf.reshape(tensor, tf.concat([self.counts, tf.shape(tensor)[1:]], axis=0))
+
+    def without_padding(self, tensor: tf.Tensor) -> tf.Tensor:
+        """`[B*R, ...]` with zeros for the boxes that are padding."""
+        is_padding = tf.reshape(self.box_indices < 0, [-1] + [1] * (tensor.shape.rank - 1))
+        return tf.where(is_padding, tf.zeros([], tensor.dtype), tensor)
+
+
+class RoILayer(OperatorLayer):
+    """A layer that pools boxes: `[features, boxes]` in, one grid of bins per box out."""
+
+    gamma = 0.0  # Without offsets nothing moves.
+
+    def __init__(
+        self,
+        output_size: int | tuple[int, int],
+        spatial_scale: float,
+        samples_per_bin: int,
+        aligned: bool,
+        data_format: str | None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.data_format = self._data_format(data_format)
+        self.output_size = self._positive_pair("output_size", output_size)
+        self.spatial_scale = self._finite_number("spatial_scale", spatial_scale, above=0)
+        self.aligned = self._boolean("aligned", aligned)
+        number = as_integer(samples_per_bin)
+        if number is None or number < (0 if self.aligned else 1):
+            rule = "must be a positive integer (or 0 with aligned=True: one per pixel)"
+            raise self._error("samples_per_bin", rule, samples_per_bin)
+        self.samples_per_bin = number
+        if number == 0:
+            self.supports_jit = False  # The boxes decide how much there is to compute.
+
+    @accepts_keras_tensors
+    def bin_boxes(self, inputs: Any) -> tf.Tensor:
+        """Returns the bins that the layer averages, as boxes in the image, for pictures.
+
+        Args:
+            inputs: `[features, boxes]`, as the layer is called with.
+
+        Returns:
+            `[B, R, ph, pw, 4]`, (y1, x1, y2, x2) in the continuous coordinates of the image, in
+            which pixel i extends from i to i+1 (for Matplotlib's `imshow` subtract 0.5); zeros for
+            padding. In the dtype of boxes. Bins that offsets move per class are
+            `[B, R, ph, pw, classes, 4]`.
+
+        Raises:
+            ValueError: the layer has weights and has not been built (called) yet.
+        """
+        regions = self.as_regions(inputs)
+        bins = bin_boxes(
+            regions.boxes,
+            self._offsets(regions),
+            output_size=self.output_size,
+            spatial_scale=self.spatial_scale,
+            gamma=self.gamma,
+            aligned=self.aligned,
+        )
+        return regions.per_image(regions.without_padding(bins))
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns `(B, R, ph, pw, channels)` for `[features, boxes]` of these two shapes."""
+        features, boxes = self._input_shapes(input_shape)
+        batch = boxes[0] if features[0] is None else features[0]
+        channels = self._output_channels(features[3])
+        if self.data_format == "channels_first":
+            return as_output_shape((batch, boxes[1], channels, *self.output_size))
+        return as_output_shape((batch, boxes[1], *self.output_size, channels))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, serialised."""
+        return {**super().get_config(), **self._geometry(), "data_format": self.data_format}
+
+    @property
+    def _input_names(self) -> tuple[str, ...]:
+        return "features", "boxes"
+
+    def gather_inputs(self, inputs: Any, others: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Returns `[features, boxes]`, boxes that are ragged padded with zeros."""
+        inputs = super().gather_inputs(inputs, others, kwargs)
+        if isinstance(inputs, (tuple, list)) and len(inputs) == 2:
+            features, boxes = inputs
+            if hasattr(boxes, "to_tensor"):  # of tf.RaggedTensor, and of what tf-keras traces with
+                return [features, boxes.to_tensor(shape=[None, None, 4])]
+        return inputs
+
+    def _geometry(self) -> dict[str, Any]:
+        """The arguments of the operators that all these layers have."""
+        return {
+            "output_size": self.output_size,
+            "spatial_scale": self.spatial_scale,
+            "samples_per_bin": self.samples_per_bin,
+            "aligned": self.aligned,
+        }
+
+    def _output_channels(self, channels: int | None) -> int | None:
+        """The number of output channels for that of the features, which it checks."""
+        return channels
+
+    def _offsets(self, regions: Regions) -> tf.Tensor | None:
+        """Offsets as the operator takes them, None if the layer moves nothing."""
+        return None
+
+    def as_regions(self, inputs: Any) -> Regions:
+        """Checks what the layer is called with and brings it into the operators' form."""
+        if not isinstance(inputs, (tuple, list)) or len(inputs) != 2:
+            raise self._error("inputs", "must be [features, boxes]", type(inputs).__name__)
+        features, boxes = self._cast(inputs[0]), tf.convert_to_tensor(inputs[1])
+        shape, _ = self._input_shapes([features.shape, boxes.shape])
+        self._output_channels(shape[3])
+        if self.data_format == "channels_first":
+            features = tf.transpose(features, [0, 2, 3, 1])
+        if boxes.dtype in (tf.float16, tf.bfloat16):
+            raise self._error(
+                "boxes",
+                "must be float32 or float64, half precision moves them by whole pixels (layers "
+                "and subclassed models under a mixed precision policy cast what they are called "
+                "with: make those that boxes pass through with autocast=False)",
+                boxes.dtype.name,
+            )
+
+        counts = tf.shape(boxes)[:2]
+        if None in (features.shape[0], boxes.shape[0]):
+            tf.debugging.assert_equal(
+                counts[0],
+                tf.shape(features)[0],
+                message=f"{type(self).__name__}: boxes must have the batch size of features",
+            )
+        # Not by ==, which programs of TensorFlow 1 may have set to compare identities.
+        padding = [
+            tf.reduce_all(tf.equal(boxes, tf.cast(value, boxes.dtype)), axis=-1)
+            for value in (0, -1)
+        ]
+        is_padding = padding[0] | padding[1]
+        images = tf.where(is_padding, -1, tf.range(counts[0])[:, None])
+        return Regions(
+            features=features,
+            boxes=tf.reshape(boxes, [-1, 4]),
+            box_indices=tf.reshape(images, [-1]),
+            counts=counts,
+        )
+
+    def _input_shapes(self, input_shape: Any) -> tuple[Shape, Shape]:
+        """Checks the shapes of features and boxes; returns features' with channels last."""
+        try:
+            features, boxes = (tuple(tf.TensorShape(shape).as_list()) for shape in input_shape)
+        except (TypeError, ValueError):
+            raise self._error("inputs", "must be [features, boxes]", input_shape) from None
+        if len(features) != 4:
+            layout = "[B,C,H,W]" if self.data_format == "channels_first" else "[B,H,W,C]"
+            raise self._error("features", f"must have rank 4 {layout}", features)
+        if len(boxes) != 3 or boxes[2] not in (4, None):
+            raise self._error("boxes", "must have shape [B,R,4]", boxes)
+        if None not in (features[0], boxes[0]) and features[0] != boxes[0]:
+            rule = f"must have the batch size of features ({features[0]})"
+            raise self._error("boxes", rule, boxes)
+        if self.data_format == "channels_first":
+            features = (features[0], *features[2:], features[1])
+        return features, boxes
+
+    def _per_image(self, pooled: tf.Tensor, regions: Regions) -> tf.Tensor:
+        """`[B*R, ph, pw, C]` to what the layer returns."""
+        if self.data_format == "channels_first":
+            pooled = tf.transpose(pooled, [0, 3, 1, 2])
+        return regions.per_image(pooled)
+
+
+class DeformableRoILayer(RoILayer):
+    """A pooling layer that owns the branch which moves its bins."""
+
+    def __init__(
+        self,
+        output_size: int | tuple[int, int],
+        spatial_scale: float,
+        samples_per_bin: int,
+        aligned: bool,
+        gamma: float,
+        offset_kernel_initializer: Any,
+        offset_bias_initializer: Any,
+        offset_kernel_regularizer: Any,
+        offset_bias_regularizer: Any,
+        offset_learning_rate_multiplier: float,
+        data_format: str | None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            output_size, spatial_scale, samples_per_bin, aligned, data_format, **kwargs
+        )
+        self.gamma = self._finite_number("gamma", gamma)
+        self.offset_kernel_initializer = tf.keras.initializers.get(offset_kernel_initializer)
+        self.offset_bias_initializer = tf.keras.initializers.get(offset_bias_initializer)
+        self.offset_kernel_regularizer = tf.keras.regularizers.get(offset_kernel_regularizer)
+        self.offset_bias_regularizer = tf.keras.regularizers.get(offset_bias_regularizer)
+        self.offset_learning_rate_multiplier = self._finite_number(
+            "offset_learning_rate_multiplier", offset_learning_rate_multiplier, at_least=0
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, serialised."""
+        return {
+            **super().get_config(),
+            "gamma": self.gamma,
+            "offset_learning_rate_multiplier": self.offset_learning_rate_multiplier,
+            **{
+                name: tf.keras.initializers.serialize(getattr(self, name))
+                for name in ("offset_kernel_initializer", "offset_bias_initializer")
+            },
+            **{
+                name: tf.keras.regularizers.serialize(getattr(self, name))
+                for name in ("offset_kernel_regularizer", "offset_bias_regularizer")
+            },
+        }
+
+    def _known_channels(self, input_shape: Any) -> int:
+        """The features' channels, which the layer is then built for."""
+        features, _ = self._input_shapes(input_shape)
+        channels = features[3]
+        if channels is None:
+            raise self._error("features", "must have a known number of channels", features)
+        self.input_spec = [
+            tf.keras.layers.InputSpec(
+                ndim=4, axes={1 if self.data_format == "channels_first" else 3: channels}
+            ),
+            tf.keras.layers.InputSpec(ndim=3),
+        ]
+        return channels
+
+    def _scaled_gradient(self, branch_outputs: tf.Tensor) -> tf.Tensor:
+        if self.offset_learning_rate_multiplier == 1.0:
+            return branch_outputs
+        return scale_gradient(branch_outputs, self.offset_learning_rate_multiplier)

@@ -1,0 +1,205 @@
+"""The layers of a network, and which of them are chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+import tensorflow as tf
+
+from tf_deformable._keras import is_graph, sublayers
+from tf_deformable.graphs.strides import Stride, walk_strides
+from tf_deformable.models.surgery.replace import CONVOLUTIONS, KINDS, kernel_size, problem_of
+
+Layers: TypeAlias = "str | re.Pattern[str] | Iterable[str] | Callable[[Any], bool]"
+
+
+@dataclasses.dataclass
+class Site:
+    """A layer of a network, where it is, and the maps that it reads."""
+
+    layer: Any
+    path: str
+    stride: Stride | None = None  # of what it reads; None: not a map. The coarsest of all calls.
+    makes: Stride | None = None  # of what it returns
+    readers: set[int] = dataclasses.field(default_factory=set)  # keys of sites that read from it
+
+    @property
+    def key(self) -> int:
+        """What stands for the layer in sets and dictionaries."""
+        return id(self.layer)
+
+
+class Network:
+    """All layers of a model and its nested models, with the strides of the maps they read."""
+
+    def __init__(self, model: Any) -> None:
+        self.sites: dict[int, Site] = {}
+        calls, self.outputs = walk_strides(model)
+        makers: dict[int, Site] = {}
+        for strided in calls:
+            call = strided.call
+            site = self.sites.setdefault(id(call.layer), Site(call.layer, call.path))
+            coarsest = max(filter(None, strided.read), default=None, key=math.prod)
+            if coarsest and (not site.stride or math.prod(coarsest) > math.prod(site.stride)):
+                site.stride, site.makes = coarsest, strided.made[0]
+            for tensor in call.inputs:
+                if id(tensor) in makers:
+                    makers[id(tensor)].readers.add(site.key)
+            makers |= dict.fromkeys(map(id, call.outputs), site)
+
+    def choose(self, layers: Layers) -> list[Site]:
+        """Returns the sites that the argument of `deformify` names."""
+        candidates = [s for s in self.sites.values() if isinstance(s.layer, CONVOLUTIONS)]
+        if isinstance(layers, str) and layers == "conv5":
+            chosen = [s for s in self.last_stage() if problem_of(s.layer) is None]
+            rule = "is a plain convolution with a kernel larger than 1x1 on the coarsest maps"
+        elif isinstance(layers, (str, re.Pattern)):
+            try:
+                pattern = re.compile(layers)
+            except re.error as error:
+                raise ValueError(
+                    f"deformify: layers must be a regular expression, got {layers!r}: {error}"
+                ) from error
+            chosen = [
+                s
+                for s in candidates
+                if pattern.fullmatch(s.path) or pattern.fullmatch(s.layer.name)
+            ]
+            rule = f"has a name that matches {pattern.pattern!r}"
+        elif callable(layers):
+            chosen = [s for s in candidates if layers(s.layer)]
+            rule = "satisfies the function given"
+        else:
+            if not isinstance(layers, Iterable):
+                raise TypeError(
+                    "deformify: layers must be a string, a pattern, a list of names, a function "
+                    f"or None, got {layers!r}"
+                )
+            chosen = [site for name in layers for site in self._named(name)]
+            rule = "is named"
+        if not chosen:
+            names = ", ".join(s.path for s in candidates) or "none"
+            raise ValueError(
+                f"deformify: layers: no convolution {rule}; there are: {names}{self._hidden()}"
+            )
+        for site in chosen:
+            problem = problem_of(site.layer)
+            if problem:
+                raise ValueError(f"deformify: layer {site.path!r} cannot be replaced: {problem}")
+        return chosen
+
+    def last_stage(self) -> list[Site]:
+        """Returns the convolutions with kernels above 1x1 that read the coarsest maps."""
+        spatial = [
+            s
+            for s in self.sites.values()
+            if isinstance(s.layer, CONVOLUTIONS)
+            and s.stride is not None
+            and max(kernel_size(s.layer)) > 1
+        ]
+        coarsest = max((math.prod(s.stride) for s in spatial if s.stride), default=0.0)
+        return [s for s in spatial if s.stride and math.prod(s.stride) == coarsest]
+
+    def _named(self, name: str) -> list[Site]:
+        found = [s for s in self.sites.values() if name in (s.path, s.layer.name)]
+        if found:
+            return found
+        names = [s.path for s in self.sites.values() if isinstance(s.layer, CONVOLUTIONS)]
+        similar = difflib.get_close_matches(str(name), names)
+        hint = f"; similar names: {', '.join(similar)}" if similar else ""
+        raise ValueError(f"deformify: layers: there is no layer {name!r}{hint}{self._hidden()}")
+
+    def _hidden(self) -> str:
+        """Says which layers hold convolutions that cannot be reached."""
+        holders = [
+            f"{site.path} ({type(site.layer).__name__})"
+            for site in self.sites.values()
+            if not isinstance(site.layer, CONVOLUTIONS)
+            and isinstance(site.layer, tf.keras.layers.Layer)
+            and any(isinstance(inner, KINDS) for inner in sublayers(site.layer))
+        ]
+        if not holders:
+            return ""
+        return (
+            f"; convolutions inside of custom layers cannot be reached: {', '.join(holders)}; "
+            "replace these where they are made, see tf_deformable.models.deformable_layer"
+        )
+
+
+def output_stride(model: Any) -> float:
+    """Returns how many pixels of the images a cell of a model's (only) output stands for.
+
+    Args:
+        model: functional or built Sequential model from images to a feature map.
+
+    Raises:
+        ValueError: the model is subclassed or not built, or its output is not one map, or not of
+            the same stride in both directions.
+    """
+    check_model(model)
+    strides = Network(model).outputs
+    if len(strides) != 1 or strides[0] is None or strides[0][0] != strides[0][1]:
+        raise ValueError(
+            f"output_stride: model {model.name!r} must return one map [B,h,w,C] with the same "
+            f"stride in both directions, got strides {strides} (None: no map)"
+        )
+    return strides[0][0]
+
+
+def images_and_features(operation: str, backbone: Any) -> tuple[Any, Any]:
+    """Returns the only input and the only output of a backbone.
+
+    Raises:
+        ValueError: the model is subclassed or not built, or has several.
+    """
+    if not is_graph(backbone):
+        raise ValueError(
+            f"{operation}: backbone must be a functional or a built Sequential model, got "
+            f"{type(backbone).__name__} {getattr(backbone, 'name', '')!r}"
+        )
+    counts = len(backbone.inputs), len(backbone.outputs)
+    if counts != (1, 1):
+        raise ValueError(
+            f"{operation}: backbone must take images and return one feature map, got "
+            f"{counts[0]} inputs and {counts[1]} outputs"
+        )
+    return backbone.inputs[0], backbone.outputs[0]
+
+
+def check_model(model: Any) -> None:
+    """Refuses what `deformify` cannot copy.
+
+    Raises:
+        TypeError: it is not a Keras model.
+        ValueError: it is subclassed or not built.
+    """
+    if not isinstance(model, tf.keras.Model):
+        raise TypeError(
+            f"deformify: model must be a Keras model, got {type(model).__module__}."
+            f"{type(model).__name__}"
+        )
+    kind = type(model).__name__
+    if not is_graph(model):
+        if isinstance(model, tf.keras.Sequential):
+            raise ValueError(
+                f"deformify: model {model.name!r} is not built: give it an Input, or call it once"
+            )
+        raise ValueError(
+            f"deformify: model {model.name!r} is subclassed ({kind}), and what its call does cannot"
+            " be rewritten: make it functional, or replace its convolutions in its constructor, "
+            "see tf_deformable.models.deformable_layer"
+        )
+    plain = (tf.keras.Sequential, type(tf.keras.Model(model.inputs, model.outputs)), tf.keras.Model)
+    if type(model) not in plain and type(model).__init__ not in [c.__init__ for c in plain]:
+        raise ValueError(
+            f"deformify: model {model.name!r} is a {kind}, whose constructor is its own: pass the "
+            "functional model in it, tf.keras.Model(model.inputs, model.outputs)"
+        )
+    for layer in model.layers:
+        if is_graph(layer):
+            check_model(layer)
