@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_deformable
 from tests.ops.deformable_conv2d_cases import Case, arrays_and_expected, assert_close, evaluate
 from tf_deformable import _native, reference
-from tf_deformable.reference._deformable_conv2d_geometry import (
+from tf_deformable._geometry.deformable_conv2d import (
     _resolve_axis,
     deformable_conv2d_geometry,
 )

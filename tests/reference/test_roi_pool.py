@@ -10,7 +10,7 @@ import tf_deformable
 from tests.ops.deformable_conv2d_cases import assert_close
 from tests.ops.roi_pool_cases import Arrays, Case, arrays_and_expected, evaluate
 from tf_deformable import _native, reference
-from tf_deformable.reference._roi_pool_geometry import roi_pool_geometry
+from tf_deformable._geometry.roi_pool import roi_pool_geometry
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_deformable.reference._deformable_conv2d_geometry import (
+from tf_deformable._geometry.deformable_conv2d import (
     DeformableConv2DGeometry,
     Padding,
     deformable_conv2d_geometry,
 )
-from tf_deformable.reference._sizes import Dim, Pair, known, shape_of
+from tf_deformable._geometry.sizes import Dim, Pair, known, shape_of
 
 
 def deformable_conv2d(

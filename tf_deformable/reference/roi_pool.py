@@ -16,12 +16,12 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from tf_deformable.reference._roi_pool_geometry import (
+from tf_deformable._geometry.roi_pool import (
     RoIPoolGeometry,
     check_box_indices,
     roi_pool_geometry,
 )
-from tf_deformable.reference._sizes import LARGEST_INTEGER, Dim, Pair, dims, known, shape_of
+from tf_deformable._geometry.sizes import LARGEST_INTEGER, Dim, Pair, dims, known, shape_of
 
 # A bin of more samples than this weighs each with nothing.
 _MOST_SAMPLES = 2**30

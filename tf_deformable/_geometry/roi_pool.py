@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tf_deformable.reference._sizes import (
+from tf_deformable._geometry.sizes import (
     AT_MOST_LARGEST,
     LARGEST_INTEGER,
     Checks,

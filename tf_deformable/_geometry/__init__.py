@@ -1,0 +1,1 @@
+"""The Python statement of sizes and their rules, for the reference, functions, layers and graphs."""
