@@ -106,7 +106,7 @@ def offsets_from_dcnv3(offsets: Any, kernel_size: int | Sequence[int]) -> tf.Ten
 
     Raises:
         TypeError: kernel_size is of the wrong kind.
-        ValueError: the last size is unknown, or not a multiple of 2*kh*kw.
+        ValueError: the last size is unknown, or not a multiple of kh*kw*2.
     """
     kh, kw = _arguments.pair("offsets_from_dcnv3", "kernel_size", kernel_size)
     return _transposed_taps("offsets_from_dcnv3", "offsets", offsets, (kw, kh), 2)

@@ -403,12 +403,12 @@ def test_bad_arguments(change, message):
         (
             {"offset_groups": 2},
             (2, 9, 9, 3),
-            "inputs channels must be a multiple of offset_groups=2, got 3",
+            "inputs channels must be a multiple of the offset groups, got C=3 and G=2",
         ),
         (
             {"dilation_rate": (1, 4)},
             (None, 9, 8, 3),
-            r"the dilated kernel of extent \[3, 9\] must fit .*, got \(None, 9, 8, 3\)",
+            r"the dilated kernel must fit into .* kernel extent \[3,9\] and padded size \[9,8\]",
         ),
     ],
 )

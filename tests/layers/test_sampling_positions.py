@@ -123,7 +123,7 @@ def test_same_padding_gives_the_output_of_same(size, strides, dilations):
         ({"dilations": (1, 2, 3)}, ValueError, r"dilations must be .* got \[1,2,3\]"),
         ({"strides": 1.5}, TypeError, r"strides must be .* got 1.5"),
         ({"padding": "FULL"}, ValueError, r"padding must be .* got .*FULL"),
-        ({"kernel_size": 2}, ValueError, r"offsets channels must be .*2\*kh\*kw=8, got 18"),
+        ({"kernel_size": 2}, ValueError, r"offsets channels must be .*kh\*kw\*2=8, got 18"),
         ({"offsets": tf.zeros([2, 2, 18])}, ValueError, r"offsets must have rank 4 .*\[2,2,18\]"),
     ],
 )

@@ -336,7 +336,11 @@ def test_what_cannot_be_chosen_is_refused_by_name():
             TypeError,
             "no argument .*; similar names: offset_kernel_regularizer",
         ),
-        ({"offset_groups": 3}, ValueError, "got 3 for layer 'second', which reads 8"),
+        (
+            {"offset_groups": 3},
+            ValueError,
+            "'second': inputs channels .* offset groups, got C=8 and G=3",
+        ),
     ],
 )
 def test_bad_arguments(arguments, error, message):

@@ -9,10 +9,8 @@ import tensorflow as tf
 import tf_deformable
 from tests.ops.deformable_conv2d_cases import Case, arrays_and_expected, assert_close, evaluate
 from tf_deformable import _native, reference
-from tf_deformable._geometry.deformable_conv2d import (
-    _resolve_axis,
-    deformable_conv2d_geometry,
-)
+from tf_deformable._geometry.deformable_conv2d import deformable_conv2d_geometry
+from tf_deformable._geometry.padding import resolve_axis
 
 
 @pytest.fixture(autouse=True)
@@ -155,8 +153,8 @@ def test_sizes_known_at_run_time_lead_where_static_ones_do(
     for size in (0, 1, 2, 7, 8, _LARGEST):
         for kernel in (1, 2, 3):
             attributes = (kernel, stride, dilation, padding, pads)
-            static = _resolve_axis(size, *attributes)
-            dynamic = _resolve_axis(tf.constant(size, tf.int64), *attributes)
+            static = resolve_axis(size, *attributes)
+            dynamic = resolve_axis(tf.constant(size, tf.int64), *attributes)
             # as the definition has them, in Python's integers
             extent = (kernel - 1) * dilation + 1
             if padding == "SAME":

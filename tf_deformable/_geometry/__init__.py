@@ -1,1 +1,1 @@
-"""The Python statement of sizes and their rules, for the reference, functions, layers and graphs."""
+"""The Python statement of sizes and their rules: reference, functions, layers and graphs use it."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
 
 import tensorflow as tf
 
+from tf_deformable._geometry import rules
+from tf_deformable._geometry.padding import Padding, resolve_axes
 from tf_deformable._geometry.sizes import (
     AT_MOST_LARGEST,
     LARGEST_INTEGER,
@@ -21,13 +22,9 @@ from tf_deformable._geometry.sizes import (
     differ,
     dims,
     first_known,
-    floor_divide,
     known,
     text,
 )
-
-# Explicit padding is ((top, bottom), (left, right)).
-Padding: TypeAlias = Literal["SAME", "VALID"] | tuple[Pair, Pair]
 
 _check = Checks("deformable_conv2d")
 
@@ -130,14 +127,9 @@ def deformable_conv2d_geometry(
             f"got F={filter_count} and groups={groups}"
         )
 
-    top_bottom, left_right = (None, None) if isinstance(padding, str) else padding
-    y = _resolve_axis(height, kernel_height, strides[0], dilations[0], padding, top_bottom)
-    x = _resolve_axis(width, kernel_width, strides[1], dilations[1], padding, left_right)
+    y, x = resolve_axes((height, width), (kernel_height, kernel_width), strides, dilations, padding)
     if y.kernel_is_too_large or x.kernel_is_too_large:
-        raise _check.error(
-            "the dilated kernel must fit into the padded inputs, got kernel extent "
-            f"{text([y.extent, x.extent])} and padded size {text([y.padded, x.padded])}"
-        )
+        raise _check.error(rules.kernel_does_not_fit((y.extent, x.extent), (y.padded, x.padded)))
 
     inputs_map = [batch, y.output, x.output]
     batch = first_known(batch, offsets_dims[0], mask_dims[0])
@@ -154,15 +146,12 @@ def deformable_conv2d_geometry(
             "offsets must have shape [N,Ho,Wo,G*2*kh*kw] = "
             f"{text([*output_map, f'G*{text(2 * taps)}'])}, got shape {text(offsets.shape)}"
         )
-    _check.at_run_time("offsets", "[N,Ho,Wo,G*2*kh*kw]", offsets_dims[:3], inputs_map)
+    _check.at_run_time("offsets", "[N,Ho,Wo,G*kh*kw*2]", offsets_dims[:3], inputs_map)
     offset_groups = offsets_dims[3] // (2 * taps)
     if not known(offset_groups) and known(mask_dims[3], taps) and mask_dims[3] % taps == 0:
         offset_groups = max(mask_dims[3] // taps, 1)
     if known(channels, offset_groups) and channels % offset_groups:
-        raise _check.error(
-            "inputs channels must be a multiple of the offset groups, "
-            f"got C={channels} and G={offset_groups}"
-        )
+        raise _check.error(rules.offset_groups_do_not_divide(channels, offset_groups))
     expected_mask = [*output_map, offset_groups * taps]
     if mask is not None and differ(mask_dims, expected_mask):
         raise _check.error(
@@ -196,42 +185,6 @@ def deformable_conv2d_geometry(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Axis:
-    """One spatial axis: the output's size, and the padding that leads to it."""
-
-    output: Dim
-    pad_before: Dim
-    extent: Dim  # of the dilated kernel
-    padded: Dim
-    kernel_is_too_large: bool
-
-
-def _resolve_axis(
-    size: Dim, kernel: Dim, stride: int, dilation: int, padding: Padding, pads: Pair | None
-) -> _Axis:
-    """Output size and padding as `tf.nn.conv2d` defines them.
-
-    Only sizes are divided, and what an attribute adds to them beforehand is negative and less than
-    a stride: the dividends fit in int32, whatever the attributes.
-    """
-    extent = (kernel - 1) * dilation + 1
-    if padding == "SAME":
-        output = -floor_divide(-size, stride)
-        missing = (output - 1) * stride - size  # but for the kernel
-        total = _maximum(missing + extent, 0)
-        before = floor_divide(missing + extent % 2, 2) + extent // 2  # half of missing + extent
-        return _Axis(output, _maximum(before, 0), extent, size + total, False)
-    before, after = pads or (0, 0)
-    padded = size + before + after
-    added = before + after - extent
-    whole = -(-added // stride)
-    # An empty map has an empty output instead of an error.
-    output = floor_divide(size + (added - whole * stride), stride) + whole + 1
-    too_large = known(size, padded, extent) and size > 0 and padded < extent
-    return _Axis(_maximum(output, 0), before, extent, padded, too_large)
-
-
 def _check_attributes(strides: Pair, padding: Padding, dilations: Pair) -> None:
     for name, values in (("strides", strides), ("dilations", dilations)):
         if not _all_between(values, 2, 1):
@@ -253,7 +206,3 @@ def _all_between(values: Sequence[int], count: int, lowest: int) -> bool:
 
 def _is(value: int, *dims: Dim) -> bool:
     return any(known(dim) and dim == value for dim in dims)
-
-
-def _maximum(a: Dim, b: int) -> Dim:
-    return max(a, b) if isinstance(a, int) else tf.maximum(a, tf.constant(b, tf.int64))

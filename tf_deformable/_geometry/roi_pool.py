@@ -28,6 +28,8 @@ from tf_deformable._geometry.sizes import (
 _OPERATOR = "deformable_roi_pool"
 _check = Checks(_OPERATOR)
 
+_LEAST_SIZE = 0.1  # of a box, in pixels of the map, unless aligned
+
 
 @dataclasses.dataclass(frozen=True)
 class RoIPoolGeometry:
@@ -155,6 +157,25 @@ def roi_pool_geometry(
     )
 
 
+def box_extent(
+    low: tf.Tensor, high: tf.Tensor, spatial_scale: float, *, aligned: bool
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns where boxes begin on the map and how large they are, along each axis.
+
+    Args:
+        low: where they begin, in pixels of the image.
+        high: where they end, likewise; unless `aligned`, the last pixel inside.
+        spatial_scale: pixels of the map per pixel of the image.
+        aligned: RoIAlign's geometry instead of the authors'.
+    """
+    if aligned:
+        return low * spatial_scale - 0.5, (high - low) * spatial_scale
+    start = _round(low) * spatial_scale - 0.5
+    size = (_round(high) + 1) * spatial_scale - 0.5 - start
+    # tf.maximum would keep the NaN of infinity minus infinity.
+    return start, tf.where(size > _LEAST_SIZE, size, tf.constant(_LEAST_SIZE, low.dtype))
+
+
 def check_box_indices(box_indices: tf.Tensor, batch: Dim) -> tf.Tensor:
     """Returns the indices, checked when they are known: in eager mode now, in a graph when it runs.
 
@@ -216,3 +237,10 @@ def _shape_error(
     return _check.error(
         f"{name} must have shape {layout} = {text(list(expected))}, got shape {text(got.shape)}"
     )
+
+
+def _round(value: tf.Tensor) -> tf.Tensor:
+    """To the nearest integer, halves away from zero; tf.round takes them to even numbers."""
+    magnitude = tf.abs(value)
+    whole = tf.floor(magnitude)
+    return tf.sign(value) * tf.where(magnitude - whole >= 0.5, whole + 1, whole)

@@ -18,8 +18,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from tf_deformable._geometry.padding import resolve_axis
 from tf_deformable.graphs.layer_calls import LayerCall
-from tf_deformable.ops.sampling import same_padding
 
 Vector: TypeAlias = NDArray[np.float64]  # [2], y and x
 
@@ -503,11 +503,11 @@ def _same(size: Sequence[Any], kernel: Any, strides: Any, dilations: Any) -> lis
 
     They depend on the size, unless the stride is 1. NaN: it is not known.
     """
-    assumed = tuple(1 if length is None else length for length in size)
-    pads = same_padding(assumed, tuple(kernel), tuple(strides), tuple(dilations))
     return [
-        np.nan if length is None and stride > 1 else float(before)
-        for length, stride, before in zip(size, strides, pads.numpy()[:, 0], strict=True)
+        float("nan")
+        if length is None and stride > 1
+        else float(resolve_axis(length or 1, taps, stride, dilation, "SAME").pad_before)
+        for length, taps, stride, dilation in zip(size, kernel, strides, dilations, strict=True)
     ]
 
 

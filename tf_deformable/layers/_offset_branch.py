@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_deformable.ops.sampling import same_padding
+from tf_deformable._geometry.padding import same_padding
 
 
 def convolution(

@@ -7,6 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_deformable._geometry import rules
+from tf_deformable._geometry.padding import resolve_axes
 from tf_deformable.layers._base import OperatorLayer, as_output_shape
 from tf_deformable.layers._offset_branch import (
     mask_from_logits,
@@ -115,9 +117,9 @@ class DeformableConv2D(OperatorLayer):
     Weights (kh, kw the kernel size, C input channels, G `offset_groups`), in this order:
         kernel: `[kh, kw, C // groups, filters]`.
         bias: `[filters]`, if `use_bias`.
-        offset_kernel: `[kh, kw, C, D]`, D = 2*G*kh*kw, or 3*G*kh*kw if modulated; C are the
+        offset_kernel: `[kh, kw, C, D]`, D = G*kh*kw*2, or G*kh*kw*3 if modulated; C are the
             channels of what the branch reads. Missing if offsets are given. The first
-            2*G*kh*kw channels are the offsets in pixels, ordered (offset group, tap row, tap
+            G*kh*kw*2 channels are the offsets in pixels, ordered (offset group, tap row, tap
             column, (dy, dx)) with the last fastest; the others are the logits of the mask,
             ordered (offset group, tap row, tap column).
         offset_bias: `[D]`, likewise.
@@ -235,12 +237,12 @@ class DeformableConv2D(OperatorLayer):
         shapes = dict(zip(self._input_names, self._input_shapes(input_shape), strict=True))
         channel_axis = 1 if self.data_format == "channels_first" else 3
         channels = self._known_channels("inputs", shapes)
-        for argument in ("groups", "offset_groups"):
-            divisor = getattr(self, argument)
-            if channels % divisor:
-                raise self._error(
-                    "inputs channels", f"must be a multiple of {argument}={divisor}", channels
-                )
+        if channels % self.groups:
+            rule = f"must be a multiple of groups={self.groups}"
+            raise self._error("inputs channels", rule, channels)
+        if channels % self.offset_groups:
+            rule = rules.offset_groups_do_not_divide(channels, self.offset_groups)
+            raise ValueError(f"{type(self).__name__}: {rule}")
         self.compute_output_shape(input_shape)  # Refuses what does not fit.
 
         self.kernel = self.add_weight(
@@ -355,22 +357,21 @@ class DeformableConv2D(OperatorLayer):
         shapes = dict(zip(self._input_names, self._input_shapes(input_shape), strict=True))
         shape = shapes["inputs"]
         spatial = shape[2:] if self.data_format == "channels_first" else shape[1:3]
-        extents = [
-            (kernel - 1) * dilation + 1
-            for kernel, dilation in zip(self.kernel_size, self.dilation_rate, strict=True)
-        ]
-        new_spatial: list[int | None] = []
-        for size, extent, stride in zip(spatial, extents, self.strides, strict=True):
-            if size is None:
-                new_spatial.append(None)
-            elif self.padding == "same":
-                new_spatial.append(-(-size // stride))
-            elif size >= extent:
-                new_spatial.append((size - extent) // stride + 1)
-            else:
-                raise self._error(
-                    "the dilated kernel", f"of extent {extents} must fit into the inputs", shape
-                )
+        padding: Any = self.padding.upper()
+        # Where a size is not known, one pixel stands for it.
+        axes = resolve_axes(
+            [1 if size is None else size for size in spatial],
+            self.kernel_size,
+            self.strides,
+            self.dilation_rate,
+            padding,
+        )
+        sized = list(zip(spatial, axes, strict=True))
+        if any(size is not None and axis.padded < axis.extent for size, axis in sized):
+            padded = ["?" if size is None else axis.padded for size, axis in sized]
+            rule = rules.kernel_does_not_fit([axis.extent for axis in axes], padded)
+            raise ValueError(f"{type(self).__name__}: {rule}")
+        new_spatial = [None if size is None else axis.output for size, axis in sized]
 
         def with_channels(size: list[int | None], channels: int | None) -> Shape:
             if self.data_format == "channels_first":

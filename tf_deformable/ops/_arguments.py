@@ -13,10 +13,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-Pair: TypeAlias = tuple[int, int]
+from tf_deformable._geometry.padding import Padding
+from tf_deformable._geometry.sizes import Pair
+
 DataFormat: TypeAlias = Literal["NHWC", "NCHW"]
-# Explicit padding is ((top, bottom), (left, right)).
-Padding: TypeAlias = Literal["SAME", "VALID"] | tuple[Pair, Pair]
 
 _DTYPES = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 

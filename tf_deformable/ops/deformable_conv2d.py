@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from tf_deformable import _native, config
+from tf_deformable._geometry.padding import Padding
+from tf_deformable._geometry.sizes import Pair
 from tf_deformable._registration import register_gradient
 from tf_deformable.ops import _arguments
+from tf_deformable.ops._second_order import gradients_of_gradients
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.reference import deformable_conv2d as _reference
 
@@ -52,7 +56,7 @@ def deformable_conv2d(
 
     Sizes are written N batch, H, W, C inputs, kh, kw kernel, F output channels, Ho, Wo output map.
     The number of groups is `C / filters.shape[2]` as in `tf.nn.conv2d`; the number of offset groups
-    G is `offsets.shape[-1] / (2*kh*kw)` and must divide C; input channel c follows the offsets of
+    G is `offsets.shape[-1] / (kh*kw*2)` and must divide C; input channel c follows the offsets of
     group `c // (C/G)`. For kernel size, strides, dilations and padding all combinations work.
 
     Differentiable in inputs, filters, offsets, mask and bias, twice and more. At an integer
@@ -144,9 +148,9 @@ def deformable_conv2d(
 class _Attributes:
     """What is not a tensor, normalised; both backends' spelling of it."""
 
-    strides: _arguments.Pair
-    padding: _arguments.Padding
-    dilations: _arguments.Pair
+    strides: Pair
+    padding: Padding
+    dilations: Pair
 
     def for_native(self) -> dict[str, Any]:
         named = isinstance(self.padding, str)
@@ -232,21 +236,9 @@ def _gradient(op: tf.Operation, grad_output: tf.Tensor) -> list[tf.Tensor]:
 
 
 def _second_gradient(op: tf.Operation, *upstream: tf.Tensor) -> list[tf.Tensor]:
-    """Differentiates the reference's gradient: rarely needed, so no kernel of its own."""
     *primals, grad_output = op.inputs
-    attributes = _Attributes.of(op).for_reference()
-    with tf.GradientTape() as outer:
-        outer.watch([*primals, grad_output])
-        with tf.GradientTape() as inner:
-            inner.watch(primals)
-            output = _reference(*primals, **attributes)
-        grads = inner.gradient(output, primals, output_gradients=grad_output)
-    return outer.gradient(
-        grads,
-        [*primals, grad_output],
-        output_gradients=list(upstream),
-        unconnected_gradients=tf.UnconnectedGradients.ZERO,
-    )
+    function = functools.partial(_reference, **_Attributes.of(op).for_reference())
+    return gradients_of_gradients(function, primals, grad_output, upstream)
 
 
 # The second of each is that of version 0.1.

@@ -12,8 +12,10 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable import _native, config
+from tf_deformable._geometry.sizes import Pair
 from tf_deformable._registration import register_gradient
 from tf_deformable.ops import _arguments
+from tf_deformable.ops._second_order import gradients_of_gradients
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.reference import deformable_roi_pool as _reference
 
@@ -236,7 +238,7 @@ def deformable_psroi_pool(
 class _Attributes:
     """What is not a tensor, normalised."""
 
-    output_size: _arguments.Pair
+    output_size: Pair
     group_size: int
     spatial_scale: float
     samples_per_bin: int
@@ -313,29 +315,18 @@ def _gradient(op: tf.Operation, grad_output: tf.Tensor) -> list[tf.Tensor | None
 
 
 def _second_gradient(op: tf.Operation, *upstream: tf.Tensor) -> list[tf.Tensor | None]:
-    """Differentiates the reference's gradient: rarely needed, so no kernel of its own."""
     *primals, grad_output = op.inputs
     inputs, boxes, box_indices, offsets, mask = _split_inputs(op, primals)
+    attributes = _Attributes.of(op).for_reference()
+
+    def function(inputs: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
+        values: list[tf.Tensor | None] = list(others)
+        if not offsets:
+            values.insert(0, None)
+        return _reference(inputs, boxes, box_indices, *values, **attributes)
+
     primals = [inputs, *offsets, *mask]
-    with tf.GradientTape() as outer:
-        outer.watch([*primals, grad_output])
-        with tf.GradientTape() as inner:
-            inner.watch(primals)
-            output = _reference(
-                inputs,
-                boxes,
-                box_indices,
-                offsets[0] if offsets else None,
-                mask[0] if mask else None,
-                **_Attributes.of(op).for_reference(),
-            )
-        grads = inner.gradient(output, primals, output_gradients=grad_output)
-    second, *others = outer.gradient(
-        grads,
-        [*primals, grad_output],
-        output_gradients=list(upstream),
-        unconnected_gradients=tf.UnconnectedGradients.ZERO,
-    )
+    second, *others = gradients_of_gradients(function, primals, grad_output, upstream)
     return [second, None, None, *others]
 
 

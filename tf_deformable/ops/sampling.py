@@ -15,12 +15,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_deformable._geometry.padding import same_padding
+from tf_deformable._geometry.roi_pool import box_extent
 from tf_deformable.ops import _arguments
 from tf_deformable.ops._symbolic import accepts_keras_tensors
-from tf_deformable.reference.roi_pool import _round
 
 _OPERATOR = "sampling_positions"
-_LEAST_BOX_SIZE = 0.1  # in pixels of the map, unless aligned
 
 
 @accepts_keras_tensors
@@ -53,7 +53,7 @@ def sampling_positions(
     Raises:
         TypeError: kernel_size, strides, padding or dilations is of the wrong kind.
         ValueError: one of them breaks its rule, or offsets has another rank, or channels that are
-            not a positive multiple of 2*kh*kw.
+            not a positive multiple of kh*kw*2.
     """
     kernel_size = _positive_pair(_OPERATOR, "kernel_size", kernel_size)
     strides = _positive_pair(_OPERATOR, "strides", strides)
@@ -132,12 +132,10 @@ def bin_boxes(
             f"{op}: boxes must have shape [R,4], got shape {_arguments.shape_text(boxes)}"
         )
 
+    aligned = _arguments.boolean(op, "aligned", aligned)
     low, high = boxes[:, None, None, :2], boxes[:, None, None, 2:]
-    if _arguments.boolean(op, "aligned", aligned):
-        size = high - low
-    else:
-        low = _round(low)
-        size = tf.maximum(_round(high) + 1 - low, _LEAST_BOX_SIZE / spatial_scale)
+    low, size = box_extent(low, high, spatial_scale, aligned=aligned)
+    low, size = (low + 0.5) / spatial_scale, size / spatial_scale  # from the map to the image
     rows, columns = tf.meshgrid(*map(tf.range, output_size), indexing="ij")
     bin_size = size / tf.constant(output_size, boxes.dtype)
     starts = low + tf.cast(tf.stack([rows, columns], axis=-1), boxes.dtype) * bin_size
@@ -147,27 +145,6 @@ def bin_boxes(
             starts, size, bin_size = (t[..., None, :] for t in (starts, size, bin_size))
         starts += gamma * tf.cast(offsets, boxes.dtype) * size
     return tf.concat([starts, starts + bin_size], axis=-1)
-
-
-def same_padding(
-    input_size: Any,
-    kernel_size: tuple[int, int],
-    strides: tuple[int, int],
-    dilations: tuple[int, int],
-) -> tf.Tensor:
-    """Returns TensorFlow's "SAME" padding, int32 `[[top, bottom], [left, right]]`.
-
-    Args:
-        input_size: height and width, two integers or an integer tensor of shape `[2]`.
-        kernel_size: kh and kw.
-        strides: y and x.
-        dilations: y and x.
-    """
-    size = tf.cast(input_size, tf.int32)
-    kernel, stride, dilation = (tf.constant(pair) for pair in (kernel_size, strides, dilations))
-    output_size = (size + stride - 1) // stride
-    total = tf.maximum((output_size - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
-    return tf.stack([total // 2, total - total // 2], axis=-1)
 
 
 def _positive_pair(op: str, argument: str, value: int | Sequence[int]) -> tuple[int, int]:
@@ -184,7 +161,7 @@ def _split_channels(offsets: tf.Tensor, kernel_size: tuple[int, int]) -> tf.Tens
     channels = offsets.shape[-1]
     if channels is not None and (channels == 0 or channels % per_group):
         raise ValueError(
-            f"{_OPERATOR}: offsets channels must be a positive multiple of 2*kh*kw={per_group}, "
+            f"{_OPERATOR}: offsets channels must be a positive multiple of kh*kw*2={per_group}, "
             f"got {channels}"
         )
     batch, height, width, depth = tf.unstack(tf.shape(offsets), num=4)

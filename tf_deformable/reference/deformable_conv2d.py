@@ -15,9 +15,9 @@ import tensorflow as tf
 
 from tf_deformable._geometry.deformable_conv2d import (
     DeformableConv2DGeometry,
-    Padding,
     deformable_conv2d_geometry,
 )
+from tf_deformable._geometry.padding import Padding
 from tf_deformable._geometry.sizes import Dim, Pair, known, shape_of
 
 

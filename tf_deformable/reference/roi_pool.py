@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tf_deformable._geometry.roi_pool import (
     RoIPoolGeometry,
+    box_extent,
     check_box_indices,
     roi_pool_geometry,
 )
@@ -191,12 +192,8 @@ def _axis(
     """
     dtype = low.dtype
     size_of_map = tf.cast(limit, dtype)
-    start, size = _as_bins(low * g.spatial_scale - 0.5), _as_bins((high - low) * g.spatial_scale)
-    if not g.aligned:
-        start = _as_bins(_round(low) * g.spatial_scale - 0.5)
-        size = _as_bins((_round(high) + 1) * g.spatial_scale - 0.5) - start
-        # tf.maximum would keep the NaN of infinity minus infinity.
-        size = tf.where(size > 0.1, size, tf.constant(0.1, dtype))
+    extent = box_extent(low, high, g.spatial_scale, aligned=g.aligned)
+    start, size = map(_as_bins, extent)
     bin_size = size / bins
     # No offset moves nothing, however large the box: zero times infinity is no number.
     shift = tf.clip_by_value(g.gamma * size, dtype.min, dtype.max)
@@ -299,10 +296,3 @@ def _vectors(inputs: tf.Tensor, g: RoIPoolGeometry) -> tf.Tensor:
 
 def _last_size(tensor: tf.Tensor) -> Dim:
     return dims(tensor, 4)[-1]
-
-
-def _round(value: tf.Tensor) -> tf.Tensor:
-    """To the nearest integer, halves away from zero; tf.round takes them to even numbers."""
-    magnitude = tf.abs(value)
-    whole = tf.floor(magnitude)
-    return tf.sign(value) * tf.where(magnitude - whole >= 0.5, whole + 1, whole)

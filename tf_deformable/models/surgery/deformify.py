@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tf_deformable._geometry import rules
 from tf_deformable.models.surgery.copy import Copier, compile_like
 from tf_deformable.models.surgery.dilate import dilation
 from tf_deformable.models.surgery.replace import channels_read, check_arguments
@@ -90,8 +91,8 @@ def deformify(
         depth = channels_read(site.layer)
         if isinstance(offset_groups, int) and offset_groups > 0 and depth % offset_groups:
             raise ValueError(
-                f"deformify: offset_groups must divide the channels that each layer reads, got "
-                f"{offset_groups} for layer {site.path!r}, which reads {depth}"
+                f"deformify: layer {site.path!r}: "
+                f"{rules.offset_groups_do_not_divide(depth, offset_groups)}"
             )
     arguments = {
         "modulated": modulated,
