@@ -79,6 +79,9 @@ def _number(argument: str, rule: str, value: float, text: str) -> Bad:
 
 _SCALE = ("spatial_scale", "finite and positive")
 
+# The compiled operator, which serves both functions, has one name for them.
+NAME = {"native": "deformable_roi_pool", "reference": "deformable_psroi_pool"}
+
 BAD = {
     "output size, zero": _output_size(0, "[0,0]"),
     "output size, zero columns": _output_size((4, 0), "[4,0]"),
@@ -151,10 +154,10 @@ def _pool(tensors: dict[str, tf.Tensor], **attributes: Any) -> tf.Tensor:
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
 def test_bad_input_in_eager_mode(backend: str, bad: Bad) -> None:
     error = tf.errors.InvalidArgumentError if backend == "native" else ValueError
-    with pytest.raises(error, match=re.escape(f"deformable_roi_pool: {bad.message}")) as caught:
+    with pytest.raises(error, match=re.escape(f"{NAME[backend]}: {bad.message}")) as caught:
         _pool(_tensors(**bad.shapes), **bad.attributes)
     if backend == "reference":
-        assert str(caught.value) == f"deformable_roi_pool: {bad.message}"
+        assert str(caught.value) == f"{NAME[backend]}: {bad.message}"
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
@@ -164,7 +167,7 @@ def test_bad_input_while_a_graph_is_built(backend: str, bad: Bad) -> None:
         return _pool(tensors, **bad.attributes)
 
     specs = {name: tf.TensorSpec(t.shape, t.dtype) for name, t in _tensors(**bad.shapes).items()}
-    with pytest.raises(ValueError, match=re.escape(f"deformable_roi_pool: {bad.message}")):
+    with pytest.raises(ValueError, match=re.escape(f"{NAME[backend]}: {bad.message}")):
         function.get_concrete_function(specs)
 
 
@@ -200,7 +203,7 @@ def test_the_good_call_is_good(backend: str) -> None:
 def test_box_indices_out_of_range(backend: str, index: int, in_graph: bool) -> None:
     tensors = {**_tensors(), "box_indices": tf.constant([0, 1, -1, index, 7])}
     function = tf.function(_pool, autograph=False) if in_graph else _pool
-    message = "deformable_roi_pool: box_indices must be -1 (padding) or in [0,N)"
+    message = f"{NAME[backend]}: box_indices must be -1 (padding) or in [0,N)"
     rest = f" = [0,2), got {index} at 3"
     if backend == "reference" and in_graph:  # an assertion prints its parts
         rest = f", N:] [2] [got:] [{index}] [at:] [3]"
@@ -243,7 +246,7 @@ def _call(**changes: Any) -> tf.Tensor:
 @pytest.mark.parametrize("argument", ["offsets", "mask"])
 @pytest.mark.parametrize("kind", [tf.zeros, np.zeros])
 def test_dtypes_must_agree(backend: str, argument: str, kind: Any) -> None:
-    message = f"deformable_roi_pool: {argument} must have the dtype of inputs (float32), "
+    message = f"deformable_psroi_pool: {argument} must have the dtype of inputs (float32), "
     with pytest.raises(ValueError, match=re.escape(message + "got float16")):
         _call(**{argument: kind(SHAPES[argument], np.float16)})
 
@@ -260,7 +263,7 @@ def test_dtypes_must_agree(backend: str, argument: str, kind: Any) -> None:
 def test_sampling_beside_half_precision(
     backend: str, offsets: tf.DType, mask: tf.DType, rule: str
 ) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"deformable_roi_pool: {rule}")):
+    with pytest.raises(ValueError, match=re.escape(f"deformable_psroi_pool: {rule}")):
         _call(
             inputs=tf.zeros(SHAPES["inputs"], tf.float16),
             offsets=tf.zeros(SHAPES["offsets"], offsets),
@@ -271,7 +274,7 @@ def test_sampling_beside_half_precision(
 @pytest.mark.parametrize("dtype", [tf.int32, tf.complex64, tf.bool], ids=lambda d: d.name)
 def test_inputs_must_be_floating(backend: str, dtype: tf.DType) -> None:
     message = (
-        "deformable_roi_pool: inputs must have dtype float16, bfloat16, float32 or float64, "
+        "deformable_psroi_pool: inputs must have dtype float16, bfloat16, float32 or float64, "
         f"got {dtype.name}"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -311,7 +314,7 @@ def test_inputs_must_be_floating(backend: str, dtype: tf.DType) -> None:
 def test_wrong_kinds(
     backend: str, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match="deformable_roi_pool: .*" + re.escape(message)):
+    with pytest.raises(error, match="deformable_psroi_pool: .*" + re.escape(message)):
         _call(**changes)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -67,14 +70,47 @@ def test_odd_boxes_and_offsets_compile_with_xla() -> None:
     assert_close(_compiled(case, arrays), expected)
 
 
-def test_takes_normalised_arguments() -> None:
+def test_takes_the_arguments_of_the_functions() -> None:
     case = Case()
     arrays, expected = arrays_and_expected(case)
     arguments = {name: tf.constant(a) for name, a in arrays.items() if name != "grad_output"}
 
-    output = reference.deformable_roi_pool(**arguments, **case.attributes())
+    output = reference.deformable_psroi_pool(**arguments, **case.attributes())
 
     assert_close({"output": output}, {"output": expected["output"]})
+
+
+@pytest.mark.parametrize("name", ["deformable_roi_pool", "deformable_psroi_pool"])
+def test_signatures_are_those_of_the_functions(name: str) -> None:
+    own, public = (
+        inspect.signature(getattr(module, name)).parameters for module in (reference, tf_deformable)
+    )
+    assert list(own) == list(public)
+    for argument in own:
+        assert own[argument].default == public[argument].default
+        assert own[argument].kind == public[argument].kind
+
+
+def test_offsets_have_no_classes_without_position_sensitive_maps() -> None:
+    inputs, boxes, indices = tf.random.normal([2, 9, 9, 6]), tf.constant([[1.0, 2, 7, 8]]), [1]
+    offsets = tf.random.normal([1, 2, 2, 2])
+    one = reference.deformable_roi_pool(
+        inputs, boxes, tf.constant(indices), offsets, output_size=2, name="pool"
+    )
+    other = tf_deformable.deformable_psroi_pool(
+        inputs, boxes, indices, offsets[:, :, :, None], output_size=(2, 2), group_size=1
+    )
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [[3, 2, 2, 2], [1, 0, 2, 2], [1, 2, 2, 3]], ids=str)
+def test_messages_write_the_offsets_as_they_were_given(shape: list[int]) -> None:
+    arguments = tf.zeros([2, 9, 9, 6]), tf.zeros([1, 4]), tf.zeros([1], tf.int32)
+    given = str(shape).replace(" ", "")
+    rule = "offsets must have shape [R,part_h,part_w,2] = [1,>=1,>=1,2]"
+    message = f"deformable_roi_pool: {rule}, got shape {given}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        reference.deformable_roi_pool(*arguments, tf.zeros(shape), output_size=2)
 
 
 def test_check_numerics_finds_nothing_in_finite_data() -> None:
@@ -104,6 +140,7 @@ def _geometry(**shapes: list[int | None] | None):
     with tf.Graph().as_default():
         tensors = {n: tf.compat.v1.placeholder(tf.float32, shape) for n, shape in known.items()}
         return roi_pool_geometry(
+            "deformable_psroi_pool",
             **tensors,
             output_size=(4, 3),
             group_size=2,

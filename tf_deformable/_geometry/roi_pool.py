@@ -25,9 +25,7 @@ from tf_deformable._geometry.sizes import (
     text,
 )
 
-_OPERATOR = "deformable_roi_pool"
-_check = Checks(_OPERATOR)
-
+OPERATORS = ("deformable_roi_pool", "deformable_psroi_pool")
 _LEAST_SIZE = 0.1  # of a box, in pixels of the map, unless aligned
 
 
@@ -53,6 +51,7 @@ class RoIPoolGeometry:
 
 
 def roi_pool_geometry(
+    operator: str,
     inputs: tf.Tensor,
     boxes: tf.Tensor,
     box_indices: tf.Tensor,
@@ -69,6 +68,7 @@ def roi_pool_geometry(
     """Checks the arguments of one call and derives every size from them.
 
     Args:
+        operator: one of `OPERATORS`, for messages; the first takes offsets without classes.
         inputs: `[N, H, W, k*k*D]`.
         boxes: `[R, 4]`.
         box_indices: `[R]`.
@@ -88,17 +88,22 @@ def roi_pool_geometry(
         ValueError: the static shapes or the attributes break a rule; the message names the
             argument, the rule and what was got.
     """
-    _check_attributes(output_size, group_size, spatial_scale, samples_per_bin, gamma, aligned)
-    _check.rank("inputs", "[N,H,W,k*k*D]", 4, inputs)
-    _check.rank("boxes", "[R,4]", 2, boxes)
-    _check.rank("box_indices", "[R]", 1, box_indices)
-    _check.rank("offsets", "[R,part_h,part_w,classes,2]", 5, offsets)
-    _check.rank("mask", "[R,ph,pw]", 3, mask)
+    check = Checks(operator)
+    _check_attributes(
+        check, output_size, group_size, spatial_scale, samples_per_bin, gamma, aligned
+    )
+    check.rank("inputs", "[N,H,W,k*k*D]", 4, inputs)
+    check.rank("boxes", "[R,4]", 2, boxes)
+    check.rank("box_indices", "[R]", 1, box_indices)
+    has_classes = operator != "deformable_roi_pool"
+    offsets_layout = "[R,part_h,part_w,classes,2]" if has_classes else "[R,part_h,part_w,2]"
+    check.rank("offsets", offsets_layout, 5, offsets)
+    check.rank("mask", "[R,ph,pw]", 3, mask)
 
     batch, height, width, channels = dims(inputs, 4)
     maps = group_size * group_size
     if known(channels) and (channels == 0 or channels % maps):
-        raise _check.error(
+        raise check.error(
             "inputs channels must be a positive multiple of group_size*group_size, "
             f"got C={channels} and group_size={group_size}"
         )
@@ -107,35 +112,36 @@ def roi_pool_geometry(
     mask_dims = [boxes_dims[0], *output_size] if mask is None else dims(mask, 3)
     count = first_known(boxes_dims[0], indices_count, offsets_dims[0], mask_dims[0])
     if differ(boxes_dims, [count, 4]):
-        raise _shape_error("boxes", "[R,4]", [count, 4], boxes)
+        raise _shape_error(check, "boxes", "[R,4]", [count, 4], boxes)
     if differ([indices_count], [count]):
-        raise _shape_error("box_indices", "[R]", [count], box_indices)
+        raise _shape_error(check, "box_indices", "[R]", [count], box_indices)
 
     _, part_height, part_width, classes, _ = offsets_dims
     depth = channels // maps
     if offsets is not None:
         empty = any(known(dim) and dim == 0 for dim in (part_height, part_width, classes))
         if empty or differ(offsets_dims, [count, part_height, part_width, classes, 2]):
-            expected = [count, ">=1", ">=1", ">=1", 2]
-            raise _shape_error("offsets", "[R,part_h,part_w,classes,2]", expected, offsets)
+            expected = [count, ">=1", ">=1", *[">=1"] * has_classes, 2]
+            got = offsets if has_classes else tf.squeeze(offsets, 3)
+            raise _shape_error(check, "offsets", offsets_layout, expected, got)
         if known(depth, classes) and depth % classes:
-            raise _check.error(
+            raise check.error(
                 "output channels must be a multiple of the offset classes, "
                 f"got D={depth} and classes={classes}"
             )
     if mask is not None and differ(mask_dims, [count, *output_size]):
-        raise _shape_error("mask", "[R,ph,pw]", [count, *output_size], mask)
-    _check.at_run_time("inputs", "[N,H,W,k*k*D]", [channels % maps], [0])
-    _check.at_run_time("boxes", "[R,4]", boxes_dims, [boxes_dims[0], 4])
+        raise _shape_error(check, "mask", "[R,ph,pw]", [count, *output_size], mask)
+    check.at_run_time("inputs", "[N,H,W,k*k*D]", [channels % maps], [0])
+    check.at_run_time("boxes", "[R,4]", boxes_dims, [boxes_dims[0], 4])
     # One box (one part row) for all would be a silent broadcast, not an error.
-    _check.at_run_time("box_indices", "[R]", [indices_count], boxes_dims[:1])
-    _check.at_run_time(
+    check.at_run_time("box_indices", "[R]", [indices_count], boxes_dims[:1])
+    check.at_run_time(
         "offsets",
-        "[R,part_h,part_w,classes,2]",
+        offsets_layout,
         [offsets_dims[0], offsets_dims[4]],
         [boxes_dims[0], 2],
     )
-    _check.at_run_time("mask", "[R,ph,pw]", mask_dims, [boxes_dims[0], *output_size])
+    check.at_run_time("mask", "[R,ph,pw]", mask_dims, [boxes_dims[0], *output_size])
 
     return RoIPoolGeometry(
         batch=batch,
@@ -176,7 +182,7 @@ def box_extent(
     return start, tf.where(size > _LEAST_SIZE, size, tf.constant(_LEAST_SIZE, low.dtype))
 
 
-def check_box_indices(box_indices: tf.Tensor, batch: Dim) -> tf.Tensor:
+def check_box_indices(operator: str, box_indices: tf.Tensor, batch: Dim) -> tf.Tensor:
     """Returns the indices, checked when they are known: in eager mode now, in a graph when it runs.
 
     Compilers drop the check.
@@ -188,7 +194,7 @@ def check_box_indices(box_indices: tf.Tensor, batch: Dim) -> tf.Tensor:
     places = tf.range(tf.size(box_indices))
     place = tf.reduce_min(tf.where(wrong, places, tf.int32.max))  # the first that is wrong
     value = tf.reduce_sum(tf.where(tf.equal(places, place), box_indices, 0))
-    rule = f"{_OPERATOR}: box_indices must be -1 (padding) or in [0,N)"
+    rule = f"{operator}: box_indices must be -1 (padding) or in [0,N)"
     if not tf.executing_eagerly():
         message = [f"{rule}, N:", batch, "got:", value, "at:", place]  # printed in brackets each
         with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(wrong), message)]):
@@ -200,6 +206,7 @@ def check_box_indices(box_indices: tf.Tensor, batch: Dim) -> tf.Tensor:
 
 
 def _check_attributes(
+    check: Checks,
     output_size: Pair,
     group_size: int,
     spatial_scale: float,
@@ -208,23 +215,23 @@ def _check_attributes(
     aligned: bool,
 ) -> None:
     if not all(_is_between(size, 1) for size in output_size):
-        raise _check.error(
+        raise check.error(
             f"output_size must be 2 positive integers (ph, pw){AT_MOST_LARGEST}, "
             f"got {text(list(output_size))}"
         )
     if not _is_between(group_size, 1):
-        raise _check.error(
+        raise check.error(
             f"group_size must be a positive integer{AT_MOST_LARGEST}, got {group_size}"
         )
     if not _is_between(samples_per_bin, 0 if aligned else 1):
-        raise _check.error(
+        raise check.error(
             "samples_per_bin must be a positive integer (or 0 with aligned=True: as many as "
             f"pixels){AT_MOST_LARGEST}, got {samples_per_bin}"
         )
     if not (np.isfinite(np.float32(spatial_scale)) and np.float32(spatial_scale) > 0):
-        raise _check.error(f"spatial_scale must be finite and positive, got {spatial_scale:g}")
+        raise check.error(f"spatial_scale must be finite and positive, got {spatial_scale:g}")
     if not np.isfinite(np.float32(gamma)):
-        raise _check.error(f"gamma must be finite, got {gamma:g}")
+        raise check.error(f"gamma must be finite, got {gamma:g}")
 
 
 def _is_between(value: int, lowest: int) -> bool:
@@ -232,9 +239,9 @@ def _is_between(value: int, lowest: int) -> bool:
 
 
 def _shape_error(
-    name: str, layout: str, expected: Sequence[Dim | str], got: tf.Tensor
+    check: Checks, name: str, layout: str, expected: Sequence[Dim | str], got: tf.Tensor
 ) -> ValueError:
-    return _check.error(
+    return check.error(
         f"{name} must have shape {layout} = {text(list(expected))}, got shape {text(got.shape)}"
     )
 

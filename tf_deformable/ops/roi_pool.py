@@ -12,14 +12,15 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable import _native, config
+from tf_deformable._geometry.roi_pool import OPERATORS
 from tf_deformable._geometry.sizes import Pair
 from tf_deformable._registration import register_gradient
 from tf_deformable.ops import _arguments
 from tf_deformable.ops._second_order import gradients_of_gradients
 from tf_deformable.ops._symbolic import accepts_keras_tensors
-from tf_deformable.reference import deformable_roi_pool as _reference
+from tf_deformable.reference.roi_pool import roi_pool
 
-_OP = "deformable_roi_pool"  # messages of both functions bear this name
+_ROI_POOL, _PSROI_POOL = OPERATORS
 
 
 @accepts_keras_tensors
@@ -124,28 +125,29 @@ def deformable_roi_pool(
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: dtypes differ or are not supported; in a graph, and with the reference backend,
-            shapes that are known and do not fit, and attributes out of their range. Messages write
-            `offsets` as `[R, part_h, part_w, 1, 2]`.
+            shapes that are known and do not fit, and attributes out of their range. Messages of the
+            compiled operator write `offsets` as `[R, part_h, part_w, 1, 2]`.
         tf.errors.InvalidArgumentError: a box index is neither -1 nor in [0, N); from the compiled
             operator also the same as before, in eager mode or for shapes that only the run shows.
         tf_deformable.NativeLibraryError: the compiled operator is wanted and cannot be loaded.
     """
-    with tf.name_scope(name or "deformable_roi_pool"):
+    with tf.name_scope(name or _ROI_POOL):
         values = _arguments.tensors(
-            _OP,
+            _ROI_POOL,
             {"inputs": inputs, "offsets": offsets, "mask": mask},
             sampling=("offsets", "mask"),
             optional=("offsets", "mask"),
         )
         if values["offsets"] is not None:
-            _arguments.check_rank(_OP, "offsets", "[R,part_h,part_w,2]", values["offsets"])
+            _arguments.check_rank(_ROI_POOL, "offsets", "[R,part_h,part_w,2]", values["offsets"])
             values["offsets"] = tf.expand_dims(values["offsets"], 3)
         return _pool(
+            _ROI_POOL,
             **values,
             boxes=boxes,
             box_indices=box_indices,
             attributes=_Attributes.normalised(
-                output_size, 1, spatial_scale, samples_per_bin, gamma, aligned
+                _ROI_POOL, output_size, 1, spatial_scale, samples_per_bin, gamma, aligned
             ),
         )
 
@@ -160,7 +162,7 @@ def deformable_psroi_pool(
     *,
     output_size: int | Sequence[int],
     group_size: int,
-    spatial_scale: float,
+    spatial_scale: float = 1.0,
     samples_per_bin: int = 4,
     gamma: float = 0.1,
     aligned: bool = False,
@@ -212,16 +214,18 @@ def deformable_psroi_pool(
         `[R, ph, pw, D]`, in the dtype of `inputs`.
 
     Raises:
-        TypeError: as `tf_deformable.deformable_roi_pool`, whose name the messages bear.
+        TypeError: as `tf_deformable.deformable_roi_pool`. Messages of the compiled operator begin
+            with that name.
         ValueError: likewise; also channels that are not a multiple of k*k, and output channels that
             are not a multiple of the classes.
         tf.errors.InvalidArgumentError: likewise.
         tf_deformable.NativeLibraryError: the compiled operator is wanted and cannot be loaded.
     """
-    with tf.name_scope(name or "deformable_psroi_pool"):
+    with tf.name_scope(name or _PSROI_POOL):
         return _pool(
+            _PSROI_POOL,
             **_arguments.tensors(
-                _OP,
+                _PSROI_POOL,
                 {"inputs": inputs, "offsets": offsets, "mask": mask},
                 sampling=("offsets", "mask"),
                 optional=("offsets", "mask"),
@@ -229,7 +233,7 @@ def deformable_psroi_pool(
             boxes=boxes,
             box_indices=box_indices,
             attributes=_Attributes.normalised(
-                output_size, group_size, spatial_scale, samples_per_bin, gamma, aligned
+                _PSROI_POOL, output_size, group_size, spatial_scale, samples_per_bin, gamma, aligned
             ),
         )
 
@@ -248,6 +252,7 @@ class _Attributes:
     @classmethod
     def normalised(
         cls,
+        op: str,
         output_size: int | Sequence[int],
         group_size: int,
         spatial_scale: float,
@@ -256,12 +261,12 @@ class _Attributes:
         aligned: bool,
     ) -> _Attributes:
         return cls(
-            output_size=_arguments.pair(_OP, "output_size", output_size),
-            group_size=_arguments.integer(_OP, "group_size", group_size),
-            spatial_scale=_arguments.number(_OP, "spatial_scale", spatial_scale),
-            samples_per_bin=_arguments.integer(_OP, "samples_per_bin", samples_per_bin),
-            gamma=_arguments.number(_OP, "gamma", gamma),
-            aligned=_arguments.boolean(_OP, "aligned", aligned),
+            output_size=_arguments.pair(op, "output_size", output_size),
+            group_size=_arguments.integer(op, "group_size", group_size),
+            spatial_scale=_arguments.number(op, "spatial_scale", spatial_scale),
+            samples_per_bin=_arguments.integer(op, "samples_per_bin", samples_per_bin),
+            gamma=_arguments.number(op, "gamma", gamma),
+            aligned=_arguments.boolean(op, "aligned", aligned),
         )
 
     @classmethod
@@ -278,6 +283,7 @@ class _Attributes:
 
 
 def _pool(
+    op: str,
     inputs: tf.Tensor,
     boxes: Any,
     box_indices: Any,
@@ -286,10 +292,10 @@ def _pool(
     attributes: _Attributes,
 ) -> tf.Tensor:
     positions_dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32
-    boxes = _arguments.boxes(_OP, boxes, positions_dtype)
-    box_indices = _arguments.indices(_OP, "box_indices", box_indices)
+    boxes = _arguments.boxes(op, boxes, positions_dtype)
+    box_indices = _arguments.indices(op, "box_indices", box_indices)
     if config.get_backend() == "reference":
-        return _reference(inputs, boxes, box_indices, offsets, mask, **attributes.for_reference())
+        return roi_pool(op, inputs, boxes, box_indices, offsets, mask, **attributes.for_reference())
     return _native.load().tf_deformable_roi_pool(
         inputs=inputs,
         boxes=boxes,
@@ -320,10 +326,8 @@ def _second_gradient(op: tf.Operation, *upstream: tf.Tensor) -> list[tf.Tensor |
     attributes = _Attributes.of(op).for_reference()
 
     def function(inputs: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
-        values: list[tf.Tensor | None] = list(others)
-        if not offsets:
-            values.insert(0, None)
-        return _reference(inputs, boxes, box_indices, *values, **attributes)
+        values = [*(others[: len(offsets)] or [None]), *(others[len(offsets) :] or [None])]
+        return roi_pool(_PSROI_POOL, inputs, boxes, box_indices, *values, **attributes)
 
     primals = [inputs, *offsets, *mask]
     second, *others = gradients_of_gradients(function, primals, grad_output, upstream)

@@ -7,6 +7,6 @@ indices that are known only when the graph runs.
 """
 
 from tf_deformable.reference.deformable_conv2d import deformable_conv2d
-from tf_deformable.reference.roi_pool import deformable_roi_pool
+from tf_deformable.reference.roi_pool import deformable_psroi_pool, deformable_roi_pool
 
-__all__ = ["deformable_conv2d", "deformable_roi_pool"]
+__all__ = ["deformable_conv2d", "deformable_psroi_pool", "deformable_roi_pool"]

@@ -12,6 +12,7 @@ own; those of clamped samples and of samples on a pixel are stopped.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -22,7 +23,7 @@ from tf_deformable._geometry.roi_pool import (
     check_box_indices,
     roi_pool_geometry,
 )
-from tf_deformable._geometry.sizes import LARGEST_INTEGER, Dim, Pair, dims, known, shape_of
+from tf_deformable._geometry.sizes import LARGEST_INTEGER, Checks, Dim, Pair, dims, known, shape_of
 
 # A bin of more samples than this weighs each with nothing.
 _MOST_SAMPLES = 2**30
@@ -35,44 +36,154 @@ def deformable_roi_pool(
     offsets: tf.Tensor | None = None,
     mask: tf.Tensor | None = None,
     *,
-    output_size: Pair,
-    group_size: int = 1,
+    output_size: int | Sequence[int],
     spatial_scale: float = 1.0,
     samples_per_bin: int = 4,
     gamma: float = 0.1,
     aligned: bool = False,
+    name: str | None = None,
 ) -> tf.Tensor:
-    """RoI pooling: plain, deformable, position-sensitive, modulated, without the library.
+    """RoI pooling, plain, deformable or modulated, without the library.
 
-    The user's entry points are `tf_deformable.deformable_roi_pool` and `deformable_psroi_pool`,
-    which also normalise arguments; this function takes them normalised. It works with unknown
-    static shapes, under `jit_compile=True` (but for `samples_per_bin=0`, where the boxes decide how
-    much there is to compute), and is differentiable any number of times, though not in boxes.
+    The user's entry point is `tf_deformable.deformable_roi_pool`, which also converts arguments to
+    tensors; this function takes tensors. It works with unknown static shapes, under
+    `jit_compile=True` (but for `samples_per_bin=0`, where the boxes decide how much there is to
+    compute), and is differentiable any number of times, though not in boxes.
 
     Args:
-        inputs: `[N, H, W, k*k*D]`, float16, bfloat16, float32 or float64; channels are ordered
-            (map row, map column, D).
+        inputs: `[N, H, W, C]`, float16, bfloat16, float32 or float64.
         boxes: `[R, 4]`, (y1, x1, y2, x2) in pixels of the image, float32 or float64.
         box_indices: `[R]`, int32: the image of each box, or -1, which gives zeros.
-        offsets: `[R, part_h, part_w, classes, 2]`, normalised (dy, dx), the dtype of inputs, or
-            None.
+        offsets: `[R, part_h, part_w, 2]`, normalised (dy, dx), the dtype of inputs, or None.
         mask: `[R, ph, pw]`, the dtype of inputs, or None.
-        output_size: (ph, pw).
-        group_size: k.
+        output_size: number of bins, an integer or (ph, pw).
         spatial_scale: pixels of the map per pixel of the image.
         samples_per_bin: along each axis; 0, if aligned: as many as the bin has pixels.
         gamma: scale of the offsets.
-        aligned: RoIAlign's geometry instead of the authors'.
+        aligned: RoIAlign's geometry, or that of the authors' operator.
+        name: of the operation in a graph.
 
     Returns:
-        `[R, ph, pw, D]` in the dtype of inputs. float16 and bfloat16 are computed in float32.
+        `[R, ph, pw, C]` in the dtype of inputs. float16 and bfloat16 are computed in float32.
 
     Raises:
         ValueError: static shapes or attributes break a rule of the operator.
         tf.errors.InvalidArgumentError: a box index is neither -1 nor an image; not under
             `jit_compile=True`, where such boxes give zeros.
     """
+    operator = "deformable_roi_pool"
+    with tf.name_scope(name or operator):
+        if offsets is not None:
+            Checks(operator).rank("offsets", "[R,part_h,part_w,2]", 4, offsets)
+            offsets = tf.expand_dims(offsets, 3)
+        return roi_pool(
+            operator,
+            inputs,
+            boxes,
+            box_indices,
+            offsets,
+            mask,
+            output_size=_pair(output_size),
+            group_size=1,
+            spatial_scale=spatial_scale,
+            samples_per_bin=samples_per_bin,
+            gamma=gamma,
+            aligned=aligned,
+        )
+
+
+def deformable_psroi_pool(
+    inputs: tf.Tensor,
+    boxes: tf.Tensor,
+    box_indices: tf.Tensor,
+    offsets: tf.Tensor | None = None,
+    mask: tf.Tensor | None = None,
+    *,
+    output_size: int | Sequence[int],
+    group_size: int,
+    spatial_scale: float = 1.0,
+    samples_per_bin: int = 4,
+    gamma: float = 0.1,
+    aligned: bool = False,
+    name: str | None = None,
+) -> tf.Tensor:
+    """Position-sensitive RoI pooling, plain, deformable or modulated, without the library.
+
+    As `deformable_roi_pool` is for `tf_deformable.deformable_roi_pool`, this is for
+    `tf_deformable.deformable_psroi_pool`.
+
+    Args:
+        inputs: `[N, H, W, k*k*D]`; channels are ordered (map row, map column, D).
+        boxes: `[R, 4]`, (y1, x1, y2, x2) in pixels of the image.
+        box_indices: `[R]`, int32: the image of each box, or -1, which gives zeros.
+        offsets: `[R, part_h, part_w, classes, 2]`, normalised (dy, dx), or None.
+        mask: `[R, ph, pw]` or None.
+        output_size: number of bins, an integer or (ph, pw).
+        group_size: k.
+        spatial_scale: pixels of the map per pixel of the image.
+        samples_per_bin: along each axis; 0, if aligned: as many as the bin has pixels.
+        gamma: scale of the offsets.
+        aligned: RoIAlign's geometry, or that of the authors' operator.
+        name: of the operation in a graph.
+
+    Returns:
+        `[R, ph, pw, D]` in the dtype of inputs.
+
+    Raises:
+        ValueError: as `deformable_roi_pool`.
+        tf.errors.InvalidArgumentError: likewise.
+    """
+    operator = "deformable_psroi_pool"
+    with tf.name_scope(name or operator):
+        return roi_pool(
+            operator,
+            inputs,
+            boxes,
+            box_indices,
+            offsets,
+            mask,
+            output_size=_pair(output_size),
+            group_size=group_size,
+            spatial_scale=spatial_scale,
+            samples_per_bin=samples_per_bin,
+            gamma=gamma,
+            aligned=aligned,
+        )
+
+
+def roi_pool(
+    operator: str,
+    inputs: tf.Tensor,
+    boxes: tf.Tensor,
+    box_indices: tf.Tensor,
+    offsets: tf.Tensor | None,
+    mask: tf.Tensor | None,
+    *,
+    output_size: Pair,
+    group_size: int,
+    spatial_scale: float,
+    samples_per_bin: int,
+    gamma: float,
+    aligned: bool,
+) -> tf.Tensor:
+    """Both operators in one, as the registered operator is.
+
+    Args:
+        operator: whose name messages begin with.
+        inputs: `[N, H, W, k*k*D]`.
+        boxes: `[R, 4]`.
+        box_indices: `[R]`.
+        offsets: `[R, part_h, part_w, classes, 2]` or None.
+        mask: `[R, ph, pw]` or None.
+        output_size: (ph, pw).
+        group_size: k.
+        spatial_scale: pixels of the map per pixel of the image.
+        samples_per_bin: along each axis.
+        gamma: scale of the offsets.
+        aligned: RoIAlign's geometry, or that of the authors' operator.
+    """
     g = roi_pool_geometry(
+        operator,
         inputs,
         boxes,
         box_indices,
@@ -88,7 +199,7 @@ def deformable_roi_pool(
     dtype = inputs.dtype
     compute_dtype = tf.float64 if dtype == tf.float64 else tf.float32
 
-    images = tf.cast(check_box_indices(box_indices, g.batch), tf.int64)
+    images = tf.cast(check_box_indices(operator, box_indices, g.batch), tf.int64)
     is_pooled = (images >= 0) & (images < g.batch)  # [R]; the others are padding
     # tf.where, not a product: whatever padding holds, it has neither values nor gradients.
     images = tf.where(is_pooled, images, 0)
@@ -296,3 +407,8 @@ def _vectors(inputs: tf.Tensor, g: RoIPoolGeometry) -> tf.Tensor:
 
 def _last_size(tensor: tf.Tensor) -> Dim:
     return dims(tensor, 4)[-1]
+
+
+def _pair(size: int | Sequence[int]) -> Pair:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
