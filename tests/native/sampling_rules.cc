@@ -17,16 +17,19 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/base/integers.h"
+#include "kernels/roi_pool/bins.h"
+#include "kernels/roi_pool/tensors.h"
 #include "kernels/sampling/bilinear.h"
 
-#define TF_DEFORMABLE_ISA tested
-#include "kernels/roi_pool/cpu_kernels.inc"
-
-namespace tf_deformable::roi_pool::cpu::tested {
+namespace tf_deformable::roi_pool {
 namespace {
 
-// clang-format off: it needs what roi_pool/cpu_kernels.inc has included.
+// clang-format off: each is written in terms of those before it.
+#include "kernels/cpu/simd.inc"
 #include "kernels/sampling/bilinear_simd.inc"
+#include "kernels/roi_pool/cpu_bins.inc"
+#include "kernels/roi_pool/cpu_lanes.inc"
 // clang-format on
 
 int64_t compared = 0;
@@ -239,11 +242,11 @@ void CheckAll() {
 }
 
 }  // namespace
-}  // namespace tf_deformable::roi_pool::cpu::tested
+}  // namespace tf_deformable::roi_pool
 
 int main() {
-  namespace tested = tf_deformable::roi_pool::cpu::tested;
-  tested::CheckAll<float>();
-  tested::CheckAll<double>();
-  std::printf("%lld values are the same\n", static_cast<long long>(tested::compared));
+  using namespace tf_deformable::roi_pool;
+  CheckAll<float>();
+  CheckAll<double>();
+  std::printf("%lld values are the same\n", static_cast<long long>(compared));
 }

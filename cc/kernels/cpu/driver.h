@@ -61,6 +61,16 @@ void ForEach(Executor& executor, int64_t units, int64_t operations, const F& fun
       &function);
 }
 
+// Calls function(first, count) for the pieces of `size` elements, to clear, add up or round them.
+inline constexpr int64_t kPieceElements = 1 << 16;
+template <typename F>
+void ForEachPiece(Executor& executor, int64_t size, const F& function) {
+  ForEach(executor, CeilDiv(size, kPieceElements), kPieceElements, [&](int64_t unit, int) {
+    const int64_t first = unit * kPieceElements;
+    function(first, Min(size - first, kPieceElements));
+  });
+}
+
 }  // namespace tf_deformable
 
 #endif  // TF_DEFORMABLE_CC_KERNELS_CPU_DRIVER_H_

@@ -329,15 +329,6 @@ void BackwardPlan<T>::RunFilters(const BackwardTensors<T>& tensors, Executor& ex
           [&](int64_t block, int) { kernels_.reduce_segments(job, block); });
 }
 
-// Calls function(first, count) for pieces of `size` elements.
-template <typename F>
-void ForEachPiece(Executor& executor, int64_t size, const F& function) {
-  ForEach(executor, CeilDiv(size, kReducedElements), kReducedElements, [&](int64_t unit, int) {
-    const int64_t first = unit * kReducedElements;
-    function(first, std::min(size - first, kReducedElements));
-  });
-}
-
 template <typename T>
 void BackwardPlan<T>::RunInputs(const BackwardTensors<T>& tensors, Executor& executor,
                                 ComputeType<T>* workspace) const {

@@ -11,7 +11,6 @@ namespace {
 
 constexpr int64_t kPartialsBytes = 4 << 20;  // of the gradients that wait to be added up
 constexpr int64_t kUnitsWanted = 4;          // to keep threads busy; more repeat the bins' geometry
-constexpr int64_t kClearedAtATime = 1 << 16;
 
 template <typename T>
 const Kernels<T>& TableKernels() {
@@ -85,12 +84,8 @@ void BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, Executor& executor,
   }
 
   const int64_t size = g.batch * g.height * g.width * g.channels;
-  const int64_t pieces = CeilDiv(size, kClearedAtATime);
-  const auto piece_size = [&](int64_t piece) {
-    return std::min(kClearedAtATime, size - piece * kClearedAtATime);
-  };
-  ForEach(executor, pieces, kClearedAtATime, [&](int64_t piece, int) {
-    std::memset(job.grad_inputs + piece * kClearedAtATime, 0, piece_size(piece) * sizeof(A));
+  ForEachPiece(executor, size, [&](int64_t first, int64_t count) {
+    std::memset(job.grad_inputs + first, 0, count * sizeof(A));
   });
   const int64_t maps = g.group_size * g.group_size;
   for (int64_t box = 0; box < g.boxes; box += boxes_per_step_) {
@@ -107,9 +102,8 @@ void BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, Executor& executor,
     }
   }
   if constexpr (!std::is_same_v<T, A>) {
-    ForEach(executor, pieces, kClearedAtATime, [&](int64_t piece, int) {
-      kernels_.round(job.grad_inputs + piece * kClearedAtATime, piece_size(piece),
-                     tensors.grad_inputs + piece * kClearedAtATime);
+    ForEachPiece(executor, size, [&](int64_t first, int64_t count) {
+      kernels_.round(job.grad_inputs + first, count, tensors.grad_inputs + first);
     });
   }
 }

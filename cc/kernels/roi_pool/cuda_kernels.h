@@ -412,20 +412,6 @@ void ReducePartialsKernel(Job job, BackwardTensors<T> tensors, const ComputeType
   StoreSampling(tensors.grad_offsets, at + 1, dx);
 }
 
-template <typename T>
-TF_DEFORMABLE_KERNEL(kThreads, 1)
-void RoundKernel(const ComputeType<T>* from, int64_t size, T* to) {
-  const int64_t i = BlockIndex() * kThreads + ThreadIndex();
-  if (i < size) to[i] = FromCompute<T>(from[i]);
-}
-
-template <typename From, typename To>
-TF_DEFORMABLE_KERNEL(kThreads, 1)
-void ConvertKernel(const From* from, int64_t size, To* to) {
-  const int64_t i = BlockIndex() * kThreads + ThreadIndex();
-  if (i < size) to[i] = static_cast<To>(from[i]);
-}
-
 }  // namespace tf_deformable::roi_pool::cuda
 
 #endif  // TF_DEFORMABLE_CC_KERNELS_ROI_POOL_CUDA_KERNELS_H_

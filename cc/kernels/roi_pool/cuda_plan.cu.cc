@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "kernels/base/integers.h"
+#include "kernels/cuda/reduce.h"
 #include "kernels/roi_pool/cuda_kernels.h"
 
 namespace tf_deformable::roi_pool::cuda {
@@ -197,8 +198,8 @@ Status BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, void* workspace,
     if constexpr (kWidened) {
       const int64_t size = images * image_size;
       const Status status =
-          Launch(kOp, RoundKernel<T>, CeilDiv(size, kThreads), kThreads, 0, stream,
-                 static_cast<const A*>(window), size, tensors.grad_inputs + image * image_size);
+          Launch(kOp, SumKernel<T>, CeilDiv(size, kReduceThreads), kReduceThreads, 0, stream,
+                 static_cast<const A*>(window), size, 1, tensors.grad_inputs + image * image_size);
       if (!status.ok()) return status;
     }
   }
@@ -206,13 +207,13 @@ Status BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, void* workspace,
 }
 
 Status ConvertBoxes(const float* from, int64_t size, double* to, void* stream) {
-  return Launch(kOp, ConvertKernel<float, double>, CeilDiv(size, kThreads), kThreads, 0, stream,
-                from, size, to);
+  return Launch(kOp, ConvertKernel<float, double>, CeilDiv(size, kReduceThreads), kReduceThreads, 0,
+                stream, from, size, to);
 }
 
 Status ConvertBoxes(const double* from, int64_t size, float* to, void* stream) {
-  return Launch(kOp, ConvertKernel<double, float>, CeilDiv(size, kThreads), kThreads, 0, stream,
-                from, size, to);
+  return Launch(kOp, ConvertKernel<double, float>, CeilDiv(size, kReduceThreads), kReduceThreads, 0,
+                stream, from, size, to);
 }
 
 template class ForwardPlan<float>;

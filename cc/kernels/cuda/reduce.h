@@ -1,0 +1,35 @@
+// CUDA kernels over the elements of a tensor, which all operators share.
+#ifndef TF_DEFORMABLE_CC_KERNELS_CUDA_REDUCE_H_
+#define TF_DEFORMABLE_CC_KERNELS_CUDA_REDUCE_H_
+
+#include <cstdint>
+
+#include "kernels/cuda/primitives.h"
+
+namespace tf_deformable {
+namespace cuda {
+
+inline constexpr int kReduceThreads = 256;  // one to each element
+
+// to[i] = sum over s of from[s, i], in their order.
+template <typename T>
+TF_DEFORMABLE_KERNEL(kReduceThreads, 1)
+void SumKernel(const ComputeType<T>* from, int64_t size, int32_t summands, T* to) {
+  const int64_t i = BlockIndex() * kReduceThreads + ThreadIndex();
+  if (i >= size) return;
+  ComputeType<T> sum = from[i];
+  for (int32_t s = 1; s < summands; ++s) sum += from[s * size + i];
+  to[i] = FromCompute<T>(sum);
+}
+
+template <typename From, typename To>
+TF_DEFORMABLE_KERNEL(kReduceThreads, 1)
+void ConvertKernel(const From* from, int64_t size, To* to) {
+  const int64_t i = BlockIndex() * kReduceThreads + ThreadIndex();
+  if (i < size) to[i] = static_cast<To>(from[i]);
+}
+
+}  // namespace cuda
+}  // namespace tf_deformable
+
+#endif  // TF_DEFORMABLE_CC_KERNELS_CUDA_REDUCE_H_

@@ -1,0 +1,168 @@
+// CUDA kernels of the depthwise deformable convolution, and their launches.
+//
+// Each channel is a group of its own, with one filter: no product, the time goes into reading. A
+// block has kDepthwisePixels pixels and walks over chunks of 128 bytes of channels, a thread to
+// each 16 bytes of a pixel.
+#ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_DEPTHWISE_H_
+#define TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_DEPTHWISE_H_
+
+#include <cstdint>
+
+#include "kernels/deformable_conv2d/cuda_launch.h"
+
+namespace tf_deformable::deformable_conv2d::cuda {
+
+inline constexpr int kDepthwisePixels = kThreads * 16 / kChunkBytes;
+
+template <typename T>
+struct DepthwiseShared {
+  TilePixel* pixels;                         // [kDepthwisePixels]
+  WeightedCorners<ComputeType<T>>* corners;  // [taps, kDepthwisePixels]
+  int64_t bytes;
+
+  TF_DEFORMABLE_HOST_DEVICE DepthwiseShared(char* memory, int64_t taps) {
+    SharedLayout layout(memory);
+    pixels = layout.Take<TilePixel>(kDepthwisePixels);
+    corners = layout.Take<WeightedCorners<ComputeType<T>>>(taps * kDepthwisePixels);
+    bytes = layout.size();
+  }
+};
+
+// kLanes channels of a tensor, widened.
+template <typename T, bool kVectors>
+TF_DEFORMABLE_DEVICE void LoadLanes(const T* from, int left,
+                                    ComputeType<T> (&values)[16 / sizeof(T)]) {
+  constexpr int kLanes = 16 / sizeof(T);
+  if constexpr (kVectors) {
+    const Elements<T> elements(left > 0 ? LoadGlobal16(from) : Vector16{{0, 0, 0, 0}});
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) values[i] = ToCompute(elements.values[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) values[i] = i < left ? ToCompute(from[i]) : ComputeType<T>{0};
+  }
+}
+
+template <typename T, bool kVectors>
+TF_DEFORMABLE_KERNEL(kThreads, 2)
+void DepthwiseForwardKernel(Convolution g, ForwardTensors<T> tensors, ChannelRanges ranges) {
+  using A = ComputeType<T>;
+  constexpr int kLanes = 16 / sizeof(T), kDepth = kChunkBytes / sizeof(T);
+  const DepthwiseShared<T> shared(SharedMemory(), g.taps);
+  const int thread = ThreadIndex();
+  const int32_t range = static_cast<int32_t>(BlockIndex() % ranges.ranges);
+  const int64_t tile = BlockIndex() / ranges.ranges;
+  const int32_t segment = range / ranges.ranges_per_segment;
+  const int32_t first_chunk = range % ranges.ranges_per_segment * ranges.chunks_per_range;
+  const int32_t chunks =
+      Min(ranges.chunks_per_range, (g.segment + kDepth - 1) / kDepth - first_chunk);
+  const int32_t offset_group = segment * g.segment / g.offset_group_channels;
+
+  if (thread < kDepthwisePixels) {
+    shared.pixels[thread] = MakeTilePixel(g, PixelOfTile(g, tile, kDepthwisePixels, thread));
+  }
+  SyncThreads();
+  for (int i = thread; i < g.taps * kDepthwisePixels; i += kThreads) {
+    const int row = i / g.taps, tap = i - row * g.taps;
+    shared.corners[tap * kDepthwisePixels + row] = MakeWeightedCorners(
+        g, shared.pixels[row], tap,
+        LoadOffset(g, tensors.offsets, tensors.mask, shared.pixels[row], offset_group, tap));
+  }
+  SyncThreads();
+  const int row = thread / (kDepth / kLanes);
+  const int64_t pixel = shared.pixels[row].pixel;
+  if (pixel < 0) return;
+  for (int32_t chunk = first_chunk; chunk < first_chunk + chunks; ++chunk) {
+    const int32_t at = chunk * kDepth + thread % (kDepth / kLanes) * kLanes;
+    const int32_t channel = segment * g.segment + at, left = g.segment - at;
+    A sums[kLanes] = {};
+#pragma unroll 3
+    for (int32_t tap = 0; tap < g.taps; ++tap) {
+      const WeightedCorners<A>& corners = shared.corners[tap * kDepthwisePixels + row];
+      Sampler<T, kVectors, false> sampler;
+      A values[kLanes], weights[kLanes];
+      sampler.Load(g, tensors.inputs, corners.packed, channel, left);
+      LoadLanes<T, kVectors>(tensors.filters + static_cast<int64_t>(tap) * g.channels + channel,
+                             left, weights);
+      sampler.Sum(g, tensors.inputs, corners, channel, left, values);
+#pragma unroll
+      for (int i = 0; i < kLanes; ++i) sums[i] += weights[i] * values[i];
+    }
+    if (tensors.bias != nullptr) {
+#pragma unroll
+      for (int i = 0; i < kLanes; ++i) {
+        if (i < left) sums[i] += ToCompute(tensors.bias[channel + i]);
+      }
+    }
+    StoreRun<T, kLanes, kVectors>(sums, 0, left, tensors.output + pixel * g.channels + channel);
+  }
+}
+
+// A block has a chunk of channels, a tap and a segment ("split") of the pixels; partials
+// [splits, taps, C].
+template <typename T, bool kVectors>
+TF_DEFORMABLE_KERNEL(kThreads, 2)
+void DepthwiseFiltersGradientKernel(Convolution g, BackwardTensors<T> tensors,
+                                    int64_t pixels_per_split, ComputeType<T>* partials) {
+  using A = ComputeType<T>;
+  constexpr int kLanes = 16 / sizeof(T), kDepth = kChunkBytes / sizeof(T);
+  constexpr int kRowThreads = kDepth / kLanes;
+  const int32_t chunks = (g.segment + kDepth - 1) / kDepth;
+  const int32_t parts = chunks * (g.channels / g.segment);
+  const int32_t part = static_cast<int32_t>(BlockIndex() % parts);
+  const int32_t tap = static_cast<int32_t>(BlockIndex() / parts % g.taps);
+  const int64_t split = BlockIndex() / parts / g.taps;
+  const int row = ThreadIndex() / kRowThreads;
+  const int32_t segment = part / chunks;
+  const int32_t at = part % chunks * kDepth + ThreadIndex() % kRowThreads * kLanes;
+  const int32_t channel = segment * g.segment + at, left = g.segment - at;
+  const int32_t offset_group = segment * g.segment / g.offset_group_channels;
+  const int64_t first_pixel = g.first_pixel + split * pixels_per_split;
+  const int64_t end = first_pixel + pixels_per_split;
+  const int64_t last_pixel = end < g.last_pixel ? end : g.last_pixel;
+
+  A sums[kLanes] = {};
+#pragma unroll 2
+  for (int64_t pixel = first_pixel + row; pixel < last_pixel; pixel += kDepthwisePixels) {
+    const TilePixel p = MakeTilePixel(g, pixel);
+    const WeightedCorners<A> corners = MakeWeightedCorners(
+        g, p, tap, LoadOffset(g, tensors.offsets, tensors.mask, p, offset_group, tap));
+    Sampler<T, kVectors, false> sampler;
+    A values[kLanes], gradients[kLanes];
+    sampler.Load(g, tensors.inputs, corners.packed, channel, left);
+    LoadLanes<T, kVectors>(tensors.grad_output + pixel * g.channels + channel, left, gradients);
+    sampler.Sum(g, tensors.inputs, corners, channel, left, values);
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) sums[i] += gradients[i] * values[i];
+  }
+  A* const shared = reinterpret_cast<A*>(SharedMemory());  // [kDepthwisePixels, kDepth]
+  const int column = ThreadIndex() % kRowThreads * kLanes;
+#pragma unroll
+  for (int i = 0; i < kLanes; ++i) shared[row * kDepth + column + i] = sums[i];
+  SyncThreads();
+  if (row > 0) return;
+#pragma unroll
+  for (int i = 0; i < kLanes; ++i) {
+    if (i >= left) break;
+    A sum = 0;
+    for (int r = 0; r < kDepthwisePixels; ++r) sum += shared[r * kDepth + column + i];
+    partials[(split * g.taps + tap) * g.channels + channel + i] = sum;
+  }
+}
+
+// --- Launching
+// -------------------------------------------------------------------------------------
+
+template <typename T, bool kVectors>
+Status LaunchDepthwiseForward(Convolution c, int multiprocessors, const ForwardTensors<T>& tensors,
+                              void* stream) {
+  const int64_t tiles = ChooseTiles(kDepthwisePixels, &c);
+  const ChannelRanges ranges = ChooseRanges(c, kChunkBytes / sizeof(T), tiles, multiprocessors);
+  const DepthwiseShared<T> shared(nullptr, c.taps);
+  return Launch(kOp, DepthwiseForwardKernel<T, kVectors>, tiles * ranges.ranges, kThreads,
+                shared.bytes, stream, c, tensors, ranges);
+}
+
+}  // namespace tf_deformable::deformable_conv2d::cuda
+
+#endif  // TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_DEPTHWISE_H_

@@ -1,0 +1,270 @@
+// CUDA kernel of the gradient of the filters, and its launches.
+#ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_FILTERS_GRADIENT_H_
+#define TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_FILTERS_GRADIENT_H_
+
+#include <cstdint>
+
+#include "kernels/cuda/reduce.h"
+#include "kernels/deformable_conv2d/cuda_depthwise.h"
+#include "kernels/deformable_conv2d/cuda_launch.h"
+#include "kernels/deformable_conv2d/cuda_plan.h"
+
+namespace tf_deformable::deformable_conv2d::cuda {
+
+// How a launch cuts the work: a block has two slots, each a tap and a chunk of kSlotChannels
+// channels, some columns (filters) and a segment ("split") of the pixels.
+template <typename A>
+struct FiltersGradientJob {
+  int32_t slots, slot_pairs, column_tiles;  // of a group
+  int32_t splits;
+  int64_t pixels_per_split;
+  A* partials;  // [splits, taps, C/groups, F]; null: there is one split, which writes the result
+};
+
+inline constexpr int kSlotChannels = 64;
+
+template <typename Tile>
+struct FiltersGradientShared {
+  using T = typename Tile::T;
+  static constexpr int kPixels = kChunkBytes / sizeof(T);
+  static constexpr int kSamplesRow = PaddedRow<T>(Tile::kRows, true);
+  static constexpr int kGradOutputRow = PaddedRow<T>(Tile::kColumns, true);
+  WeightedCorners<ComputeType<T>>* corners;  // [2, 2 slots, kPixels]
+  T* samples;                                // [2, kPixels, kSamplesRow]
+  T* grad_output;                            // [Tile::kStages, kPixels, kGradOutputRow]
+  int64_t bytes;
+
+  TF_DEFORMABLE_HOST_DEVICE explicit FiltersGradientShared(char* memory) {
+    SharedLayout layout(memory);
+    corners = layout.Take<WeightedCorners<ComputeType<T>>>(2 * 2 * kPixels);
+    samples = layout.Take<T>(2 * kPixels * kSamplesRow);
+    grad_output = layout.Take<T>(Tile::kStages * kPixels * kGradOutputRow);
+    bytes = layout.size();
+  }
+};
+
+// A tap and a chunk of a group's channels; `width` channels, 0 beyond the last slot.
+struct FilterSlot {
+  int32_t tap, channel, width;  // channel: of the group
+};
+
+TF_DEFORMABLE_DEVICE FilterSlot MakeFilterSlot(const Convolution& g, int32_t slots, int32_t slot) {
+  if (slot >= slots) return {0, 0, 0};
+  const int32_t chunks = (g.segment + kSlotChannels - 1) / kSlotChannels;
+  const int32_t group_chunks = g.group_channels / g.segment * chunks;
+  const int32_t tap = slot / group_chunks, within = slot - tap * group_chunks;
+  const int32_t segment = within / chunks, chunk = within - segment * chunks;
+  return {tap, segment * g.segment + chunk * kSlotChannels,
+          Min(kSlotChannels, g.segment - chunk * kSlotChannels)};
+}
+
+template <typename Tile>
+TF_DEFORMABLE_KERNEL(kThreads, Tile::kRows* Tile::kColumns > 128 * 128 ? 1 : 2)
+void FiltersGradientKernel(Convolution g, BackwardTensors<typename Tile::T> tensors,
+                           FiltersGradientJob<ComputeType<typename Tile::T>> job) {
+  using T = typename Tile::T;
+  using A = ComputeType<T>;
+  using Shared = FiltersGradientShared<Tile>;
+  constexpr int kSlotVectors = kSlotChannels / Tile::kLanes;
+  constexpr int kRowsAtOnce = kThreads / (2 * kSlotVectors);
+  constexpr int kUnits = Shared::kPixels / kRowsAtOnce;
+  static_assert(Tile::kRows == 2 * kSlotChannels, "two slots");
+  static_assert(kUnits <= Tile::kSteps, "a unit is sampled during a step of the product");
+  static_assert(2 * Shared::kPixels <= kThreads, "a thread to each sampling point");
+  const Shared shared(SharedMemory());
+  const int thread = ThreadIndex(), warp = thread / 32, lane = thread % 32;
+  int64_t block = BlockIndex();
+  const int32_t column_tile = static_cast<int32_t>(block % job.column_tiles);
+  block /= job.column_tiles;
+  const int32_t pair = static_cast<int32_t>(block % job.slot_pairs);
+  block /= job.slot_pairs;
+  const int32_t groups = g.channels / g.group_channels;
+  const int32_t group = static_cast<int32_t>(block % groups);
+  const int64_t split = block / groups;
+  const int32_t column = column_tile * Tile::kColumns;
+  const int32_t columns = Min(Tile::kColumns, g.group_filters - column);
+  const int32_t filter = group * g.group_filters + column;
+  const int64_t first_pixel = g.first_pixel + split * job.pixels_per_split;
+  const int64_t end = first_pixel + job.pixels_per_split;
+  const int64_t last_pixel = end < g.last_pixel ? end : g.last_pixel;
+  const int32_t steps =
+      static_cast<int32_t>((last_pixel - first_pixel + Shared::kPixels - 1) / Shared::kPixels);
+
+  // The sampling points: a thread works out one of each step, in slot `thread / kPixels`.
+  const int point_slot = thread / Shared::kPixels;  // 0, 1; more: none
+  const FilterSlot point = MakeFilterSlot(g, job.slots, 2 * pair + point_slot);
+  const int32_t point_offset_group =
+      (group * g.group_channels + point.channel) / g.offset_group_channels;
+  // Read when a step begins and used when it ends, so that nobody waits for them.
+  TilePixel point_pixel = {-1, 0, 0, 0};
+  Offset<A> point_offset = {0, 0, 0};
+  const auto read_offsets = [&](int32_t step) {
+    if (point_slot > 1 || step >= steps) return;
+    const int64_t pixel =
+        first_pixel + static_cast<int64_t>(step) * Shared::kPixels + thread % Shared::kPixels;
+    point_pixel = MakeTilePixel(g, pixel < last_pixel ? pixel : -1);
+    point_offset =
+        LoadOffset(g, tensors.offsets, tensors.mask, point_pixel, point_offset_group, point.tap);
+  };
+  const auto store_corners = [&](int32_t step) {
+    if (point_slot > 1 || step >= steps) return;
+    shared.corners[(step % 2 * 2 + point_slot) * Shared::kPixels + thread % Shared::kPixels] =
+        MakeWeightedCorners(g, point_pixel, point.tap, point_offset);
+  };
+  const auto copy_grad_output = [&](int32_t step) {
+    if (step < steps) {
+      const int64_t pixel = first_pixel + static_cast<int64_t>(step) * Shared::kPixels;
+      const int64_t rows = last_pixel - pixel;
+      CopyTile<T, Shared::kPixels, Tile::kColumns, Tile::kVectors>(
+          tensors.grad_output + pixel * g.filters + filter, g.filters,
+          rows < Shared::kPixels ? static_cast<int>(rows) : Shared::kPixels, columns,
+          shared.grad_output + step % Tile::kStages * Shared::kPixels * Shared::kGradOutputRow,
+          Shared::kGradOutputRow);
+    }
+    CommitCopies();
+  };
+
+  // Sampling: 16 bytes of one slot at a time.
+  Sampler<T, Tile::kVectors, Tile::kRound> sampler;
+  const int sample_slot = thread / kSlotVectors % 2;
+  const int vector = thread % kSlotVectors * Tile::kLanes;
+  const int first_row = thread / (2 * kSlotVectors);
+  const FilterSlot slot = MakeFilterSlot(g, job.slots, 2 * pair + sample_slot);
+  const int32_t channel = group * g.group_channels + slot.channel + vector;
+  const int32_t left = slot.width - vector;
+  const auto corners_of = [&](int32_t step, int unit) -> const WeightedCorners<A>& {
+    return shared
+        .corners[(step % 2 * 2 + sample_slot) * Shared::kPixels + first_row + unit * kRowsAtOnce];
+  };
+  const auto load = [&](int32_t step, int unit) {
+    sampler.Load(g, tensors.inputs, corners_of(step, unit).packed, channel, left);
+  };
+  const auto finish = [&](int32_t step, int unit) {
+    const int row = step % 2 * Shared::kPixels + first_row + unit * kRowsAtOnce;
+    *reinterpret_cast<Vector16*>(shared.samples + row * Shared::kSamplesRow +
+                                 sample_slot * kSlotChannels + vector) =
+        sampler.Finish(g, tensors.inputs, corners_of(step, unit), channel, left);
+  };
+
+  typename Tile::Product product;
+  product.Clear();
+#pragma unroll
+  for (int stage = 0; stage < Tile::kStages - 1; ++stage) copy_grad_output(stage);
+  for (int32_t step = 0; step < 2; ++step) {
+    read_offsets(step);
+    store_corners(step);
+  }
+  SyncThreads();  // the corners are there
+  if (steps > 0) {
+#pragma unroll
+    for (int unit = 0; unit < kUnits; ++unit) {
+      load(0, unit);
+      finish(0, unit);
+    }
+  }
+  for (int32_t step = 0; step < steps; ++step) {
+    const bool more = step + 1 < steps;
+    WaitForCopies<Tile::kStages - 2>();
+    SyncThreads();  // this step's tiles are there, those of the last one have been read
+    copy_grad_output(step + Tile::kStages - 1);
+    read_offsets(step + 2);
+    const T* const a =
+        shared.samples + step % 2 * Shared::kPixels * Shared::kSamplesRow + Tile::FirstRow(warp);
+    const T* const b = shared.grad_output +
+                       step % Tile::kStages * Shared::kPixels * Shared::kGradOutputRow +
+                       Tile::FirstColumn(warp);
+#pragma unroll
+    for (int k = 0; k < Tile::kSteps; ++k) {
+      constexpr int kDepth = Tile::Product::kDepth;
+      if (k < kUnits && more) load(step + 1, k);
+      product.template Step<Contiguous::kOutput, Contiguous::kOutput, true>(
+          a + k * kDepth * Shared::kSamplesRow, Shared::kSamplesRow,
+          b + k * kDepth * Shared::kGradOutputRow, Shared::kGradOutputRow, lane);
+      if (k < kUnits && more) finish(step + 1, k);
+    }
+    store_corners(step + 2);
+  }
+
+  static_assert(kSlotChannels % Tile::kWarpRows == 0, "a warp's rows are of one slot");
+  const FilterSlot of =
+      MakeFilterSlot(g, job.slots, 2 * pair + Tile::FirstRow(warp) / kSlotChannels);
+  product.ForEachRun(lane, [&](int row, int run, const A* sums) {
+    constexpr int kRun = Tile::Product::kRun;
+    const int32_t in_slot = Tile::FirstRow(warp) % kSlotChannels + row;
+    if (in_slot >= of.width) return;
+    const int64_t filter_row =
+        static_cast<int64_t>(of.tap) * g.group_channels + of.channel + in_slot;
+    const int at = Tile::FirstColumn(warp) + run;
+    A values[kRun];
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) values[k] = sums[k];
+    const int64_t target = filter_row * g.filters + filter + at;
+    if (job.partials == nullptr) {
+      StoreRun<T, kRun, Tile::kVectors>(values, at, columns, tensors.grad_filters + target);
+    } else {
+      const int64_t size = static_cast<int64_t>(g.taps) * g.group_channels * g.filters;
+      StoreRun<A, kRun, Tile::kVectors>(values, at, columns, job.partials + split * size + target);
+    }
+  });
+}
+
+// --- Launching
+// -------------------------------------------------------------------------------------
+
+template <typename T>
+Status BackwardPlan<T>::RunFilters(const BackwardTensors<T>& tensors, void* workspace,
+                                   void* stream) const {
+  using A = ComputeType<T>;
+  const Geometry& g = geometry_;
+  Convolution c;
+  if (const Status status = MakeConvolution(g, &c); !status.ok()) return status;
+  A* const partials = splits_ > 1 || depthwise_ ? static_cast<A*>(workspace) : nullptr;
+  const bool vectorised = IsVectorised(c, depthwise_, 16 / sizeof(T),
+                                       {tensors.inputs, tensors.grad_output, tensors.grad_filters});
+  Status status;
+  if (depthwise_) {
+    const int64_t blocks = g.taps() * (g.channels / c.segment) *
+                           CeilDiv(c.segment, kChunkBytes / static_cast<int64_t>(sizeof(T)));
+    const int64_t pixels =
+        CeilDiv(CeilDiv(g.output_pixels(), splits_), kDepthwisePixels) * kDepthwisePixels;
+    constexpr int kDepth = kChunkBytes / sizeof(T);
+    status = Launch(kOp,
+                    vectorised ? DepthwiseFiltersGradientKernel<T, true>
+                               : DepthwiseFiltersGradientKernel<T, false>,
+                    blocks * splits_, kThreads, kDepthwisePixels * kDepth * sizeof(A), stream, c,
+                    tensors, pixels, partials);
+  } else {
+    status = WithTile<T, 2 * kSlotChannels, 64, 32, 32>(
+        IsExact<T>(options_), vectorised, [&](auto small) {
+          const auto launch = [&](auto tile) {
+            using Tile = decltype(tile);
+            using Shared = FiltersGradientShared<Tile>;
+            FiltersGradientJob<A> job;
+            job.slots = c.taps * (c.group_channels / c.segment) * CeilDiv(c.segment, kSlotChannels);
+            job.slot_pairs = CeilDiv(job.slots, 2);
+            job.column_tiles = CeilDiv(c.group_filters, Tile::kColumns);
+            job.splits = splits_;
+            job.pixels_per_split =
+                CeilDiv(CeilDiv(g.output_pixels(), splits_), Shared::kPixels) * Shared::kPixels;
+            job.partials = partials;
+            return Launch(kOp, FiltersGradientKernel<Tile>,
+                          g.groups * job.slot_pairs * job.column_tiles * splits_, kThreads,
+                          Shared(nullptr).bytes, stream, c, tensors, job);
+          };
+          using Small = decltype(small);
+          if constexpr (!Small::kExact && Small::kVectors) {
+            using Medium = Tile<T, false, 2 * kSlotChannels, 128, 64, 32, true>;
+            if (c.group_filters > 64) return launch(Medium());
+          }
+          return launch(small);
+        });
+  }
+  if (!status.ok() || partials == nullptr) return status;
+  const int64_t size = g.taps() * g.group_channels() * g.filters;
+  return Launch(kOp, SumKernel<T>, CeilDiv(size, kReduceThreads), kReduceThreads, 0, stream,
+                static_cast<const A*>(partials), size, splits_, tensors.grad_filters);
+}
+
+}  // namespace tf_deformable::deformable_conv2d::cuda
+
+#endif  // TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_FILTERS_GRADIENT_H_

@@ -1,0 +1,243 @@
+// CUDA kernel of the forward pass, and its launches.
+#ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_FORWARD_H_
+#define TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_FORWARD_H_
+
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "kernels/deformable_conv2d/cuda_depthwise.h"
+#include "kernels/deformable_conv2d/cuda_launch.h"
+#include "kernels/deformable_conv2d/cuda_plan.h"
+
+namespace tf_deformable::deformable_conv2d::cuda {
+
+// A block has kRows output pixels and kColumns filters of one group.
+template <typename Tile>
+struct ForwardShared {
+  using T = typename Tile::T;
+  static constexpr int kDepth = kChunkBytes / sizeof(T);
+  static constexpr int kSamplesRow = PaddedRow<T>(kDepth, false);
+  static constexpr int kFiltersRow = PaddedRow<T>(Tile::kColumns, true);
+  TilePixel* pixels;                         // [kRows]
+  WeightedCorners<ComputeType<T>>* corners;  // [taps of the block, kRows]
+  T* samples;                                // [2, kRows, kSamplesRow]
+  T* filters;                                // [Tile::kStages, kDepth, kFiltersRow]
+  int64_t bytes;
+
+  TF_DEFORMABLE_HOST_DEVICE ForwardShared(char* memory, int taps) {
+    SharedLayout layout(memory);
+    pixels = layout.Take<TilePixel>(Tile::kRows);
+    corners = layout.Take<WeightedCorners<ComputeType<T>>>((taps < kTapBlock ? taps : kTapBlock) *
+                                                           Tile::kRows);
+    samples = layout.Take<T>(2 * Tile::kRows * kSamplesRow);
+    filters = layout.Take<T>(Tile::kStages * kDepth * kFiltersRow);
+    bytes = layout.size();
+  }
+};
+
+template <typename Tile>
+TF_DEFORMABLE_KERNEL(kThreads, Tile::kRows* Tile::kColumns > 128 * 128 ? 1 : 2)
+void ForwardKernel(Convolution g, ForwardTensors<typename Tile::T> tensors, int32_t column_tiles) {
+  using T = typename Tile::T;
+  using Shared = ForwardShared<Tile>;
+  constexpr int kRowsAtOnce = kThreads * Tile::kLanes / Shared::kDepth;
+  constexpr int kUnits = Tile::kRows / kRowsAtOnce;
+  static_assert(kUnits <= Tile::kSteps, "a unit is sampled during a step of the product");
+  const Shared shared(SharedMemory(), g.taps);
+  const int thread = ThreadIndex(), warp = thread / 32, lane = thread % 32;
+  const int32_t parts = g.channels / g.group_channels * column_tiles;
+  const int64_t tile = BlockIndex() / parts;
+  const int32_t part = static_cast<int32_t>(BlockIndex() - tile * parts);
+  const int32_t group = part / column_tiles;
+  const int32_t column = part % column_tiles * Tile::kColumns;  // of the group
+  const int32_t columns = Min(Tile::kColumns, g.group_filters - column);
+  const int32_t filter = group * g.group_filters + column;
+  const int32_t segments = g.group_channels / g.segment;
+  const int32_t chunks = (g.segment + Shared::kDepth - 1) / Shared::kDepth;
+
+  if (thread < Tile::kRows) {
+    shared.pixels[thread] = MakeTilePixel(g, PixelOfTile(g, tile, Tile::kRows, thread));
+  }
+  typename Tile::Product product;
+  product.Clear();
+
+  for (int32_t first_tap = 0; first_tap < g.taps; first_tap += kTapBlock) {
+    const int taps = Min(kTapBlock, g.taps - first_tap);
+    for (int32_t segment = 0; segment < segments; ++segment) {
+      const int32_t first_channel = group * g.group_channels + segment * g.segment;
+      const int32_t offset_group = first_channel / g.offset_group_channels;
+      SyncThreads();  // the last segment's tiles have been read
+      for (int i = thread; i < taps * Tile::kRows; i += kThreads) {
+        const int row = i / taps, tap = i - row * taps;
+        shared.corners[tap * Tile::kRows + row] =
+            MakeWeightedCorners(g, shared.pixels[row], first_tap + tap,
+                                LoadOffset(g, tensors.offsets, tensors.mask, shared.pixels[row],
+                                           offset_group, first_tap + tap));
+      }
+
+      // Chunks of the segment, and for each all taps.
+      const int32_t steps = chunks * taps;
+      const auto copy_filters = [&](int32_t step) {
+        if (step < steps) {
+          const int32_t chunk = step / taps, tap = step - chunk * taps;
+          const int64_t channel = static_cast<int64_t>(first_tap + tap) * g.group_channels +
+                                  segment * g.segment + chunk * Shared::kDepth;
+          CopyTile<T, Shared::kDepth, Tile::kColumns, Tile::kVectors>(
+              tensors.filters + channel * g.filters + filter, g.filters,
+              g.segment - chunk * Shared::kDepth, columns,
+              shared.filters + step % Tile::kStages * Shared::kDepth * Shared::kFiltersRow,
+              Shared::kFiltersRow);
+        }
+        CommitCopies();
+      };
+      Sampler<T, Tile::kVectors, Tile::kRound> sampler;
+      const int vector = thread % (Shared::kDepth / Tile::kLanes) * Tile::kLanes;
+      const int first_row = thread / (Shared::kDepth / Tile::kLanes);
+      const auto corners_of = [&](int tap, int unit) -> const WeightedCorners<ComputeType<T>>& {
+        return shared.corners[tap * Tile::kRows + first_row + unit * kRowsAtOnce];
+      };
+      const auto load = [&](int chunk, int tap, int unit) {
+        const int32_t at = chunk * Shared::kDepth + vector;
+        sampler.Load(g, tensors.inputs, corners_of(tap, unit).packed, first_channel + at,
+                     g.segment - at);
+      };
+      const auto finish = [&](int chunk, int tap, int unit, int stage) {
+        const int32_t at = chunk * Shared::kDepth + vector;
+        const int row = stage * Tile::kRows + first_row + unit * kRowsAtOnce;
+        *reinterpret_cast<Vector16*>(shared.samples + row * Shared::kSamplesRow + vector) =
+            sampler.Finish(g, tensors.inputs, corners_of(tap, unit), first_channel + at,
+                           g.segment - at);
+      };
+
+#pragma unroll
+      for (int stage = 0; stage < Tile::kStages - 1; ++stage) copy_filters(stage);
+      SyncThreads();  // the corners are there
+#pragma unroll
+      for (int unit = 0; unit < kUnits; ++unit) {
+        load(0, 0, unit);
+        finish(0, 0, unit, 0);
+      }
+      int32_t next_chunk = 0, next_tap = 0;
+      for (int32_t step = 0; step < steps; ++step) {
+        if (++next_tap == taps) {
+          next_tap = 0;
+          ++next_chunk;
+        }
+        const bool more = step + 1 < steps;
+        WaitForCopies<Tile::kStages - 2>();
+        SyncThreads();  // this step's tiles are there, those of the last one have been read
+        copy_filters(step + Tile::kStages - 1);
+        const T* const a =
+            shared.samples + (step % 2 * Tile::kRows + Tile::FirstRow(warp)) * Shared::kSamplesRow;
+        const T* const b = shared.filters +
+                           step % Tile::kStages * Shared::kDepth * Shared::kFiltersRow +
+                           Tile::FirstColumn(warp);
+#pragma unroll
+        for (int k = 0; k < Tile::kSteps; ++k) {
+          constexpr int kDepth = Tile::Product::kDepth;
+          if (k < kUnits && more) load(next_chunk, next_tap, k);
+          product.template Step<Contiguous::kDepth, Contiguous::kOutput, true>(
+              a + k * kDepth, Shared::kSamplesRow, b + k * kDepth * Shared::kFiltersRow,
+              Shared::kFiltersRow, lane);
+          if (k < kUnits && more) finish(next_chunk, next_tap, k, (step + 1) % 2);
+        }
+      }
+    }
+  }
+
+  product.ForEachRun(lane, [&](int row, int run, const typename Tile::Product::Sum* sums) {
+    constexpr int kRun = Tile::Product::kRun;
+    const int64_t pixel = shared.pixels[Tile::FirstRow(warp) + row].pixel;
+    const int at = Tile::FirstColumn(warp) + run;
+    if (pixel < 0) return;
+    typename Tile::Product::Sum with_bias[kRun];
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) {
+      const bool has_bias = tensors.bias != nullptr && at + k < columns;
+      with_bias[k] = sums[k] + (has_bias ? ToCompute(tensors.bias[filter + at + k]) : 0);
+    }
+    StoreRun<T, kRun, Tile::kVectors>(with_bias, at, columns,
+                                      tensors.output + pixel * g.filters + filter + at);
+  });
+}
+
+// --- Launching
+// -------------------------------------------------------------------------------------
+
+// A sampled value costs about as much as multiplying it with so many filters.
+inline constexpr int64_t kSamplingCost = 128;
+
+// Estimated time of a forward pass that is cut into such tiles.
+template <typename Tile>
+int64_t ForwardCost(const Convolution& c, int multiprocessors) {
+  Convolution copy = c;
+  const int64_t column_tiles = CeilDiv(c.group_filters, Tile::kColumns);
+  const int64_t blocks =
+      ChooseTiles(Tile::kRows, &copy) * column_tiles * (c.channels / c.group_channels);
+  return CeilDiv(blocks, multiprocessors) * Tile::kRows * (kSamplingCost + Tile::kColumns);
+}
+
+template <typename Tile>
+Status LaunchForward(Convolution c, const ForwardTensors<typename Tile::T>& tensors, void* stream) {
+  const int32_t column_tiles = CeilDiv(c.group_filters, Tile::kColumns);
+  const int64_t tiles = ChooseTiles(Tile::kRows, &c);
+  const ForwardShared<Tile> shared(nullptr, c.taps);
+  return Launch(kOp, ForwardKernel<Tile>, tiles * (c.channels / c.group_channels) * column_tiles,
+                kThreads, shared.bytes, stream, c, tensors, column_tiles);
+}
+
+// The cheapest of some tiles.
+template <typename First, typename... Others>
+Status LaunchCheapestForward(const Convolution& c, const DeviceLimits& limits,
+                             const ForwardTensors<typename First::T>& tensors, void* stream) {
+  using T = typename First::T;
+  Status (*launch)(Convolution, const ForwardTensors<T>&, void*) = nullptr;
+  int64_t least = std::numeric_limits<int64_t>::max();
+  const auto consider = [&](int64_t cost, int64_t bytes, auto* candidate) {
+    if (cost >= least || bytes > limits.shared_bytes_per_block) return;
+    least = cost;
+    launch = candidate;
+  };
+  consider(ForwardCost<First>(c, limits.multiprocessors),
+           ForwardShared<First>(nullptr, c.taps).bytes, &LaunchForward<First>);
+  (consider(ForwardCost<Others>(c, limits.multiprocessors),
+            ForwardShared<Others>(nullptr, c.taps).bytes, &LaunchForward<Others>),
+   ...);
+  return launch(c, tensors, stream);
+}
+
+template <typename T>
+Status ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, void*, void* stream) const {
+  if (geometry_.output_pixels() == 0) return Status();
+  Convolution c;
+  Status status = MakeConvolution(geometry_, &c);
+  DeviceLimits limits;
+  if (status.ok()) status = GetDeviceLimits(kOp, &limits);
+  if (!status.ok()) return status;
+  const bool depthwise = geometry_.is_depthwise();
+  const bool vectorised =
+      IsVectorised(c, depthwise, 16 / sizeof(T), {tensors.inputs, tensors.filters, tensors.output});
+  if (depthwise && DepthwiseShared<T>(nullptr, c.taps).bytes <= limits.shared_bytes_per_block) {
+    return (vectorised
+                ? LaunchDepthwiseForward<T, true>
+                : LaunchDepthwiseForward<T, false>)(c, limits.multiprocessors, tensors, stream);
+  }
+  if (depthwise) c.segment = 1;  // of the general kernels
+  const bool exact = IsExact<T>(options_);
+  if constexpr (!std::is_same_v<T, double>) {
+    if (!exact && vectorised && !depthwise) {
+      return LaunchCheapestForward<
+          Tile<T, false, 64, 64, 32, 16, true>, Tile<T, false, 64, 128, 32, 32, true>,
+          Tile<T, false, 128, 64, 32, 32, true>, Tile<T, false, 128, 128, 64, 32, true>,
+          Tile<T, false, 128, 256, 64, 64, true>>(c, limits, tensors, stream);
+    }
+  }
+  return WithTile<T, 64, 64, 32, 16>(exact, vectorised && !depthwise, [&](auto tile) {
+    return LaunchForward<decltype(tile)>(c, tensors, stream);
+  });
+}
+
+}  // namespace tf_deformable::deformable_conv2d::cuda
+
+#endif  // TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_FORWARD_H_

@@ -1,0 +1,317 @@
+// The CUDA kernels of the deformable convolution: tiles of output pixels and of samples, which all
+// passes share.
+//
+// clang-format off: equations.
+//   y[p,f]          = bias[f] + sum_k sum_c filters[k,c,f] * s[p,k,c]
+//   s[p,k,c]        = mask[p,k] * sum_r G(r,q) x[r,c],  q = p*stride - pad + k*dilation + offset[p,k]
+//   dfilters[k,c,f] = sum_p s[p,k,c] * dy[p,f]
+//   ds[p,k,c]       = sum_f filters[k,c,f] * dy[p,f],  scattered to dx, dotted with x for doffset
+// clang-format on
+//
+// s and ds exist only as tiles in shared memory, between the sampling (scattering) on one side and
+// the product on the other. Where a pixel samples is worked out once per (tap, offset group) and
+// used for all channels. Channels are walked in chunks of 128 bytes and, within a chunk, all taps:
+// these read nearly the same pixels, which are then in the first-level cache. While a chunk is
+// multiplied, the loads of the next one are under way.
+//
+// Channels are cut into segments, the largest runs of which all lie in one group and in one offset
+// group.
+#ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_TILES_H_
+#define TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_TILES_H_
+
+#include <cstdint>
+#include <type_traits>
+
+#include "kernels/base/integers.h"
+#include "kernels/cuda/elements.h"
+#include "kernels/cuda/primitives.h"
+#include "kernels/cuda/product.h"
+#include "kernels/deformable_conv2d/tensors.h"
+#include "kernels/sampling/bilinear.h"
+
+namespace tf_deformable::deformable_conv2d::cuda {
+
+using namespace tf_deformable::cuda;
+
+// The geometry as the kernels read it; the driver has checked that it fits.
+struct Convolution {
+  int32_t height, width, channels, filters;
+  int32_t output_height, output_width;
+  int64_t first_pixel, last_pixel;  // of the output, of all images: those of this launch
+  int32_t kernel_width, taps;
+  int32_t stride_y, stride_x, dilation_y, dilation_x, pad_top, pad_left;
+  int32_t offset_groups;
+  int32_t group_channels, group_filters, offset_group_channels;
+  int32_t segment;  // channels
+  // Output pixels go into tiles of tile_rows x tile_columns of one image; tile_columns == 0: of so
+  // many in a row, whatever their images.
+  int32_t tile_rows, tile_columns;
+};
+
+inline constexpr int kThreads = 256;
+inline constexpr int kWarps = kThreads / 32;
+inline constexpr int kTapBlock = 9;      // taps whose sampling points are held at a time
+inline constexpr int kChunkBytes = 128;  // of neighbouring channels
+
+// --- Pixels --------------------------------------------------------------------------------------
+
+struct TilePixel {
+  int64_t pixel;  // of all images; -1: none
+  int32_t image;
+  int32_t y, x;  // in the inputs, of the first tap without its offset
+};
+
+TF_DEFORMABLE_DEVICE TilePixel MakeTilePixel(const Convolution& g, int64_t pixel) {
+  if (pixel < g.first_pixel || pixel >= g.last_pixel) return {-1, 0, 0, 0};
+  const int64_t size = static_cast<int64_t>(g.output_height) * g.output_width;
+  const int32_t image = static_cast<int32_t>(pixel / size);
+  const int32_t within = static_cast<int32_t>(pixel - image * size);
+  const int32_t oy = within / g.output_width, ox = within % g.output_width;
+  return {pixel, image, oy * g.stride_y - g.pad_top, ox * g.stride_x - g.pad_left};
+}
+
+// Output pixel `i` of a tile of `size`, or -1. Tiles are counted from the launch's first image, or
+// from its first pixel if they are so many in a row.
+TF_DEFORMABLE_DEVICE int64_t PixelOfTile(const Convolution& g, int64_t tile, int size, int i) {
+  if (g.tile_columns == 0) return g.first_pixel + tile * size + i;
+  const int32_t down = (g.output_height + g.tile_rows - 1) / g.tile_rows;
+  const int32_t across = (g.output_width + g.tile_columns - 1) / g.tile_columns;
+  const int64_t image_size = static_cast<int64_t>(g.output_height) * g.output_width;
+  const int64_t image = tile / (static_cast<int64_t>(down) * across);
+  const int32_t within = static_cast<int32_t>(tile - image * down * across);
+  const int32_t oy = within / across * g.tile_rows + i / g.tile_columns;
+  const int32_t ox = within % across * g.tile_columns + i % g.tile_columns;
+  if (oy >= g.output_height || ox >= g.output_width) return -1;
+  return (g.first_pixel / image_size + image) * image_size +
+         static_cast<int64_t>(oy) * g.output_width + ox;
+}
+
+template <typename A>
+struct Offset {
+  A dy, dx, mask;
+};
+
+template <typename T>
+TF_DEFORMABLE_DEVICE Offset<ComputeType<T>> LoadOffset(const Convolution& g,
+                                                       const SamplingTensor<const T>& offsets,
+                                                       const SamplingTensor<const T>& mask,
+                                                       const TilePixel& p, int32_t offset_group,
+                                                       int32_t tap) {
+  using A = ComputeType<T>;
+  if (p.pixel < 0) return {0, 0, 0};
+  const int64_t at = (p.pixel * g.offset_groups + offset_group) * g.taps + tap;
+  return {LoadSampling(offsets, 2 * at), LoadSampling(offsets, 2 * at + 1),
+          mask ? LoadSampling(mask, at) : A{1}};
+}
+
+template <typename A>
+TF_DEFORMABLE_DEVICE SamplingPoint<A> PointOf(const Convolution& g, const TilePixel& p, int32_t tap,
+                                              const Offset<A>& offset) {
+  if (p.pixel < 0) return {0, 0, 0, 0};
+  const int32_t ky = tap / g.kernel_width, kx = tap - ky * g.kernel_width;
+  return MakeSamplingPoint<A>(static_cast<A>(p.y + ky * g.dilation_y) + offset.dy,
+                              static_cast<A>(p.x + kx * g.dilation_x) + offset.dx, g.height,
+                              g.width, g.width);
+}
+
+// Pixel of the inputs, of all images, times 16, plus the bits of the corners on the map.
+TF_DEFORMABLE_DEVICE int64_t PackCorners(const Convolution& g, int32_t image, int32_t pixel,
+                                         uint32_t corners) {
+  return (static_cast<int64_t>(image) * g.height * g.width + pixel) * 16 + corners;
+}
+
+// How channels are shared out: a block has some chunks of a segment, a "range".
+struct ChannelRanges {
+  int32_t chunks_per_range, ranges_per_segment, ranges;
+};
+
+// --- Sampling ------------------------------------------------------------------------------------
+
+// What sampling reads of a SamplingPoint.
+template <typename A>
+struct alignas(8) WeightedCorners {
+  A weight[4];
+  int64_t packed;
+};
+
+template <typename A>
+TF_DEFORMABLE_DEVICE WeightedCorners<A> MakeWeightedCorners(const Convolution& g,
+                                                            const TilePixel& p, int32_t tap,
+                                                            const Offset<A>& offset) {
+  const SamplingPoint<A> point = PointOf(g, p, tap, offset);
+  WeightedCorners<A> corners;
+  CornerWeights(point.fraction_y, point.fraction_x, offset.mask, corners.weight);
+  corners.packed = PackCorners(g, p.image, point.pixel, point.corners);
+  return corners;
+}
+
+// Samples 16 bytes of channels: Load, then, when the loads have had time, Finish.
+// kVectors: all channel runs are whole and aligned to 16 bytes. kRound: to TF32.
+template <typename T, bool kVectors, bool kRound>
+class Sampler {
+ public:
+  static constexpr int kLanes = 16 / sizeof(T);
+
+  TF_DEFORMABLE_DEVICE void Load(const Convolution& g, const T* inputs, int64_t packed,
+                                 int32_t channel, int32_t left) {
+    if constexpr (kVectors) {
+      const T* const first = inputs + (packed >> 4) * g.channels + channel;
+      const int64_t row = static_cast<int64_t>(g.width) * g.channels;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const bool present = (packed >> j & 1) != 0 && left > 0;
+        const T* const at = first + (j & 1) * g.channels + (j >> 1) * row;
+        corners_[j] = present ? LoadGlobal16(at) : Vector16{{0, 0, 0, 0}};
+      }
+    }
+  }
+
+  // The sampled values; 0 from the channel `left` on.
+  TF_DEFORMABLE_DEVICE void Sum(const Convolution& g, const T* inputs,
+                                const WeightedCorners<ComputeType<T>>& corners, int32_t channel,
+                                int32_t left, ComputeType<T> (&sums)[kLanes]) const {
+    using A = ComputeType<T>;
+    if constexpr (kVectors) {
+#pragma unroll
+      for (int i = 0; i < kLanes; ++i) sums[i] = 0;
+      if (left <= 0) return;  // a NaN position has no say there
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const Elements<T> elements(corners_[j]);
+#pragma unroll
+        for (int i = 0; i < kLanes; ++i) {
+          sums[i] += corners.weight[j] * ToCompute(elements.values[i]);
+        }
+      }
+    } else {
+      const int64_t first = (corners.packed >> 4) * g.channels + channel;
+      const int64_t row = static_cast<int64_t>(g.width) * g.channels;
+#pragma unroll
+      for (int i = 0; i < kLanes; ++i) {
+        sums[i] = 0;
+        if (i >= left) continue;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const bool present = (corners.packed >> j & 1) != 0;
+          const int64_t at = first + (j & 1) * g.channels + (j >> 1) * row + i;
+          sums[i] += corners.weight[j] * (present ? ToCompute(inputs[at]) : A{0});
+        }
+      }
+    }
+  }
+
+  // The same, as elements of a tile that will be multiplied.
+  TF_DEFORMABLE_DEVICE Vector16 Finish(const Convolution& g, const T* inputs,
+                                       const WeightedCorners<ComputeType<T>>& corners,
+                                       int32_t channel, int32_t left) const {
+    ComputeType<T> sums[kLanes];
+    Sum(g, inputs, corners, channel, left, sums);
+    Elements<T> elements;
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) {
+      if constexpr (kRound) {
+        elements.values[i] = BitsToFloat(ToTensorFloat32(sums[i]));
+      } else {
+        elements.values[i] = FromCompute<T>(sums[i]);
+      }
+    }
+    return elements.ToVector();
+  }
+
+ private:
+  Vector16 corners_[4];
+};
+
+// --- Copying tiles into shared memory ------------------------------------------------------------
+
+// Starts to copy rows [0, rows) of columns [0, columns) of a matrix into a tile of kRows x
+// kColumns, whose rows are `to_row` apart; the rest of the tile becomes 0.
+template <typename T, int kRows, int kColumns, bool kVectors>
+TF_DEFORMABLE_DEVICE void CopyTile(const T* from, int64_t from_row, int rows, int columns, T* to,
+                                   int to_row) {
+  constexpr int kLanes = 16 / sizeof(T);
+  constexpr int kRowVectors = kColumns / kLanes;
+  constexpr int kVectorsInAll = kRows * kRowVectors;
+#pragma unroll
+  for (int first = 0; first < kVectorsInAll; first += kThreads) {
+    const int i = first + ThreadIndex();
+    if (kVectorsInAll % kThreads != 0 && i >= kVectorsInAll) break;
+    const int row = i / kRowVectors, column = i % kRowVectors * kLanes;
+    T* const target = to + row * to_row + column;
+    if constexpr (kVectors) {
+      const bool present = row < rows && column < columns;
+      CopyAsync16(target, present ? from + row * from_row + column : from, present);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kLanes; ++k) {
+        const bool present = row < rows && column + k < columns;
+        target[k] = present ? from[row * from_row + column + k] : FromCompute<T>(0);
+      }
+    }
+  }
+}
+
+// Stores a run of neighbouring sums, those of columns [column, columns) only.
+template <typename T, int kRun, bool kVectors, typename Sum>
+TF_DEFORMABLE_DEVICE void StoreRun(const Sum (&sums)[kRun], int column, int columns, T* to) {
+  if constexpr (kVectors) {
+    if (column >= columns) return;
+    StoreElements<T, kRun>(sums, to);
+  } else {
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) {
+      if (column + k < columns) to[k] = FromCompute<T>(sums[k]);
+    }
+  }
+}
+
+// --- Tiles ---------------------------------------------------------------------------------------
+
+// A block's part of a product, kRows x kColumns, cut into kWarpRows x kWarpColumns for its warps.
+template <typename T_, bool kExact_, int kRows_, int kColumns_, int kWarpRows_, int kWarpColumns_,
+          bool kVectors_>
+struct Tile {
+  using T = T_;
+  static constexpr bool kExact = kExact_;
+  static constexpr int kRows = kRows_, kColumns = kColumns_;
+  static constexpr int kWarpRows = kWarpRows_, kWarpColumns = kWarpColumns_;
+  static constexpr bool kVectors = kVectors_;
+  static constexpr bool kRound = std::is_same_v<T, float> && !kExact;
+  using Product = std::conditional_t<kExact, ExactProduct<T, kWarpRows, kWarpColumns>,
+                                     WarpProduct<T, kWarpRows, kWarpColumns>>;
+  static constexpr int kLanes = 16 / sizeof(T);
+  static constexpr int kSteps = kChunkBytes / 32;  // of the product in a chunk
+  // Tiles of an operand that are copied in the background, the one in use included. Of large ones
+  // the product takes so long that one ahead is enough, and two blocks fit on a multiprocessor.
+  static constexpr int kStages = kRows * kColumns >= 128 * 128 ? 2 : 3;
+  static_assert(kRows / kWarpRows * (kColumns / kWarpColumns) == kWarps, "a part for each warp");
+
+  static TF_DEFORMABLE_DEVICE int FirstRow(int warp) {
+    return warp / (kColumns / kWarpColumns) * kWarpRows;
+  }
+  static TF_DEFORMABLE_DEVICE int FirstColumn(int warp) {
+    return warp % (kColumns / kWarpColumns) * kWarpColumns;
+  }
+};
+
+// Takes pieces of a block's shared memory, one after the other. Also run on the host, from null, to
+// know how much there is to ask for.
+class SharedLayout {
+ public:
+  TF_DEFORMABLE_HOST_DEVICE explicit SharedLayout(char* memory) : memory_(memory) {}
+  template <typename Element>
+  TF_DEFORMABLE_HOST_DEVICE Element* Take(int64_t elements) {
+    char* const taken = memory_ + size_;
+    size_ += (elements * static_cast<int64_t>(sizeof(Element)) + 127) / 128 * 128;
+    return reinterpret_cast<Element*>(taken);
+  }
+  TF_DEFORMABLE_HOST_DEVICE int64_t size() const { return size_; }
+
+ private:
+  char* memory_;
+  int64_t size_ = 0;
+};
+
+}  // namespace tf_deformable::deformable_conv2d::cuda
+
+#endif  // TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_TILES_H_
