@@ -122,7 +122,9 @@ def test_the_workspace_does_not_grow_with_the_batch(kernels: gpu.Kernels, dtype:
 
 def test_an_image_that_the_kernels_cannot_count_is_an_error(kernels: gpu.Kernels) -> None:
     case = conv2d.plain(batch=1, size=(1 << 25, 1), channels=1, filters=1)
-    with pytest.raises(RuntimeError, match=r"2\^24 along an axis, got images of \[33554432,1\]") as e:
+    with pytest.raises(
+        RuntimeError, match=r"2\^24 along an axis, got images of \[33554432,1\]"
+    ) as e:
         conv2d.run_on_nothing(kernels, case, "float32")
     assert isinstance(e.value, gpu.KernelError)
     assert e.value.code == "too large"

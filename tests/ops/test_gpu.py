@@ -76,7 +76,9 @@ def test_a_map_that_a_gpu_cannot_count_is_the_callers_argument() -> None:
     height = 1 << 25
     inputs, offsets = tf.zeros([1, height, 1, 1]), tf.zeros([1, 1, 1, 2])
     with tf.device("GPU:0"):
-        with pytest.raises(tf.errors.InvalidArgumentError, match=r"at most 2\^30 pixels, and 2\^24"):
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match=r"at most 2\^30 pixels, and 2\^24"
+        ):
             tf_deformable.deformable_conv2d(
                 inputs, tf.ones([1, 1, 1, 1]), offsets, strides=(height, 1)
             )
