@@ -147,7 +147,7 @@ void CheckBilinear() {
 // --- RoI pooling ---------------------------------------------------------------------------------
 
 // The lanes' weights and slopes, summed over window rows that fall on the same pixel, against the
-// taps of each lane. Sums of up to kMostSamples weights in another order: a rounding each.
+// lines of each lane. Sums of up to kMostSamples weights in another order: a rounding each.
 template <typename A>
 void CheckLanes(const Geometry& g, A low, A high, int64_t limit, int64_t bin) {
   constexpr int kLanes = Simd<A>::kLanes;
@@ -164,9 +164,9 @@ void CheckLanes(const Geometry& g, A low, A high, int64_t limit, int64_t bin) {
     LaneAxis<A> lanes;
     if (!MakeLaneAxis<A>(g, box, bin, shift, limit, 1, &lanes)) continue;
     for (int i = 0; i < kLanes; ++i) {
-      AxisTap<A> taps[2 * kMostSamples];
-      AxisTaps<A> axis;
-      axis.taps = taps;
+      AxisLine<A> lines[2 * kMostSamples];
+      AxisLines<A> axis;
+      axis.lines = lines;
       axis.Collect(MakeBinSamples<A>(g, box, bin, shift[i], limit));
       const auto check = [&](bool holds, const char* what) {
         Check(holds, what, shift[i], box.start, limit, bin);
@@ -177,13 +177,13 @@ void CheckLanes(const Geometry& g, A low, A high, int64_t limit, int64_t bin) {
       for (int64_t t = 0; t < axis.size; ++t) {
         A weight = 0, slope = 0;
         for (int r = 0; r < lanes.size; ++r) {
-          if (lanes.at[r][i] != taps[t].at) continue;
+          if (lanes.at[r][i] != lines[t].at) continue;
           weight += lanes.weight[r][i];
           slope += lanes.slope[r][i];
         }
-        check(Close(weight, taps[t].weight, tolerance), "the weight of a pixel");
-        check(slope == taps[t].slope, "the slope of a pixel");
-        weights += taps[t].weight;
+        check(Close(weight, lines[t].weight, tolerance), "the weight of a pixel");
+        check(slope == lines[t].slope, "the slope of a pixel");
+        weights += lines[t].weight;
       }
       check(Close(weights, lane_weights, 8 * tolerance), "the sum of the weights");
     }

@@ -11,7 +11,7 @@ class TfExecutor : public Executor {
  public:
   explicit TfExecutor(tensorflow::OpKernelContext* context);
 
-  // The pool's threads and the calling one.
+  // As many as the pool has threads. The calling thread works in place of one of them.
   int num_workers() const override;
   void Run(int64_t units, int64_t operations, Task task, const void* context) override;
 

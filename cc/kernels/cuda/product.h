@@ -1,8 +1,8 @@
 // Products of tiles in shared memory, a part of the result to each warp: on the tensor cores
-// (WarpProduct), or with plain multiply-adds (ExactProduct) where these would lose precision.
+// (WarpProduct), or with plain multiply-adds (FmaProduct) where these would lose precision.
 //
-// Both have the same interface. A warp's part is kRows x kColumns; a step consumes kDepth, 32 bytes
-// of elements.
+// Both have the same interface. A warp's part is kRows x kColumns. A step consumes kDepth elements
+// of each row of a and each column of b: 32 bytes.
 #ifndef TF_DEFORMABLE_CC_KERNELS_CUDA_PRODUCT_H_
 #define TF_DEFORMABLE_CC_KERNELS_CUDA_PRODUCT_H_
 
@@ -16,8 +16,9 @@ namespace cuda {
 // How a tile lies in shared memory: which of its axes is contiguous.
 enum class Contiguous { kDepth, kOutput };  // kOutput: rows of a, columns of b
 
-// Bytes between the rows of a tile that is read along them, so that no two of a warp's accesses
-// fall into one bank: `bytes`, and 16 (four-byte elements, read singly across rows: 32) more.
+// The elements from one row of a tile of so many to the next, so that no two of a warp's accesses
+// fall into one bank: 16 bytes more than the row has, or 32 where four-byte elements are read one
+// by one across rows.
 template <typename T>
 constexpr int PaddedRow(int elements, bool read_across) {
   return elements + (read_across && sizeof(T) == 4 ? 32 : 16) / static_cast<int>(sizeof(T));
@@ -132,7 +133,7 @@ class WarpProduct {
 };
 
 template <typename T, int kRows_, int kColumns_>
-class ExactProduct {
+class FmaProduct {
  public:
   using Element = T;
   using Sum = T;
@@ -148,7 +149,7 @@ class ExactProduct {
     }
   }
 
-  // As WarpProduct's: 8 x 4 lanes.
+  // As WarpProduct's. Lanes are 8 x 4.
   template <Contiguous kA, Contiguous kB, bool kRounded>
   TF_DEFORMABLE_DEVICE void Step(const T* a, int a_row, const T* b, int b_row, int lane) {
 #pragma unroll

@@ -12,17 +12,17 @@
 
 namespace tf_deformable::deformable_conv2d::cpu {
 
-// What a tile keeps of an output pixel and of a sample, in vectors of `lanes` of them each
-// (PixelVector, SampleVector).
+// The bytes that a tile keeps of an output pixel and of a sample, whole vectors of which are a
+// PixelVector and a SampleVector.
 template <typename A>
 inline constexpr int64_t kPixelBytes = 2 * sizeof(int64_t) + 2 * sizeof(A);
 template <typename A>
 inline constexpr int64_t kSampleBytes = 4 * sizeof(int64_t) + 7 * sizeof(A);
 
-// The most columns that a sampled panel has, and channels that a kernel handles at a time.
+// A sampled panel has at most so many columns.
 inline constexpr int64_t kLargestPanel = 256;
 
-// What a unit that adds up takes: pixels of the offsets' gradient, elements of the inputs'.
+// A unit that adds up takes so many pixels of the offsets' gradient, or elements of the inputs'.
 inline constexpr int64_t kReducedPixels = 512;
 inline constexpr int64_t kReducedElements = 1 << 16;
 
@@ -35,20 +35,24 @@ struct ForwardJob {
   Geometry geometry;
   bool depthwise;
   ForwardTensors<T> tensors;
-  // The slab of filters that is packed at a time: some groups' filters of a range.
+  // The slab: the filters that are packed at a time.
   int64_t first_group, last_group;
   int64_t first_filter, last_filter;
-  A* packed_filters;  // per group: panels [taps * group_channels, columns]
+  A* packed_filters;  // [groups of the slab, packed_group_size]: panels [taps * group_channels,
+                      // columns]
   int64_t packed_group_size;
-  bool packs_pieces;  // instead, each worker for itself what a sampled panel is multiplied by
+  // Instead of the slab, each worker packs for itself what a sampled panel is multiplied by.
+  bool packs_per_panel;
   int64_t tile_pixels;
   // Workspace of one worker, as element offsets from its start.
   int64_t panel_at, panel_row;  // sampled values [tile_pixels, panel_row]
   int64_t sums_at, sums_row;    // [tile_pixels, sums_row]
-  int64_t piece_at;             // of packed filters
+  int64_t panel_filters_at;     // of packed filters
   int64_t pixels_at;            // PixelVectors of a tile
-  int64_t samples_at;  // SampleVectors of one vector of pixels and the columns of a panel, or
-  bool all_samples;    // of all pixels and columns: where several groups use them, and they fit
+  // SampleVectors: of one vector of pixels and the columns of a panel, or, if all_samples, of all
+  // pixels and columns. The latter is for several groups that share them, if they fit.
+  int64_t samples_at;
+  bool all_samples;
 };
 
 template <typename T>
@@ -57,27 +61,28 @@ struct FiltersGradientJob {
   Geometry geometry;
   bool depthwise;
   BackwardTensors<T> tensors;
-  // Unit: (segment of the pixels, group, block of rows of [taps * group_channels], block of the
-  // group's filters).
-  int64_t segment_pixels, segments;
+  // A unit is a split of the pixels, and of the gradient of one group a block of the rows
+  // [taps * group_channels] and of the columns, the group's filters.
+  int64_t pixels_per_split, splits;
   int64_t rows_per_block, row_blocks;
   int64_t filters_per_block, filter_blocks;
   int64_t tile_pixels;
-  A* sums;  // of all units, sums_size each; used if there is more than one segment
+  A* sums;  // [units, sums_size]; only used if there is more than one split
   int64_t sums_row, sums_size;
   // Workspace of one worker, as element offsets from its start.
   int64_t panel_at, panel_row;    // sampled values [tile_pixels, panel_row]
   int64_t packed_at;              // packed grad_output [tile_pixels, filters_per_block]; depthwise:
                                   // [tile_pixels, channels]
-  int64_t sums_at;                // [rows_per_block, sums_row], if there is one segment
+  int64_t sums_at;                // [rows_per_block, sums_row], if there is one split
   int64_t pixels_at, samples_at;  // PixelVectors of a tile, SampleVectors of a panel's columns
 };
 
-// Channels whose input gradient one thread owns: they share a group and an offset group.
+// A channel block: channels whose input gradient a unit owns. They share a group and an offset
+// group.
 struct ChannelBlock {
   int64_t first, width;
   int64_t group, offset_group;
-  int64_t packed_at;  // of its packed filters, in elements
+  int64_t packed_at;  // where its packed filters begin, in elements
 };
 
 template <typename T>
@@ -88,16 +93,17 @@ struct InputsGradientJob {
   BackwardTensors<T> tensors;
   const ChannelBlock* blocks;
   int64_t num_blocks;
-  int64_t first_block, last_block, first_tap, last_tap;  // whose filters are packed
+  int64_t first_block, last_block, first_tap, last_tap;  // the slab: whose filters are packed
   A* packed_filters;  // per block and tap: panels [group_filters, width]
-  // The step: images [first_image, last_image), pixels [first_pixel, last_pixel) of each. Segments
-  // of the pixels have sums of their own, where images and blocks are too few for the threads.
+  // The step has the pixels [first_pixel, last_pixel) of the images [first_image, last_image).
+  // Where images and blocks are too few for the threads, the pixels are cut into splits, each with
+  // sums of its own.
   int64_t first_image, last_image;
   int64_t first_pixel, last_pixel;
-  int64_t segments;
-  A* grad_inputs;        // [images, H, W, C]: of the first segment, in the end of all
-  A* segment_sums;       // [segments - 1, images, H, W, C]: of the others
-  int64_t segment_size;  // in elements
+  int64_t splits;
+  A* grad_inputs;      // [images, H, W, C]: the sums of the first split, in the end those of all
+  A* split_sums;       // [splits - 1, images, H, W, C]: the sums of the others
+  int64_t split_size;  // in elements
   // Offset and mask gradients of each block: [images, num_blocks, pixels, taps, 3] (dy, dx, mask).
   A* partials;
   int64_t tile_pixels;
@@ -114,16 +120,16 @@ struct Kernels {
   void (*pack_filters)(const ForwardJob<T>& job, int64_t group);
   void (*forward)(const ForwardJob<T>& job, int64_t tile, A* workspace);
   void (*filters_gradient)(const FiltersGradientJob<T>& job, int64_t unit, A* workspace);
-  void (*reduce_segments)(const FiltersGradientJob<T>& job, int64_t block);
+  void (*reduce_splits)(const FiltersGradientJob<T>& job, int64_t block);
   void (*pack_transposed_filters)(const InputsGradientJob<T>& job, int64_t block);
   void (*inputs_gradient)(const InputsGradientJob<T>& job, int64_t unit, A* workspace);
   void (*reduce_partials)(const InputsGradientJob<T>& job, int64_t unit);
-  void (*add_segments)(const InputsGradientJob<T>& job, int64_t unit);
+  void (*add_splits)(const InputsGradientJob<T>& job, int64_t unit);
   void (*round)(const A* from, int64_t size, T* to);
 
-  int64_t lanes;          // of A in a vector; packed columns are a multiple of it
-  int64_t block_rows;     // tiles are best a multiple of it
-  int64_t panel_columns;  // filter ranges are best a multiple of it
+  int64_t lanes;          // a vector has so many elements of A; packed columns are a multiple of it
+  int64_t block_rows;     // of a register block; the height of a tile is best a multiple of it
+  int64_t panel_columns;  // of packed filters; the width of a slab is best a multiple of it
 };
 
 TF_DEFORMABLE_DECLARE_KERNEL_TABLES(Kernels, kKernels)

@@ -9,31 +9,44 @@
 namespace tf_deformable::deformable_conv2d::cpu {
 namespace {
 
-constexpr int64_t kPackedBytes = 10 << 20;      // of filters packed at a time
-constexpr int64_t kPieceBytes = 512 << 10;      // of filters that a worker packs for itself
-constexpr int64_t kSamplesBytes = 512 << 10;    // of a tile
-constexpr int64_t kMostSamplesBytes = 2 << 20;  // of a tile that is one register block high
-constexpr int64_t kSumsBytes = 512 << 10;       // of the sums of a tile or block
-constexpr int64_t kPartialsBytes = 4 << 20;     // of the gradients that wait to be added up
-constexpr int64_t kSegmentsBytes = 4 << 20;     // of the inputs' gradients of further segments
-constexpr int64_t kTileBlocks = 16;             // a tile is that many register blocks high
-constexpr int64_t kSegmentTiles = 8;            // of a segment at least: its sums take time
-constexpr int64_t kUnitsWanted = 8;             // enough to keep some threads busy
+// Where these come from is in cc/kernels/README.md. Those in bytes bound parts of the workspace.
+
+// A slab of packed filters has at most so many bytes.
+constexpr int64_t kPackedBytes = 10 << 20;
+// Where a worker packs filters for itself, panel by panel, those of a panel have at most so many.
+constexpr int64_t kPanelFiltersBytes = 512 << 10;
+// The samples of a tile have at most so many, if they are worked out for all of it at once;
+constexpr int64_t kSamplesBytes = 512 << 10;
+// those of a tile that is only one register block high may have more.
+constexpr int64_t kMostSamplesBytes = 2 << 20;
+// The sums of a tile, or of a block of the filters' gradient, stay in the second-level cache.
+constexpr int64_t kSumsBytes = 512 << 10;
+// Gradients that wait to be added up.
+constexpr int64_t kPartialsBytes = 4 << 20;
+// The inputs' gradients of all splits but the first.
+constexpr int64_t kSplitsBytes = 4 << 20;
+
+// A tile is so many register blocks high, if it fits.
+constexpr int64_t kTileBlocks = 16;
+// A split of the inputs' gradient has at least so many tiles, or to add it up would take too long.
+constexpr int64_t kSplitTiles = 8;
+// So many units keep some threads busy.
+constexpr int64_t kUnitsWanted = 8;
 
 template <typename T>
 const Kernels<T>& TableKernels() {
   return SelectedKernels<T>(TF_DEFORMABLE_KERNEL_TABLES(kKernels));
 }
 
-// Rows of a panel are read side by side: a stride that is no multiple of a page keeps them out of
-// each other's cache sets.
+// The elements from one row of a panel to the next. Rows are read side by side: a stride that is no
+// multiple of a page keeps them out of each other's cache sets.
 template <typename A>
 int64_t PanelRow(int64_t columns) {
   return RoundUp(columns, kWorkspaceAlignment / sizeof(A)) + kWorkspaceAlignment / sizeof(A);
 }
 
-// Pixels of a tile: some register blocks, fewer if their samples or their sums would not fit, less
-// than one if even its sums would not.
+// The pixels of a tile: kTileBlocks register blocks; fewer if their samples or their sums would not
+// fit; less than one block if even its sums would not.
 template <typename T>
 int64_t TilePixels(const Kernels<T>& kernels, int64_t pixels, int64_t samples_per_pixel,
                    int64_t sums_per_pixel) {
@@ -47,12 +60,12 @@ int64_t TilePixels(const Kernels<T>& kernels, int64_t pixels, int64_t samples_pe
   return std::min(tile, std::max<int64_t>(pixels, 1));
 }
 
-// What a panel's columns read, for one vector of pixels: no more samples than columns.
+// The samples that a panel's columns read, for one vector of pixels: no more than it has columns.
 int64_t PanelSamples(const Geometry& g, int64_t lanes) {
   return std::min(g.offset_groups * g.taps(), kLargestPanel) * lanes;
 }
 
-// The geometry that the kernels are given, see cpu_kernels.h.
+// The geometry that the kernels are given: to them, a depthwise convolution has one group.
 Geometry KernelGeometry(const Geometry& geometry) {
   Geometry g = geometry;
   if (geometry.is_depthwise()) g.groups = 1;
@@ -73,13 +86,14 @@ ForwardPlan<T>::ForwardPlan(const Geometry& geometry, int num_workers)
   const int64_t depth = g.taps() * g.group_channels();
   const int64_t column_bytes = depth * sizeof(A);
   const int64_t columns = RoundUp(g.group_filters(), kernels_.lanes);
-  // Filters of which not even a panel fits are packed piece by piece, each time a tile needs them.
-  // So are depthwise ones, which are only widened.
-  job_.packs_pieces =
+  // If not even one panel of packed filters fits into a slab, a worker packs what a sampled panel
+  // is multiplied by, each time a tile needs it. So it does with depthwise filters, which it only
+  // widens.
+  job_.packs_per_panel =
       job_.depthwise || column_bytes * std::min(columns, kernels_.panel_columns) > kPackedBytes;
   const int64_t packed_columns =
-      job_.packs_pieces ? kPieceBytes / (kLargestPanel * static_cast<int64_t>(sizeof(A)))
-                        : kPackedBytes / column_bytes;
+      job_.packs_per_panel ? kPanelFiltersBytes / (kLargestPanel * static_cast<int64_t>(sizeof(A)))
+                           : kPackedBytes / column_bytes;
   const int64_t summed_columns =
       kSumsBytes / (kernels_.block_rows * static_cast<int64_t>(sizeof(A)));
   const int64_t most_columns = std::min(packed_columns, summed_columns);
@@ -88,9 +102,9 @@ ForwardPlan<T>::ForwardPlan(const Geometry& geometry, int num_workers)
     filters_per_slab_ = most_columns / kernels_.panel_columns * kernels_.panel_columns;
   }
   const int64_t slab_columns = RoundUp(filters_per_slab_, kernels_.lanes);
-  job_.packed_group_size = job_.packs_pieces ? 0 : depth * slab_columns;
+  job_.packed_group_size = job_.packs_per_panel ? 0 : depth * slab_columns;
   groups_per_slab_ =
-      job_.packs_pieces
+      job_.packs_per_panel
           ? g.groups
           : std::clamp<int64_t>(kPackedBytes / (column_bytes * slab_columns), 1, g.groups);
 
@@ -101,11 +115,12 @@ ForwardPlan<T>::ForwardPlan(const Geometry& geometry, int num_workers)
   job_.tile_pixels = TilePixels(kernels_, g.output_pixels(), pixel_samples, slab_columns);
   job_.panel_row = PanelRow<A>(std::min(depth, kLargestPanel));
   job_.sums_row = slab_columns;
-  const int64_t piece = std::min(depth, kLargestPanel) * (job_.depthwise ? 1 : slab_columns);
+  const int64_t panel_filters =
+      std::min(depth, kLargestPanel) * (job_.depthwise ? 1 : slab_columns);
   Layout<A> worker;
   job_.panel_at = worker.Add(job_.tile_pixels * job_.panel_row);
   job_.sums_at = worker.Add(job_.tile_pixels * job_.sums_row);
-  job_.piece_at = worker.Add(job_.packs_pieces ? piece : 0);
+  job_.panel_filters_at = worker.Add(job_.packs_per_panel ? panel_filters : 0);
   job_.pixels_at = worker.AddBytes(RoundUp(job_.tile_pixels, kernels_.lanes) * kPixelBytes<A>);
   const int64_t samples = job_.all_samples
                               ? RoundUp(job_.tile_pixels, kernels_.lanes) * pixel_samples
@@ -139,7 +154,7 @@ void ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, Executor& executor,
       job.last_filter = std::min(filter + filters_per_slab_, g.group_filters());
       const int64_t columns = job.last_filter - job.first_filter;
       const int64_t row_filters = job.depthwise ? 1 : columns;
-      if (!job.packs_pieces) {
+      if (!job.packs_per_panel) {
         ForEach(executor, job.last_group - job.first_group, depth * columns,
                 [&](int64_t unit, int) { kernels_.pack_filters(job, job.first_group + unit); });
       }
@@ -168,8 +183,8 @@ int64_t BackwardPlan<T>::PlanFilters(const Geometry& g, bool depthwise, int num_
   using A = ComputeType<T>;
   const int64_t lanes = kernels_.lanes;
   const int64_t depth = g.taps() * g.group_channels();
-  // Filters: blocks of whole taps (or parts of one) whose sums stay in the cache, and for the
-  // threads' sake segments of the pixels, as many as their sums leave room for.
+  // The filters are cut into blocks of whole taps (or parts of one) whose sums stay in the cache.
+  // To keep the threads busy, the pixels are cut into as many splits as their sums leave room for.
   FiltersGradientJob<T>& f = filters_job_;
   f.geometry = g;
   f.depthwise = depthwise;
@@ -189,20 +204,20 @@ int64_t BackwardPlan<T>::PlanFilters(const Geometry& g, bool depthwise, int num_
   const int64_t room = std::max<int64_t>(
       kPartialsBytes / (blocks * f.sums_size * static_cast<int64_t>(sizeof(A))), 1);
   const int64_t tiles = CeilDiv(g.output_pixels(), f.tile_pixels);
-  f.segments = std::clamp<int64_t>(std::min({CeilDiv(2 * kUnitsWanted, blocks), room, tiles}), 1,
-                                   2 * kUnitsWanted);
-  f.segment_pixels = std::max<int64_t>(CeilDiv(tiles, f.segments), 1) * f.tile_pixels;
-  f.segments = std::max<int64_t>(CeilDiv(g.output_pixels(), f.segment_pixels), 1);
+  f.splits = std::clamp<int64_t>(std::min({CeilDiv(2 * kUnitsWanted, blocks), room, tiles}), 1,
+                                 2 * kUnitsWanted);
+  f.pixels_per_split = std::max<int64_t>(CeilDiv(tiles, f.splits), 1) * f.tile_pixels;
+  f.splits = std::max<int64_t>(CeilDiv(g.output_pixels(), f.pixels_per_split), 1);
   f.panel_row = PanelRow<A>(std::min(f.rows_per_block, kLargestPanel));
   Layout<A> filters_worker;
   f.panel_at = filters_worker.Add(f.tile_pixels * f.panel_row);
   f.packed_at = filters_worker.Add(f.tile_pixels * packed_row);
-  f.sums_at = filters_worker.Add(f.segments > 1 ? 0 : f.sums_size);
+  f.sums_at = filters_worker.Add(f.splits > 1 ? 0 : f.sums_size);
   f.pixels_at = filters_worker.AddBytes(RoundUp(f.tile_pixels, kernels_.lanes) * kPixelBytes<A>);
   f.samples_at = filters_worker.AddBytes(PanelSamples(g, lanes) * kSampleBytes<A>);
   filters_worker_size_ = filters_worker.size();
   Layout<A> filters;
-  filters.Add(f.segments > 1 ? blocks * f.segments * f.sums_size : 0);
+  filters.Add(f.splits > 1 ? blocks * f.splits * f.sums_size : 0);
   filters_worker_at_ = filters.Add(num_workers * filters_worker_size_);
   return filters.size();
 }
@@ -212,7 +227,7 @@ int64_t BackwardPlan<T>::PlanInputs(const Geometry& g, bool depthwise, int num_w
   using A = ComputeType<T>;
   const int64_t lanes = kernels_.lanes;
 
-  // Inputs: blocks of channels that never straddle a group or an offset group.
+  // No channel block straddles a group or an offset group.
   InputsGradientJob<T>& job = inputs_job_;
   job.geometry = g;
   job.depthwise = depthwise;
@@ -254,7 +269,7 @@ int64_t BackwardPlan<T>::PlanInputs(const Geometry& g, bool depthwise, int num_w
   const int64_t pixels = std::max<int64_t>(kPartialsBytes / pixel_partials, 1);
   const int64_t images = std::max<int64_t>(g.batch, 1);
   const int64_t size = std::max<int64_t>(g.output_size(), 1);
-  // Whole images if they fit, else as many at once as keep the threads busy.
+  // A step has whole images if they fit, else parts of as many as keep the threads busy.
   images_per_step_ = std::clamp<int64_t>(
       std::max(pixels / size, CeilDiv(kUnitsWanted, job.num_blocks)), 1, images);
   pixels_per_step_ = std::clamp<int64_t>(pixels / images_per_step_, 1, size);
@@ -264,16 +279,16 @@ int64_t BackwardPlan<T>::PlanInputs(const Geometry& g, bool depthwise, int num_w
   if (pixels_per_step_ < size) {
     pixels_per_step_ = RoundUp(pixels_per_step_, job.tile_pixels);
   }
-  // Segments of the pixels, if that leaves threads without work.
+  // If that leaves threads without work, the pixels are cut into splits.
   const int64_t step_images = std::min(images_per_step_, g.batch);
   const int64_t units = step_images * job.num_blocks;
-  job.segment_size = step_images * g.height * g.width * g.channels;
-  job.segments = 1;
-  if (units > 0 && job.segment_size > 0) {
-    const int64_t room = kSegmentsBytes / (job.segment_size * static_cast<int64_t>(sizeof(A)));
-    job.segments =
+  job.split_size = step_images * g.height * g.width * g.channels;
+  job.splits = 1;
+  if (units > 0 && job.split_size > 0) {
+    const int64_t room = kSplitsBytes / (job.split_size * static_cast<int64_t>(sizeof(A)));
+    job.splits =
         std::clamp<int64_t>(std::min({CeilDiv(kUnitsWanted, units), 1 + room,
-                                      CeilDiv(pixels_per_step_, job.tile_pixels * kSegmentTiles)}),
+                                      CeilDiv(pixels_per_step_, job.tile_pixels * kSplitTiles)}),
                             1, kUnitsWanted);
   }
   constexpr bool kRounds = !std::is_same_v<T, A>;
@@ -290,8 +305,8 @@ int64_t BackwardPlan<T>::PlanInputs(const Geometry& g, bool depthwise, int num_w
   Layout<A> inputs;
   packed_at_ = inputs.Add(largest_slab);
   partials_at_ = inputs.Add(images_per_step_ * job.num_blocks * pixels_per_step_ * g.taps() * 3);
-  grad_inputs_at_ = inputs.Add(kRounds ? job.segment_size : 0);
-  segment_sums_at_ = inputs.Add((job.segments - 1) * job.segment_size);
+  grad_inputs_at_ = inputs.Add(kRounds ? job.split_size : 0);
+  split_sums_at_ = inputs.Add((job.splits - 1) * job.split_size);
   inputs_worker_at_ = inputs.Add(num_workers * inputs_worker_size_);
   return inputs.size();
 }
@@ -319,14 +334,14 @@ void BackwardPlan<T>::RunFilters(const BackwardTensors<T>& tensors, Executor& ex
   job.sums = workspace;
   A* const worker_space = workspace + filters_worker_at_;
   const int64_t blocks = g.groups * job.row_blocks * job.filter_blocks;
-  ForEach(executor, blocks * job.segments,
-          2 * job.segment_pixels * job.rows_per_block * job.filters_per_block,
+  ForEach(executor, blocks * job.splits,
+          2 * job.pixels_per_split * job.rows_per_block * job.filters_per_block,
           [&](int64_t unit, int worker) {
             kernels_.filters_gradient(job, unit, worker_space + worker * filters_worker_size_);
           });
-  if (job.segments == 1) return;
-  ForEach(executor, blocks, job.segments * job.rows_per_block * job.filters_per_block,
-          [&](int64_t block, int) { kernels_.reduce_segments(job, block); });
+  if (job.splits == 1) return;
+  ForEach(executor, blocks, job.splits * job.rows_per_block * job.filters_per_block,
+          [&](int64_t block, int) { kernels_.reduce_splits(job, block); });
 }
 
 template <typename T>
@@ -334,14 +349,14 @@ void BackwardPlan<T>::RunInputs(const BackwardTensors<T>& tensors, Executor& exe
                                 ComputeType<T>* workspace) const {
   using A = ComputeType<T>;
   const Geometry& g = inputs_job_.geometry;
-  if (g.batch == 0) return;  // the sizes of the images that are not there may be anything
+  if (g.batch == 0) return;  // without images, their size may be anything
   const int64_t image_size = g.height * g.width * g.channels;
   InputsGradientJob<T> job = inputs_job_;
   job.tensors = tensors;
   job.blocks = blocks_.data();
   job.packed_filters = workspace + packed_at_;
   job.partials = workspace + partials_at_;
-  job.segment_sums = workspace + segment_sums_at_;
+  job.split_sums = workspace + split_sums_at_;
   A* const worker_space = workspace + inputs_worker_at_;
   const bool packed_once = slabs_.size() == 1;
   bool packed = false;
@@ -355,14 +370,14 @@ void BackwardPlan<T>::RunInputs(const BackwardTensors<T>& tensors, Executor& exe
     } else {
       job.grad_inputs = workspace + grad_inputs_at_;
     }
-    job.segment_size = images * image_size;
+    job.split_size = images * image_size;
     const auto clear = [&](A* sums, int64_t size) {
       ForEachPiece(executor, size, [&](int64_t first, int64_t count) {
         std::memset(sums + first, 0, count * sizeof(A));
       });
     };
-    clear(job.grad_inputs, job.segment_size);
-    clear(job.segment_sums, (job.segments - 1) * job.segment_size);
+    clear(job.grad_inputs, job.split_size);
+    clear(job.split_sums, (job.splits - 1) * job.split_size);
     for (int64_t pixel = 0; pixel < g.output_size(); pixel += pixels_per_step_) {
       job.first_pixel = pixel;
       job.last_pixel = std::min(pixel + pixels_per_step_, g.output_size());
@@ -380,8 +395,8 @@ void BackwardPlan<T>::RunInputs(const BackwardTensors<T>& tensors, Executor& exe
           });
           packed = true;
         }
-        ForEach(executor, images * job.segments * blocks,
-                2 * block_products * (job.last_pixel - job.first_pixel) / job.segments,
+        ForEach(executor, images * job.splits * blocks,
+                2 * block_products * (job.last_pixel - job.first_pixel) / job.splits,
                 [&](int64_t unit, int worker) {
                   kernels_.inputs_gradient(job, unit, worker_space + worker * inputs_worker_size_);
                 });
@@ -390,13 +405,12 @@ void BackwardPlan<T>::RunInputs(const BackwardTensors<T>& tensors, Executor& exe
               3 * kReducedPixels * job.num_blocks * g.taps(),
               [&](int64_t unit, int) { kernels_.reduce_partials(job, unit); });
     }
-    if (job.segments > 1) {
-      ForEach(executor, CeilDiv(job.segment_size, kReducedElements),
-              job.segments * kReducedElements,
-              [&](int64_t unit, int) { kernels_.add_segments(job, unit); });
+    if (job.splits > 1) {
+      ForEach(executor, CeilDiv(job.split_size, kReducedElements), job.splits * kReducedElements,
+              [&](int64_t unit, int) { kernels_.add_splits(job, unit); });
     }
     if constexpr (!std::is_same_v<T, A>) {
-      ForEachPiece(executor, job.segment_size, [&](int64_t first, int64_t count) {
+      ForEachPiece(executor, job.split_size, [&](int64_t first, int64_t count) {
         kernels_.round(job.grad_inputs + first, count,
                        tensors.grad_inputs + image * image_size + first);
       });

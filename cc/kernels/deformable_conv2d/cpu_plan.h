@@ -12,7 +12,7 @@
 
 namespace tf_deformable::deformable_conv2d::cpu {
 
-// Cuts the work into pieces that fit the caches, from the shapes alone (never from the number of
+// Cuts the work into parts that fit the caches, from the shapes alone (never from the number of
 // threads: the order of sums must not depend on it). Made for one call: plan, allocate, Run.
 // The workspace is bounded whatever the shape and must be aligned to 64 bytes.
 template <typename T>
@@ -38,13 +38,13 @@ class BackwardPlan {
   void Run(const BackwardTensors<T>& tensors, Executor& executor, void* workspace) const;
 
  private:
-  // Filters that are packed at a time: of some blocks all taps, or of one block some.
+  // The filters that are packed at a time: all taps of some channel blocks, or some taps of one.
   struct Slab {
     int64_t first_block, last_block;
     int64_t first_tap, last_tap;
   };
 
-  // Each pass follows the other in the same workspace; returns the elements that it needs of it.
+  // The passes follow each other in the same workspace. Each returns how many elements it needs.
   int64_t PlanFilters(const Geometry& geometry, bool depthwise, int num_workers);
   int64_t PlanInputs(const Geometry& geometry, bool depthwise, int num_workers);
   void RunFilters(const BackwardTensors<T>& tensors, Executor& executor,
@@ -59,7 +59,7 @@ class BackwardPlan {
   std::vector<ChannelBlock> blocks_;
   std::vector<Slab> slabs_;
   int64_t images_per_step_, pixels_per_step_;
-  int64_t packed_at_, partials_at_, grad_inputs_at_, segment_sums_at_;
+  int64_t packed_at_, partials_at_, grad_inputs_at_, split_sums_at_;
   int64_t inputs_worker_at_, inputs_worker_size_;
   int64_t workspace_bytes_;
 };

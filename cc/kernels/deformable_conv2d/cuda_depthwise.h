@@ -98,8 +98,7 @@ void DepthwiseForwardKernel(Convolution g, ForwardTensors<T> tensors, ChannelRan
   }
 }
 
-// A block has a chunk of channels, a tap and a segment ("split") of the pixels; partials
-// [splits, taps, C].
+// A block has a chunk of channels, a tap and a split of the pixels; partials [splits, taps, C].
 template <typename T, bool kVectors>
 TF_DEFORMABLE_KERNEL(kThreads, 2)
 void DepthwiseFiltersGradientKernel(Convolution g, BackwardTensors<T> tensors,
@@ -150,8 +149,7 @@ void DepthwiseFiltersGradientKernel(Convolution g, BackwardTensors<T> tensors,
   }
 }
 
-// --- Launching
-// -------------------------------------------------------------------------------------
+// --- Launching -----------------------------------------------------------------------------------
 
 template <typename T, bool kVectors>
 Status LaunchDepthwiseForward(Convolution c, int multiprocessors, const ForwardTensors<T>& tensors,

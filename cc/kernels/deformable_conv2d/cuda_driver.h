@@ -35,7 +35,7 @@ BackwardPlan<T>::BackwardPlan(const Geometry& geometry, const CudaOptions& optio
   const int64_t image_bytes = widened ? image_size * static_cast<int64_t>(sizeof(A)) : 0;
   images_per_step_ =
       std::clamp<int64_t>(kInputsGradientBytes / std::max<int64_t>(image_bytes, 1), 1, g.batch);
-  // In order, a block has all tiles of an image.
+  // For the same bits in every run, a block has all tiles of an image.
   const int64_t tiles = options_.deterministic
                             ? images_per_step_
                             : CeilDiv(images_per_step_ * g.output_size(), kScatterRows);
@@ -57,7 +57,7 @@ BackwardPlan<T>::BackwardPlan(const Geometry& geometry, const CudaOptions& optio
   partials_at_ = CeilDiv(images_per_step_ * image_bytes, 256) * 256;
   workspace_bytes_ = partials_at_ + images_per_step_ * pixels_per_step_ * pixel_bytes;
 
-  // Segments of the pixels: as many as fill the device once.
+  // The gradient of the filters: as many splits of the pixels as fill the device once.
   const int64_t filters_bytes =
       g.taps() * g.group_channels() * g.filters * static_cast<int64_t>(sizeof(A));
   const int64_t most_splits = std::max<int64_t>(kFiltersPartialsBytes / filters_bytes, 1);

@@ -11,8 +11,8 @@
 
 namespace tf_deformable::deformable_conv2d::cuda {
 
-// How a launch cuts the work: a block has two slots, each a tap and a chunk of kSlotChannels
-// channels, some columns (filters) and a segment ("split") of the pixels.
+// How a launch cuts the work: a block has two slots, some columns (filters) and a split of the
+// pixels.
 template <typename A>
 struct FiltersGradientJob {
   int32_t slots, slot_pairs, column_tiles;  // of a group
@@ -43,9 +43,10 @@ struct FiltersGradientShared {
   }
 };
 
-// A tap and a chunk of a group's channels; `width` channels, 0 beyond the last slot.
+// A slot: one tap, and `width` of a group's channels, at most kSlotChannels; 0 beyond the last
+// slot.
 struct FilterSlot {
-  int32_t tap, channel, width;  // channel: of the group
+  int32_t tap, channel, width;  // the channel is counted in the group
 };
 
 TF_DEFORMABLE_DEVICE FilterSlot MakeFilterSlot(const Convolution& g, int32_t slots, int32_t slot) {
@@ -67,9 +68,10 @@ void FiltersGradientKernel(Convolution g, BackwardTensors<typename Tile::T> tens
   using Shared = FiltersGradientShared<Tile>;
   constexpr int kSlotVectors = kSlotChannels / Tile::kLanes;
   constexpr int kRowsAtOnce = kThreads / (2 * kSlotVectors);
-  constexpr int kUnits = Shared::kPixels / kRowsAtOnce;
+  constexpr int kThreadRows = Shared::kPixels / kRowsAtOnce;
   static_assert(Tile::kRows == 2 * kSlotChannels, "two slots");
-  static_assert(kUnits <= Tile::kSteps, "a unit is sampled during a step of the product");
+  static_assert(kThreadRows <= Tile::kSteps,
+                "a row of each thread is sampled during a turn of the product");
   static_assert(2 * Shared::kPixels <= kThreads, "a thread to each sampling point");
   const Shared shared(SharedMemory());
   const int thread = ThreadIndex(), warp = thread / 32, lane = thread % 32;
@@ -87,38 +89,38 @@ void FiltersGradientKernel(Convolution g, BackwardTensors<typename Tile::T> tens
   const int64_t first_pixel = g.first_pixel + split * job.pixels_per_split;
   const int64_t end = first_pixel + job.pixels_per_split;
   const int64_t last_pixel = end < g.last_pixel ? end : g.last_pixel;
-  const int32_t steps =
+  const int32_t turns =
       static_cast<int32_t>((last_pixel - first_pixel + Shared::kPixels - 1) / Shared::kPixels);
 
-  // The sampling points: a thread works out one of each step, in slot `thread / kPixels`.
+  // The sampling points: a thread works out one of each turn, in slot `thread / kPixels`.
   const int point_slot = thread / Shared::kPixels;  // 0, 1; more: none
   const FilterSlot point = MakeFilterSlot(g, job.slots, 2 * pair + point_slot);
   const int32_t point_offset_group =
       (group * g.group_channels + point.channel) / g.offset_group_channels;
-  // Read when a step begins and used when it ends, so that nobody waits for them.
+  // Read when a turn begins and used when it ends, so that nobody waits for them.
   TilePixel point_pixel = {-1, 0, 0, 0};
   Offset<A> point_offset = {0, 0, 0};
-  const auto read_offsets = [&](int32_t step) {
-    if (point_slot > 1 || step >= steps) return;
+  const auto read_offsets = [&](int32_t turn) {
+    if (point_slot > 1 || turn >= turns) return;
     const int64_t pixel =
-        first_pixel + static_cast<int64_t>(step) * Shared::kPixels + thread % Shared::kPixels;
+        first_pixel + static_cast<int64_t>(turn) * Shared::kPixels + thread % Shared::kPixels;
     point_pixel = MakeTilePixel(g, pixel < last_pixel ? pixel : -1);
     point_offset =
         LoadOffset(g, tensors.offsets, tensors.mask, point_pixel, point_offset_group, point.tap);
   };
-  const auto store_corners = [&](int32_t step) {
-    if (point_slot > 1 || step >= steps) return;
-    shared.corners[(step % 2 * 2 + point_slot) * Shared::kPixels + thread % Shared::kPixels] =
+  const auto store_corners = [&](int32_t turn) {
+    if (point_slot > 1 || turn >= turns) return;
+    shared.corners[(turn % 2 * 2 + point_slot) * Shared::kPixels + thread % Shared::kPixels] =
         MakeWeightedCorners(g, point_pixel, point.tap, point_offset);
   };
-  const auto copy_grad_output = [&](int32_t step) {
-    if (step < steps) {
-      const int64_t pixel = first_pixel + static_cast<int64_t>(step) * Shared::kPixels;
+  const auto copy_grad_output = [&](int32_t turn) {
+    if (turn < turns) {
+      const int64_t pixel = first_pixel + static_cast<int64_t>(turn) * Shared::kPixels;
       const int64_t rows = last_pixel - pixel;
       CopyTile<T, Shared::kPixels, Tile::kColumns, Tile::kVectors>(
           tensors.grad_output + pixel * g.filters + filter, g.filters,
           rows < Shared::kPixels ? static_cast<int>(rows) : Shared::kPixels, columns,
-          shared.grad_output + step % Tile::kStages * Shared::kPixels * Shared::kGradOutputRow,
+          shared.grad_output + turn % Tile::kStages * Shared::kPixels * Shared::kGradOutputRow,
           Shared::kGradOutputRow);
     }
     CommitCopies();
@@ -132,57 +134,57 @@ void FiltersGradientKernel(Convolution g, BackwardTensors<typename Tile::T> tens
   const FilterSlot slot = MakeFilterSlot(g, job.slots, 2 * pair + sample_slot);
   const int32_t channel = group * g.group_channels + slot.channel + vector;
   const int32_t left = slot.width - vector;
-  const auto corners_of = [&](int32_t step, int unit) -> const WeightedCorners<A>& {
-    return shared
-        .corners[(step % 2 * 2 + sample_slot) * Shared::kPixels + first_row + unit * kRowsAtOnce];
+  const auto corners_of = [&](int32_t turn, int thread_row) -> const WeightedCorners<A>& {
+    return shared.corners[(turn % 2 * 2 + sample_slot) * Shared::kPixels + first_row +
+                          thread_row * kRowsAtOnce];
   };
-  const auto load = [&](int32_t step, int unit) {
-    sampler.Load(g, tensors.inputs, corners_of(step, unit).packed, channel, left);
+  const auto load = [&](int32_t turn, int thread_row) {
+    sampler.Load(g, tensors.inputs, corners_of(turn, thread_row).packed, channel, left);
   };
-  const auto finish = [&](int32_t step, int unit) {
-    const int row = step % 2 * Shared::kPixels + first_row + unit * kRowsAtOnce;
+  const auto finish = [&](int32_t turn, int thread_row) {
+    const int row = turn % 2 * Shared::kPixels + first_row + thread_row * kRowsAtOnce;
     *reinterpret_cast<Vector16*>(shared.samples + row * Shared::kSamplesRow +
                                  sample_slot * kSlotChannels + vector) =
-        sampler.Finish(g, tensors.inputs, corners_of(step, unit), channel, left);
+        sampler.Finish(g, tensors.inputs, corners_of(turn, thread_row), channel, left);
   };
 
   typename Tile::Product product;
   product.Clear();
 #pragma unroll
   for (int stage = 0; stage < Tile::kStages - 1; ++stage) copy_grad_output(stage);
-  for (int32_t step = 0; step < 2; ++step) {
-    read_offsets(step);
-    store_corners(step);
+  for (int32_t turn = 0; turn < 2; ++turn) {
+    read_offsets(turn);
+    store_corners(turn);
   }
   SyncThreads();  // the corners are there
-  if (steps > 0) {
+  if (turns > 0) {
 #pragma unroll
-    for (int unit = 0; unit < kUnits; ++unit) {
-      load(0, unit);
-      finish(0, unit);
+    for (int thread_row = 0; thread_row < kThreadRows; ++thread_row) {
+      load(0, thread_row);
+      finish(0, thread_row);
     }
   }
-  for (int32_t step = 0; step < steps; ++step) {
-    const bool more = step + 1 < steps;
+  for (int32_t turn = 0; turn < turns; ++turn) {
+    const bool more = turn + 1 < turns;
     WaitForCopies<Tile::kStages - 2>();
-    SyncThreads();  // this step's tiles are there, those of the last one have been read
-    copy_grad_output(step + Tile::kStages - 1);
-    read_offsets(step + 2);
+    SyncThreads();  // this turn's tiles are there, those of the last one have been read
+    copy_grad_output(turn + Tile::kStages - 1);
+    read_offsets(turn + 2);
     const T* const a =
-        shared.samples + step % 2 * Shared::kPixels * Shared::kSamplesRow + Tile::FirstRow(warp);
+        shared.samples + turn % 2 * Shared::kPixels * Shared::kSamplesRow + Tile::FirstRow(warp);
     const T* const b = shared.grad_output +
-                       step % Tile::kStages * Shared::kPixels * Shared::kGradOutputRow +
+                       turn % Tile::kStages * Shared::kPixels * Shared::kGradOutputRow +
                        Tile::FirstColumn(warp);
 #pragma unroll
     for (int k = 0; k < Tile::kSteps; ++k) {
       constexpr int kDepth = Tile::Product::kDepth;
-      if (k < kUnits && more) load(step + 1, k);
+      if (k < kThreadRows && more) load(turn + 1, k);
       product.template Step<Contiguous::kOutput, Contiguous::kOutput, true>(
           a + k * kDepth * Shared::kSamplesRow, Shared::kSamplesRow,
           b + k * kDepth * Shared::kGradOutputRow, Shared::kGradOutputRow, lane);
-      if (k < kUnits && more) finish(step + 1, k);
+      if (k < kThreadRows && more) finish(turn + 1, k);
     }
-    store_corners(step + 2);
+    store_corners(turn + 2);
   }
 
   static_assert(kSlotChannels % Tile::kWarpRows == 0, "a warp's rows are of one slot");
@@ -208,8 +210,7 @@ void FiltersGradientKernel(Convolution g, BackwardTensors<typename Tile::T> tens
   });
 }
 
-// --- Launching
-// -------------------------------------------------------------------------------------
+// --- Launching -----------------------------------------------------------------------------------
 
 template <typename T>
 Status BackwardPlan<T>::RunFilters(const BackwardTensors<T>& tensors, void* workspace,
@@ -235,7 +236,7 @@ Status BackwardPlan<T>::RunFilters(const BackwardTensors<T>& tensors, void* work
                     tensors, pixels, partials);
   } else {
     status = WithTile<T, 2 * kSlotChannels, 64, 32, 32>(
-        IsExact<T>(options_), vectorised, [&](auto small) {
+        UsesFma<T>(options_), vectorised, [&](auto small) {
           const auto launch = [&](auto tile) {
             using Tile = decltype(tile);
             using Shared = FiltersGradientShared<Tile>;
@@ -252,7 +253,7 @@ Status BackwardPlan<T>::RunFilters(const BackwardTensors<T>& tensors, void* work
                           Shared(nullptr).bytes, stream, c, tensors, job);
           };
           using Small = decltype(small);
-          if constexpr (!Small::kExact && Small::kVectors) {
+          if constexpr (!Small::kFma && Small::kVectors) {
             using Medium = Tile<T, false, 2 * kSlotChannels, 128, 64, 32, true>;
             if (c.group_filters > 64) return launch(Medium());
           }

@@ -20,7 +20,7 @@ struct ForwardShared {
   static constexpr int kSamplesRow = PaddedRow<T>(kDepth, false);
   static constexpr int kFiltersRow = PaddedRow<T>(Tile::kColumns, true);
   TilePixel* pixels;                         // [kRows]
-  WeightedCorners<ComputeType<T>>* corners;  // [taps of the block, kRows]
+  WeightedCorners<ComputeType<T>>* corners;  // [held taps, kRows]
   T* samples;                                // [2, kRows, kSamplesRow]
   T* filters;                                // [Tile::kStages, kDepth, kFiltersRow]
   int64_t bytes;
@@ -28,8 +28,8 @@ struct ForwardShared {
   TF_DEFORMABLE_HOST_DEVICE ForwardShared(char* memory, int taps) {
     SharedLayout layout(memory);
     pixels = layout.Take<TilePixel>(Tile::kRows);
-    corners = layout.Take<WeightedCorners<ComputeType<T>>>((taps < kTapBlock ? taps : kTapBlock) *
-                                                           Tile::kRows);
+    corners = layout.Take<WeightedCorners<ComputeType<T>>>(
+        (taps < kMostHeldTaps ? taps : kMostHeldTaps) * Tile::kRows);
     samples = layout.Take<T>(2 * Tile::kRows * kSamplesRow);
     filters = layout.Take<T>(Tile::kStages * kDepth * kFiltersRow);
     bytes = layout.size();
@@ -42,8 +42,9 @@ void ForwardKernel(Convolution g, ForwardTensors<typename Tile::T> tensors, int3
   using T = typename Tile::T;
   using Shared = ForwardShared<Tile>;
   constexpr int kRowsAtOnce = kThreads * Tile::kLanes / Shared::kDepth;
-  constexpr int kUnits = Tile::kRows / kRowsAtOnce;
-  static_assert(kUnits <= Tile::kSteps, "a unit is sampled during a step of the product");
+  constexpr int kThreadRows = Tile::kRows / kRowsAtOnce;
+  static_assert(kThreadRows <= Tile::kSteps,
+                "a row of each thread is sampled during a turn of the product");
   const Shared shared(SharedMemory(), g.taps);
   const int thread = ThreadIndex(), warp = thread / 32, lane = thread % 32;
   const int32_t parts = g.channels / g.group_channels * column_tiles;
@@ -62,8 +63,8 @@ void ForwardKernel(Convolution g, ForwardTensors<typename Tile::T> tensors, int3
   typename Tile::Product product;
   product.Clear();
 
-  for (int32_t first_tap = 0; first_tap < g.taps; first_tap += kTapBlock) {
-    const int taps = Min(kTapBlock, g.taps - first_tap);
+  for (int32_t first_tap = 0; first_tap < g.taps; first_tap += kMostHeldTaps) {
+    const int taps = Min(kMostHeldTaps, g.taps - first_tap);
     for (int32_t segment = 0; segment < segments; ++segment) {
       const int32_t first_channel = group * g.group_channels + segment * g.segment;
       const int32_t offset_group = first_channel / g.offset_group_channels;
@@ -77,16 +78,16 @@ void ForwardKernel(Convolution g, ForwardTensors<typename Tile::T> tensors, int3
       }
 
       // Chunks of the segment, and for each all taps.
-      const int32_t steps = chunks * taps;
-      const auto copy_filters = [&](int32_t step) {
-        if (step < steps) {
-          const int32_t chunk = step / taps, tap = step - chunk * taps;
+      const int32_t turns = chunks * taps;
+      const auto copy_filters = [&](int32_t turn) {
+        if (turn < turns) {
+          const int32_t chunk = turn / taps, tap = turn - chunk * taps;
           const int64_t channel = static_cast<int64_t>(first_tap + tap) * g.group_channels +
                                   segment * g.segment + chunk * Shared::kDepth;
           CopyTile<T, Shared::kDepth, Tile::kColumns, Tile::kVectors>(
               tensors.filters + channel * g.filters + filter, g.filters,
               g.segment - chunk * Shared::kDepth, columns,
-              shared.filters + step % Tile::kStages * Shared::kDepth * Shared::kFiltersRow,
+              shared.filters + turn % Tile::kStages * Shared::kDepth * Shared::kFiltersRow,
               Shared::kFiltersRow);
         }
         CommitCopies();
@@ -94,19 +95,20 @@ void ForwardKernel(Convolution g, ForwardTensors<typename Tile::T> tensors, int3
       Sampler<T, Tile::kVectors, Tile::kRound> sampler;
       const int vector = thread % (Shared::kDepth / Tile::kLanes) * Tile::kLanes;
       const int first_row = thread / (Shared::kDepth / Tile::kLanes);
-      const auto corners_of = [&](int tap, int unit) -> const WeightedCorners<ComputeType<T>>& {
-        return shared.corners[tap * Tile::kRows + first_row + unit * kRowsAtOnce];
+      const auto corners_of = [&](int tap,
+                                  int thread_row) -> const WeightedCorners<ComputeType<T>>& {
+        return shared.corners[tap * Tile::kRows + first_row + thread_row * kRowsAtOnce];
       };
-      const auto load = [&](int chunk, int tap, int unit) {
+      const auto load = [&](int chunk, int tap, int thread_row) {
         const int32_t at = chunk * Shared::kDepth + vector;
-        sampler.Load(g, tensors.inputs, corners_of(tap, unit).packed, first_channel + at,
+        sampler.Load(g, tensors.inputs, corners_of(tap, thread_row).packed, first_channel + at,
                      g.segment - at);
       };
-      const auto finish = [&](int chunk, int tap, int unit, int stage) {
+      const auto finish = [&](int chunk, int tap, int thread_row, int stage) {
         const int32_t at = chunk * Shared::kDepth + vector;
-        const int row = stage * Tile::kRows + first_row + unit * kRowsAtOnce;
+        const int row = stage * Tile::kRows + first_row + thread_row * kRowsAtOnce;
         *reinterpret_cast<Vector16*>(shared.samples + row * Shared::kSamplesRow + vector) =
-            sampler.Finish(g, tensors.inputs, corners_of(tap, unit), first_channel + at,
+            sampler.Finish(g, tensors.inputs, corners_of(tap, thread_row), first_channel + at,
                            g.segment - at);
       };
 
@@ -114,33 +116,33 @@ void ForwardKernel(Convolution g, ForwardTensors<typename Tile::T> tensors, int3
       for (int stage = 0; stage < Tile::kStages - 1; ++stage) copy_filters(stage);
       SyncThreads();  // the corners are there
 #pragma unroll
-      for (int unit = 0; unit < kUnits; ++unit) {
-        load(0, 0, unit);
-        finish(0, 0, unit, 0);
+      for (int thread_row = 0; thread_row < kThreadRows; ++thread_row) {
+        load(0, 0, thread_row);
+        finish(0, 0, thread_row, 0);
       }
       int32_t next_chunk = 0, next_tap = 0;
-      for (int32_t step = 0; step < steps; ++step) {
+      for (int32_t turn = 0; turn < turns; ++turn) {
         if (++next_tap == taps) {
           next_tap = 0;
           ++next_chunk;
         }
-        const bool more = step + 1 < steps;
+        const bool more = turn + 1 < turns;
         WaitForCopies<Tile::kStages - 2>();
-        SyncThreads();  // this step's tiles are there, those of the last one have been read
-        copy_filters(step + Tile::kStages - 1);
+        SyncThreads();  // this turn's tiles are there, those of the last one have been read
+        copy_filters(turn + Tile::kStages - 1);
         const T* const a =
-            shared.samples + (step % 2 * Tile::kRows + Tile::FirstRow(warp)) * Shared::kSamplesRow;
+            shared.samples + (turn % 2 * Tile::kRows + Tile::FirstRow(warp)) * Shared::kSamplesRow;
         const T* const b = shared.filters +
-                           step % Tile::kStages * Shared::kDepth * Shared::kFiltersRow +
+                           turn % Tile::kStages * Shared::kDepth * Shared::kFiltersRow +
                            Tile::FirstColumn(warp);
 #pragma unroll
         for (int k = 0; k < Tile::kSteps; ++k) {
           constexpr int kDepth = Tile::Product::kDepth;
-          if (k < kUnits && more) load(next_chunk, next_tap, k);
+          if (k < kThreadRows && more) load(next_chunk, next_tap, k);
           product.template Step<Contiguous::kDepth, Contiguous::kOutput, true>(
               a + k * kDepth, Shared::kSamplesRow, b + k * kDepth * Shared::kFiltersRow,
               Shared::kFiltersRow, lane);
-          if (k < kUnits && more) finish(next_chunk, next_tap, k, (step + 1) % 2);
+          if (k < kThreadRows && more) finish(next_chunk, next_tap, k, (turn + 1) % 2);
         }
       }
     }
@@ -162,10 +164,9 @@ void ForwardKernel(Convolution g, ForwardTensors<typename Tile::T> tensors, int3
   });
 }
 
-// --- Launching
-// -------------------------------------------------------------------------------------
+// --- Launching -----------------------------------------------------------------------------------
 
-// A sampled value costs about as much as multiplying it with so many filters.
+// To sample a value costs about as much as to multiply it with so many filters.
 inline constexpr int64_t kSamplingCost = 128;
 
 // Estimated time of a forward pass that is cut into such tiles.
@@ -187,7 +188,7 @@ Status LaunchForward(Convolution c, const ForwardTensors<typename Tile::T>& tens
                 kThreads, shared.bytes, stream, c, tensors, column_tiles);
 }
 
-// The cheapest of some tiles.
+// Launches the kernel with the cheapest of some tiles.
 template <typename First, typename... Others>
 Status LaunchCheapestForward(const Convolution& c, const DeviceLimits& limits,
                              const ForwardTensors<typename First::T>& tensors, void* stream) {
@@ -223,17 +224,17 @@ Status ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, void*, void* stream
                 ? LaunchDepthwiseForward<T, true>
                 : LaunchDepthwiseForward<T, false>)(c, limits.multiprocessors, tensors, stream);
   }
-  if (depthwise) c.segment = 1;  // of the general kernels
-  const bool exact = IsExact<T>(options_);
+  if (depthwise) c.segment = 1;  // the general kernels take each channel for a group
+  const bool uses_fma = UsesFma<T>(options_);
   if constexpr (!std::is_same_v<T, double>) {
-    if (!exact && vectorised && !depthwise) {
+    if (!uses_fma && vectorised && !depthwise) {
       return LaunchCheapestForward<
           Tile<T, false, 64, 64, 32, 16, true>, Tile<T, false, 64, 128, 32, 32, true>,
           Tile<T, false, 128, 64, 32, 32, true>, Tile<T, false, 128, 128, 64, 32, true>,
           Tile<T, false, 128, 256, 64, 64, true>>(c, limits, tensors, stream);
     }
   }
-  return WithTile<T, 64, 64, 32, 16>(exact, vectorised && !depthwise, [&](auto tile) {
+  return WithTile<T, 64, 64, 32, 16>(uses_fma, vectorised && !depthwise, [&](auto tile) {
     return LaunchForward<decltype(tile)>(c, tensors, stream);
   });
 }

@@ -15,13 +15,13 @@ namespace tf_deformable::deformable_conv2d::cuda {
 // How a launch of the gradient for the inputs cuts the work, and where it writes.
 template <typename A>
 struct InputsGradientJob {
-  // A block has some chunks of kColumns channels of a segment, a "range"; its tiles follow each
+  // A block has a range: some chunks of kColumns channels of a segment. Its tiles follow each
   // other.
   int32_t chunks_per_range, ranges_per_segment, ranges;
   int64_t tiles_per_block;
-  int32_t block_taps;  // whose sampling points are held at a time
+  int32_t held_taps;   // a block holds the sampling points of so many taps
   bool resident;       // all of a tile's grad_output is in shared memory, else a part at a time
-  bool in_order;       // one thread adds all that is added to an element
+  bool deterministic;  // one thread adds all that is added to an element
   A* grad_inputs;      // [images, H, W, C], images from first_image on
   int64_t first_image;
   // Gradients for (dy, dx, mask): [ranges, pixels, taps, 3], pixels from the launch's first one on;
@@ -36,8 +36,8 @@ struct alignas(8) ScatterPoint {
   int64_t packed;
 };
 
-inline constexpr int kScatterLanes = 16;    // threads that scatter one pixel's chunk
-inline constexpr int kScatterChannels = 4;  // of each of them
+inline constexpr int kScatterLanes = 16;    // so many threads scatter one pixel's chunk,
+inline constexpr int kScatterChannels = 4;  // each so many channels of it
 inline constexpr int kScatterChunk = kScatterLanes * kScatterChannels;
 
 template <typename Tile>
@@ -48,19 +48,19 @@ struct InputsGradientShared {
   static constexpr int kRow = PaddedRow<T>(kDepth, false);
   static constexpr int kColumnsRow = Tile::kColumns + 8;
   TilePixel* pixels;        // [kRows]
-  ScatterPoint<A>* points;  // [taps of the block, kRows]
-  A* gradients;             // [taps of the block, kRows, 3]
+  ScatterPoint<A>* points;  // [held taps, kRows]
+  A* gradients;             // [held taps, kRows, 3]
   A* columns;               // [kRows, kColumnsRow]: ds
   T* grad_output;           // [chunks of filters or Tile::kStages, kRows, kRow]
   T* filters;               // [Tile::kStages, kColumns, kRow]
   int64_t bytes;
 
-  TF_DEFORMABLE_HOST_DEVICE InputsGradientShared(char* memory, int block_taps,
+  TF_DEFORMABLE_HOST_DEVICE InputsGradientShared(char* memory, int held_taps,
                                                  int grad_output_chunks, bool depthwise) {
     SharedLayout layout(memory);
     pixels = layout.Take<TilePixel>(Tile::kRows);
-    points = layout.Take<ScatterPoint<A>>(block_taps * Tile::kRows);
-    gradients = layout.Take<A>(block_taps * Tile::kRows * 3);
+    points = layout.Take<ScatterPoint<A>>(held_taps * Tile::kRows);
+    gradients = layout.Take<A>(held_taps * Tile::kRows * 3);
     columns = layout.Take<A>(depthwise ? 0 : Tile::kRows * kColumnsRow);
     grad_output = layout.Take<T>(depthwise ? 0 : grad_output_chunks * Tile::kRows * kRow);
     filters = layout.Take<T>(depthwise ? 0 : Tile::kStages * Tile::kColumns * kRow);
@@ -159,10 +159,10 @@ TF_DEFORMABLE_DEVICE void ScatterChunk(const Convolution& g, const typename Tile
 #pragma unroll
       for (int i = 0; i < 3; ++i) sums[i] += gradients[i];
     }
-    if (!job.in_order) scatter(p, ds);
+    if (!job.deterministic) scatter(p, ds);
   }
   // The device keeps the order of what one thread adds to one element.
-  if (job.in_order && first_row == 0) {
+  if (job.deterministic && first_row == 0) {
     for (int row = 0; row < Tile::kRows; ++row) {
       A ds[kScatterChannels];
       get(row, at, ds);
@@ -181,7 +181,7 @@ void InputsGradientKernel(Convolution g, BackwardTensors<typename Tile::T> tenso
   using Shared = InputsGradientShared<Tile>;
   static_assert(Tile::kColumns == kScatterChunk, "what is multiplied is what is scattered");
   const int32_t filter_chunks = (g.group_filters + Shared::kDepth - 1) / Shared::kDepth;
-  const Shared shared(SharedMemory(), job.block_taps, job.resident ? filter_chunks : Tile::kStages,
+  const Shared shared(SharedMemory(), job.held_taps, job.resident ? filter_chunks : Tile::kStages,
                       kDepthwise);
   const int thread = ThreadIndex(), warp = thread / 32, lane = thread % 32;
   const int32_t range = static_cast<int32_t>(BlockIndex() % job.ranges);
@@ -200,7 +200,7 @@ void InputsGradientKernel(Convolution g, BackwardTensors<typename Tile::T> tenso
     if (thread < Tile::kRows) {
       shared.pixels[thread] = MakeTilePixel(g, PixelOfTile(g, tile, Tile::kRows, thread));
     }
-    const auto copy_grad_output = [&](int32_t chunk, int slot) {
+    const auto copy_grad_output = [&](int32_t chunk, int buffer) {
       constexpr int kRowVectors = Shared::kDepth / Tile::kLanes;
       for (int i = thread; i < Tile::kRows * kRowVectors; i += kThreads) {
         const int row = i / kRowVectors, column = i % kRowVectors * Tile::kLanes;
@@ -208,7 +208,7 @@ void InputsGradientKernel(Convolution g, BackwardTensors<typename Tile::T> tenso
         const int32_t at = chunk * Shared::kDepth + column;
         const T* const from =
             tensors.grad_output + pixel * g.filters + group * g.group_filters + at;
-        T* const to = shared.grad_output + (slot * Tile::kRows + row) * Shared::kRow + column;
+        T* const to = shared.grad_output + (buffer * Tile::kRows + row) * Shared::kRow + column;
         if constexpr (Tile::kVectors) {
           const bool present = pixel >= 0 && at < g.group_filters;
           CopyAsync16(to, present ? from : tensors.grad_output, present);
@@ -227,8 +227,8 @@ void InputsGradientKernel(Convolution g, BackwardTensors<typename Tile::T> tenso
       // Committed with the first filters.
     }
 
-    for (int32_t first_tap = 0; first_tap < g.taps; first_tap += job.block_taps) {
-      const int taps = Min(job.block_taps, g.taps - first_tap);
+    for (int32_t first_tap = 0; first_tap < g.taps; first_tap += job.held_taps) {
+      const int taps = Min(job.held_taps, g.taps - first_tap);
       SyncThreads();  // the pixels are there, the last taps are done with
       for (int i = thread; i < taps * Tile::kRows; i += kThreads) {
         const int row = i / taps, tap = i - row * taps;
@@ -266,39 +266,39 @@ void InputsGradientKernel(Convolution g, BackwardTensors<typename Tile::T> tenso
         }
       } else {
         // Chunks of channels, for each all taps, for each all chunks of filters.
-        const int32_t steps = chunks * taps * filter_chunks;
-        const auto copy = [&](int32_t step) {
-          if (step < steps) {
-            const int32_t product = step / filter_chunks, part = step - product * filter_chunks;
+        const int32_t turns = chunks * taps * filter_chunks;
+        const auto copy = [&](int32_t turn) {
+          if (turn < turns) {
+            const int32_t product = turn / filter_chunks, part = turn - product * filter_chunks;
             const int32_t chunk = product / taps, tap = product - chunk * taps;
             const int64_t row = static_cast<int64_t>(first_tap + tap) * g.group_channels +
                                 first_channel - group * g.group_channels + chunk * kScatterChunk;
             CopyTile<T, Tile::kColumns, Shared::kDepth, Tile::kVectors>(
                 tensors.filters + row * g.filters + group * g.group_filters + part * Shared::kDepth,
                 g.filters, left - chunk * kScatterChunk, g.group_filters - part * Shared::kDepth,
-                shared.filters + step % Tile::kStages * Tile::kColumns * Shared::kRow,
+                shared.filters + turn % Tile::kStages * Tile::kColumns * Shared::kRow,
                 Shared::kRow);
-            if (!job.resident) copy_grad_output(part, step % Tile::kStages);
+            if (!job.resident) copy_grad_output(part, turn % Tile::kStages);
           }
           CommitCopies();
         };
 #pragma unroll
         for (int stage = 0; stage < Tile::kStages - 1; ++stage) copy(stage);
-        int32_t step = 0;
+        int32_t turn = 0;
         for (int32_t chunk = 0; chunk < chunks; ++chunk) {
           for (int tap = 0; tap < taps; ++tap) {
             typename Tile::Product product;
             product.Clear();
-            for (int32_t part = 0; part < filter_chunks; ++part, ++step) {
+            for (int32_t part = 0; part < filter_chunks; ++part, ++turn) {
               WaitForCopies<Tile::kStages - 2>();
-              SyncThreads();  // this step's tiles and the points are there, the last ones were read
-              copy(step + Tile::kStages - 1);
-              const int slot = job.resident ? part : step % Tile::kStages;
+              SyncThreads();  // this turn's tiles and the points are there, the last ones were read
+              copy(turn + Tile::kStages - 1);
+              const int buffer = job.resident ? part : turn % Tile::kStages;
               const T* const a =
-                  shared.grad_output + (slot * Tile::kRows + Tile::FirstRow(warp)) * Shared::kRow;
+                  shared.grad_output + (buffer * Tile::kRows + Tile::FirstRow(warp)) * Shared::kRow;
               const T* const b =
                   shared.filters +
-                  (step % Tile::kStages * Tile::kColumns + Tile::FirstColumn(warp)) * Shared::kRow;
+                  (turn % Tile::kStages * Tile::kColumns + Tile::FirstColumn(warp)) * Shared::kRow;
 #pragma unroll
               for (int k = 0; k < Tile::kSteps; ++k) {
                 constexpr int kDepth = Tile::Product::kDepth;
@@ -313,7 +313,7 @@ void InputsGradientKernel(Convolution g, BackwardTensors<typename Tile::T> tenso
 #pragma unroll
               for (int k = 0; k < kRun; ++k) to[k] = sums[k];
             });
-            SyncThreads();  // ds is there; the next step's barrier keeps it until it has been read
+            SyncThreads();  // ds is there; the next turn's barrier keeps it until it has been read
             ScatterChunk(g, tensors.inputs, job, shared, tap, first_channel + chunk * kScatterChunk,
                          left - chunk * kScatterChunk,
                          [&](int row, int at, A(&ds)[kScatterChannels]) {
@@ -373,8 +373,7 @@ void ReducePartialsKernel(Convolution g, const ComputeType<T>* partials, int32_t
   if (grad_mask) StoreSampling(grad_mask, at, sums[2]);
 }
 
-// --- Launching
-// -------------------------------------------------------------------------------------
+// --- Launching -----------------------------------------------------------------------------------
 
 template <typename T>
 Status BackwardPlan<T>::RunInputs(const BackwardTensors<T>& tensors, void* workspace,
@@ -395,7 +394,7 @@ Status BackwardPlan<T>::RunInputs(const BackwardTensors<T>& tensors, void* works
   job.chunks_per_range = chunks_per_range_;
   job.ranges_per_segment = ranges_per_segment_;
   job.ranges = ranges_;
-  job.in_order = options_.deterministic;
+  job.deterministic = options_.deterministic;
   job.partials =
       reduces ? reinterpret_cast<A*>(static_cast<char*>(workspace) + partials_at_) : nullptr;
   const auto launch = [&](auto tile, auto depthwise) {
@@ -404,12 +403,12 @@ Status BackwardPlan<T>::RunInputs(const BackwardTensors<T>& tensors, void* works
     const int chunks = static_cast<int>(CeilDiv(c.group_filters, Shared::kDepth));
     // Best is to hold all of grad_output and still have two blocks on a multiprocessor; at least,
     // a block must fit.
-    job.block_taps = std::min(kTapBlock, c.taps);
+    job.held_taps = std::min(kMostHeldTaps, c.taps);
     const auto bytes_of = [&](bool resident) {
-      return Shared(nullptr, job.block_taps, resident ? chunks : Tile::kStages, depthwise()).bytes;
+      return Shared(nullptr, job.held_taps, resident ? chunks : Tile::kStages, depthwise()).bytes;
     };
     job.resident = bytes_of(true) <= shared_bytes_for_two_;
-    while (bytes_of(job.resident) > shared_bytes_ && job.block_taps > 1) --job.block_taps;
+    while (bytes_of(job.resident) > shared_bytes_ && job.held_taps > 1) --job.held_taps;
     const int64_t bytes = bytes_of(job.resident);
     int64_t blocks;
     if (options_.deterministic) {
@@ -444,7 +443,7 @@ Status BackwardPlan<T>::RunInputs(const BackwardTensors<T>& tensors, void* works
     for (c.first_pixel = first; c.first_pixel < last; c.first_pixel += step) {
       c.last_pixel = std::min(c.first_pixel + step, last);
       Status status = WithTile<T, kScatterRows, kScatterChunk, 32, 16>(
-          IsExact<T>(options_), vectorised, [&](auto tile) {
+          UsesFma<T>(options_), vectorised, [&](auto tile) {
             return depthwise_ ? launch(tile, std::true_type()) : launch(tile, std::false_type());
           });
       if (reduces) {

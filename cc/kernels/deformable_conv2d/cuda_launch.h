@@ -24,7 +24,7 @@ inline constexpr char kOp[] = "deformable_conv2d";
 // elements of a tensor has no such limit.
 inline Status MakeConvolution(const Geometry& g, Convolution* convolution) {
   constexpr int64_t kMost = 1 << 30;
-  constexpr int64_t kMostPixels = 1 << 24;  // along an axis: exact as float
+  constexpr int64_t kMostPixels = 1 << 24;  // along an axis: float counts so far
   const int64_t reach_y = g.output_height * g.stride_y + g.kernel_height * g.dilation_y + g.pad_top;
   const int64_t reach_x = g.output_width * g.stride_x + g.kernel_width * g.dilation_x + g.pad_left;
   const bool fits = g.height <= kMostPixels && g.width <= kMostPixels &&
@@ -95,7 +95,7 @@ inline bool IsVectorised(const Convolution& c, bool depthwise, int lanes,
   return c.segment % lanes == 0 && (depthwise || c.group_filters % lanes == 0);
 }
 
-// Shares of a segment's chunks, so that there are enough blocks to keep all multiprocessors busy.
+// Shares out a segment's chunks so that there are enough blocks to keep all multiprocessors busy.
 inline ChannelRanges ChooseRanges(const Convolution& c, int chunk, int64_t tiles,
                                   int multiprocessors) {
   constexpr int64_t kBlocksWanted = 4;  // on each multiprocessor, two of which run at once
@@ -108,18 +108,18 @@ inline ChannelRanges ChooseRanges(const Convolution& c, int chunk, int64_t tiles
   return ranges;
 }
 
-// What is computed with plain multiply-adds.
+// Whether products are computed with plain multiply-adds.
 template <typename T>
-bool IsExact(const CudaOptions& options) {
+bool UsesFma(const CudaOptions& options) {
   return std::is_same_v<T, double> || (std::is_same_v<T, float> && !options.tensor_float_32);
 }
 
-// Calls function(Tile) with the tile of that kind: on the tensor cores or not, reading 16 bytes at
-// a time or not.
+// Calls function(Tile) with the tile of that kind: multiplied by plain multiply-adds or on the
+// tensor cores, read 16 bytes at a time or not.
 template <typename T, int kRows, int kColumns, int kWarpRows, int kWarpColumns, typename F>
-Status WithTile(bool exact, bool vectorised, const F& function) {
+Status WithTile(bool uses_fma, bool vectorised, const F& function) {
   if constexpr (sizeof(T) >= 4) {
-    if (exact) {
+    if (uses_fma) {
       if (vectorised) {
         return function(Tile<T, true, kRows, kColumns, kWarpRows, kWarpColumns, true>());
       }
@@ -135,7 +135,8 @@ Status WithTile(bool exact, bool vectorised, const F& function) {
   return Status();
 }
 
-// Bounds of the parts of the workspace.
+// Bounds of the parts of the workspace: the 16-bit gradient of the inputs as float, gradients of
+// offsets and mask that wait to be added up, and those of the filters.
 inline constexpr int64_t kInputsGradientBytes = 32 << 20;
 inline constexpr int64_t kPartialsBytes = 16 << 20;
 inline constexpr int64_t kFiltersPartialsBytes = 48 << 20;

@@ -31,7 +31,7 @@ class ForwardPlan {
   CudaOptions options_;
 };
 
-// The workspace is bounded whatever the batch: 48 MB, or what one image needs, if that is more
+// The workspace is bounded whatever the batch: 48 MiB, or what one image needs, if that is more
 // (16-bit gradients of the inputs are added up as float, some images at a time).
 template <typename T>
 class BackwardPlan {

@@ -14,8 +14,7 @@
 // these read nearly the same pixels, which are then in the first-level cache. While a chunk is
 // multiplied, the loads of the next one are under way.
 //
-// Channels are cut into segments, the largest runs of which all lie in one group and in one offset
-// group.
+// Channels are cut into segments: the largest runs that lie in one group and in one offset group.
 #ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_TILES_H_
 #define TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_TILES_H_
 
@@ -42,23 +41,23 @@ struct Convolution {
   int32_t stride_y, stride_x, dilation_y, dilation_x, pad_top, pad_left;
   int32_t offset_groups;
   int32_t group_channels, group_filters, offset_group_channels;
-  int32_t segment;  // channels
-  // Output pixels go into tiles of tile_rows x tile_columns of one image; tile_columns == 0: of so
-  // many in a row, whatever their images.
+  int32_t segment;  // how many channels a segment has
+  // A tile has tile_rows x tile_columns output pixels of one image. If tile_columns is 0, it has so
+  // many that follow each other, whatever their images.
   int32_t tile_rows, tile_columns;
 };
 
 inline constexpr int kThreads = 256;
 inline constexpr int kWarps = kThreads / 32;
-inline constexpr int kTapBlock = 9;      // taps whose sampling points are held at a time
-inline constexpr int kChunkBytes = 128;  // of neighbouring channels
+inline constexpr int kMostHeldTaps = 9;  // a block holds the sampling points of so many taps
+inline constexpr int kChunkBytes = 128;  // a chunk: neighbouring channels of so many bytes
 
 // --- Pixels --------------------------------------------------------------------------------------
 
 struct TilePixel {
-  int64_t pixel;  // of all images; -1: none
+  int64_t pixel;  // of the output [N*Ho*Wo, F]; -1: none
   int32_t image;
-  int32_t y, x;  // in the inputs, of the first tap without its offset
+  int32_t y, x;  // position of the first tap without its offset
 };
 
 TF_DEFORMABLE_DEVICE TilePixel MakeTilePixel(const Convolution& g, int64_t pixel) {
@@ -114,7 +113,7 @@ TF_DEFORMABLE_DEVICE SamplingPoint<A> PointOf(const Convolution& g, const TilePi
                               g.width, g.width);
 }
 
-// Pixel of the inputs, of all images, times 16, plus the bits of the corners on the map.
+// A pixel of inputs [N*H*W, C] times 16, plus the bits of the corners that are on the map.
 TF_DEFORMABLE_DEVICE int64_t PackCorners(const Convolution& g, int32_t image, int32_t pixel,
                                          uint32_t corners) {
   return (static_cast<int64_t>(image) * g.height * g.width + pixel) * 16 + corners;
@@ -145,8 +144,8 @@ TF_DEFORMABLE_DEVICE WeightedCorners<A> MakeWeightedCorners(const Convolution& g
   return corners;
 }
 
-// Samples 16 bytes of channels: Load, then, when the loads have had time, Finish.
-// kVectors: all channel runs are whole and aligned to 16 bytes. kRound: to TF32.
+// Samples 16 bytes of channels: Load, and when the loads have had time, Finish. kVectors: all runs
+// of channels are whole and aligned to 16 bytes. kRound: the samples are rounded to TF32.
 template <typename T, bool kVectors, bool kRound>
 class Sampler {
  public:
@@ -174,7 +173,7 @@ class Sampler {
     if constexpr (kVectors) {
 #pragma unroll
       for (int i = 0; i < kLanes; ++i) sums[i] = 0;
-      if (left <= 0) return;  // a NaN position has no say there
+      if (left <= 0) return;  // not even a NaN weight may reach channels that do not exist
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const Elements<T> elements(corners_[j]);
@@ -268,21 +267,22 @@ TF_DEFORMABLE_DEVICE void StoreRun(const Sum (&sums)[kRun], int column, int colu
 // --- Tiles ---------------------------------------------------------------------------------------
 
 // A block's part of a product, kRows x kColumns, cut into kWarpRows x kWarpColumns for its warps.
-template <typename T_, bool kExact_, int kRows_, int kColumns_, int kWarpRows_, int kWarpColumns_,
+template <typename T_, bool kFma_, int kRows_, int kColumns_, int kWarpRows_, int kWarpColumns_,
           bool kVectors_>
 struct Tile {
   using T = T_;
-  static constexpr bool kExact = kExact_;
+  static constexpr bool kFma = kFma_;
   static constexpr int kRows = kRows_, kColumns = kColumns_;
   static constexpr int kWarpRows = kWarpRows_, kWarpColumns = kWarpColumns_;
   static constexpr bool kVectors = kVectors_;
-  static constexpr bool kRound = std::is_same_v<T, float> && !kExact;
-  using Product = std::conditional_t<kExact, ExactProduct<T, kWarpRows, kWarpColumns>,
+  static constexpr bool kRound = std::is_same_v<T, float> && !kFma;
+  using Product = std::conditional_t<kFma, FmaProduct<T, kWarpRows, kWarpColumns>,
                                      WarpProduct<T, kWarpRows, kWarpColumns>>;
   static constexpr int kLanes = 16 / sizeof(T);
-  static constexpr int kSteps = kChunkBytes / 32;  // of the product in a chunk
-  // Tiles of an operand that are copied in the background, the one in use included. Of large ones
-  // the product takes so long that one ahead is enough, and two blocks fit on a multiprocessor.
+  static constexpr int kSteps = kChunkBytes / 32;  // a chunk takes so many steps of the product
+  // How many tiles of an operand are in shared memory: the one in use, and those that are copied in
+  // the background. The product of large ones takes so long that one ahead is enough, and two
+  // blocks fit on a multiprocessor.
   static constexpr int kStages = kRows * kColumns >= 128 * 128 ? 2 : 3;
   static_assert(kRows / kWarpRows * (kColumns / kWarpColumns) == kWarps, "a part for each warp");
 
@@ -294,8 +294,8 @@ struct Tile {
   }
 };
 
-// Takes pieces of a block's shared memory, one after the other. Also run on the host, from null, to
-// know how much there is to ask for.
+// Takes parts of a block's shared memory, one after the other. The host runs it too, from null, to
+// learn how much to ask for.
 class SharedLayout {
  public:
   TF_DEFORMABLE_HOST_DEVICE explicit SharedLayout(char* memory) : memory_(memory) {}

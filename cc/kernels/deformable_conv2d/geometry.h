@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "kernels/base/host_device.h"
 #include "kernels/base/shape.h"
 #include "kernels/base/status.h"
 
@@ -23,14 +24,14 @@ struct Arguments {
   std::optional<Shape> bias;         // [F]
   std::optional<Shape> grad_output;  // [N, Ho, Wo, F]
 
-  std::vector<int64_t> strides;            // y, x
-  std::vector<int64_t> dilations;          // y, x
-  Padding padding = Padding::kSame;        //
+  std::vector<int64_t> strides;    // y, x
+  std::vector<int64_t> dilations;  // y, x
+  Padding padding = Padding::kSame;
   std::vector<int64_t> explicit_paddings;  // top, bottom, left, right, for Padding::kExplicit
 };
 
-// Plain data, so that it can be handed to a GPU kernel by value. A dimension that does not follow
-// from what is known is kUnknown; kernels are only ever given a fully known geometry.
+// A dimension that does not follow from what is known is kUnknown; kernels are only ever given a
+// fully known geometry. Those for CUDA get a 32-bit copy of it (cuda_tiles.h).
 struct Geometry {
   int64_t batch = kUnknown;
   int64_t height = kUnknown, width = kUnknown, channels = kUnknown;
@@ -45,18 +46,20 @@ struct Geometry {
 
   // Always inlined: the kernels' translation units, each for its own instruction set, must not
   // share a compiled copy.
-  [[gnu::always_inline]] constexpr int64_t taps() const { return kernel_height * kernel_width; }
-  [[gnu::always_inline]] constexpr int64_t group_channels() const { return channels / groups; }
-  [[gnu::always_inline]] constexpr int64_t group_filters() const { return filters / groups; }
-  [[gnu::always_inline]] constexpr int64_t offset_group_channels() const {
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t taps() const { return kernel_height * kernel_width; }
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t group_channels() const { return channels / groups; }
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t group_filters() const { return filters / groups; }
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t offset_group_channels() const {
     return channels / offset_groups;
   }
-  [[gnu::always_inline]] constexpr int64_t output_size() const {
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t output_size() const {
     return output_height * output_width;
   }
-  [[gnu::always_inline]] constexpr int64_t output_pixels() const { return batch * output_size(); }
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t output_pixels() const {
+    return batch * output_size();
+  }
   // Each of several channels is a group of its own, with one filter.
-  [[gnu::always_inline]] constexpr bool is_depthwise() const {
+  TF_DEFORMABLE_HOST_DEVICE constexpr bool is_depthwise() const {
     return groups > 1 && group_channels() == 1 && group_filters() == 1;
   }
 };

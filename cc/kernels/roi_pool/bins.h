@@ -3,8 +3,8 @@
 //
 // The samples of a bin are a grid, and whether one counts, where it is clamped and how it is
 // interpolated is decided for each axis alone. So the sum over samples and corners is a sum over
-// the map's rows and columns that the bin touches, its taps, of (row weight) * (column weight) * x:
-// a bin of 4x4 samples reads its few pixels once each instead of 64 times. The gradients use the
+// the map's rows and columns that the bin touches, its lines, of (row weight) * (column weight) *
+// x: a bin of 4x4 samples reads its few pixels once each instead of 64 times. The gradients use the
 // same weights, and for the offsets their slopes.
 #ifndef TF_DEFORMABLE_CC_KERNELS_ROI_POOL_BINS_H_
 #define TF_DEFORMABLE_CC_KERNELS_ROI_POOL_BINS_H_
@@ -137,10 +137,10 @@ TF_DEFORMABLE_HOST_DEVICE A BinScale(A samples_y, A samples_x, A dy, A dx) {
 template <typename A>
 struct BinSamples {
   A base, step;
-  A count;  // aligned: of all samples; else 0: those that count have to be counted
+  A count;  // aligned: all samples; else 0, and those that count have to be counted
   int64_t first, last;
   int64_t limit;  // pixels of the map along this axis
-  A highest;      // position that counts
+  A highest;      // the last position that counts
   A end;          // the last pixel
   bool aligned;
 
@@ -202,17 +202,17 @@ TF_DEFORMABLE_HOST_DEVICE BinSamples<A> MakeBinSamples(const Geometry& g, const 
   return samples;
 }
 
-// --- Taps ----------------------------------------------------------------------------------------
+// --- Lines ---------------------------------------------------------------------------------------
 
 // One row (or column) of the map that a bin reads along one axis, over all of the bin's samples.
 template <typename A, typename Index = int64_t>
-struct AxisTap {
+struct AxisLine {
   Index at;
   A weight;  // sum of the samples' interpolation weights
   A slope;   // its derivative for the position of the bin
 };
 
-// So many taps an axis has at most: a sample touches two pixels, and there are only so many.
+// So many lines an axis has at most: a sample touches two pixels, and there are only so many.
 TF_DEFORMABLE_HOST_DEVICE int64_t AxisCapacity(const Geometry& g) {
   const int64_t longest = Max(g.height, g.width);
   const int64_t touched = g.samples_per_bin > 0 ? 2 * g.samples_per_bin : longest;
@@ -233,29 +233,29 @@ TF_DEFORMABLE_HOST_DEVICE PixelPair<A, Index> MakePixelPair(A position) {
   return {low, position - static_cast<A>(low)};
 }
 
-// The taps of one bin along one axis.
+// The lines of one bin along one axis.
 template <typename A, typename Index = int64_t>
-struct AxisTaps {
-  AxisTap<A, Index>* taps;
+struct AxisLines {
+  AxisLine<A, Index>* lines;
   Index size = 0;
   A samples = 0;  // those that count (aligned: all): the axis' factor of n
 
-  // Positions come in increasing order, so a tap that exists already is one of the last two.
+  // Positions come in increasing order, so a line that exists already is one of the last two.
   TF_DEFORMABLE_HOST_DEVICE void Add(Index at, A weight, A slope) {
-    AxisTap<A, Index>* tap = taps + size;
-    if (size > 0 && tap[-1].at == at) {
-      --tap;
-    } else if (size > 1 && tap[-2].at == at) {
-      tap -= 2;
+    AxisLine<A, Index>* line = lines + size;
+    if (size > 0 && line[-1].at == at) {
+      --line;
+    } else if (size > 1 && line[-2].at == at) {
+      line -= 2;
     } else {
-      *tap = {at, 0, 0};
+      *line = {at, 0, 0};
       ++size;
     }
-    tap->weight += weight;
-    tap->slope += slope;
+    line->weight += weight;
+    line->slope += slope;
   }
 
-  // Fills the taps from the samples of the bin.
+  // Fills the lines from the samples of the bin.
   TF_DEFORMABLE_HOST_DEVICE void Collect(const BinSamples<A>& from) {
     if (from.aligned) {
       CollectAs<true>(from);

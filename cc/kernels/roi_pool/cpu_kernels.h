@@ -17,7 +17,7 @@ template <typename T>
 struct ForwardJob {
   Geometry geometry;
   ForwardTensors<T> tensors;
-  int64_t axis_capacity;  // of one axis' taps in the workspace
+  int64_t axis_capacity;  // the workspace has room for so many lines of an axis
 };
 
 template <typename T>
@@ -26,12 +26,12 @@ struct BackwardJob {
   Geometry geometry;
   BackwardTensors<T> tensors;
   A* grad_inputs;  // [N, H, W, C]: those of the tensors, unless they have to be rounded
-  // A unit owns the input gradient of one map's channels of a block: `slots` blocks, of
-  // channels_per_block each, share the channels of a class; a block has classes_per_block of these.
-  int64_t blocks, slots;
+  // A unit owns the input gradient of one map's channels of a channel block. A block has whole
+  // classes, classes_per_block of them, or one of the `slices` of a class, channels_per_block wide.
+  int64_t blocks, slices;
   int64_t classes_per_block, channels_per_block;
-  int64_t first_box, last_box;  // the step
-  // Gradients of (dy, dx, mask) of each bin and class: [slots, boxes, bins, classes, 3]; null if
+  int64_t first_box, last_box;  // of the step
+  // Gradients of (dy, dx, mask) of each bin and class: [slices, boxes, bins, classes, 3]; null if
   // there are neither offsets nor a mask.
   A* partials;
   int64_t axis_capacity;
@@ -41,8 +41,8 @@ template <typename T>
 struct Kernels {
   using A = ComputeType<T>;
   // Units of work; each writes memory of its own.
-  void (*forward)(const ForwardJob<T>& job, int64_t box, AxisTap<A>* workspace);
-  void (*backward)(const BackwardJob<T>& job, int64_t unit, AxisTap<A>* workspace);
+  void (*forward)(const ForwardJob<T>& job, int64_t box, AxisLine<A>* workspace);
+  void (*backward)(const BackwardJob<T>& job, int64_t unit, AxisLine<A>* workspace);
   void (*reduce_partials)(const BackwardJob<T>& job, int64_t box);
   void (*round)(const A* from, int64_t size, T* to);
 

@@ -9,8 +9,10 @@
 namespace tf_deformable::roi_pool::cpu {
 namespace {
 
-constexpr int64_t kPartialsBytes = 4 << 20;  // of the gradients that wait to be added up
-constexpr int64_t kUnitsWanted = 4;          // to keep threads busy; more repeat the bins' geometry
+// Gradients that wait to be added up have at most so many bytes.
+constexpr int64_t kPartialsBytes = 4 << 20;
+// So many units keep some threads busy. Each works out the bins that it needs, so more cost more.
+constexpr int64_t kUnitsWanted = 4;
 
 template <typename T>
 const Kernels<T>& TableKernels() {
@@ -26,7 +28,7 @@ template <typename T>
 ForwardPlan<T>::ForwardPlan(const Geometry& g, int num_workers) : kernels_(TableKernels<T>()) {
   job_.geometry = g;
   job_.axis_capacity = AxisCapacity(g);
-  workspace_bytes_ = num_workers * 2 * job_.axis_capacity * sizeof(AxisTap<ComputeType<T>>);
+  workspace_bytes_ = num_workers * 2 * job_.axis_capacity * sizeof(AxisLine<ComputeType<T>>);
 }
 
 template <typename T>
@@ -34,9 +36,9 @@ void ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, Executor& executor,
                          void* workspace) const {
   ForwardJob<T> job = job_;
   job.tensors = tensors;
-  auto* const taps = static_cast<AxisTap<ComputeType<T>>*>(workspace);
+  auto* const lines = static_cast<AxisLine<ComputeType<T>>*>(workspace);
   ForEach(executor, job.geometry.boxes, BoxOperations(job.geometry), [&](int64_t unit, int worker) {
-    kernels_.forward(job, unit, taps + worker * 2 * job.axis_capacity);
+    kernels_.forward(job, unit, lines + worker * 2 * job.axis_capacity);
   });
 }
 
@@ -50,15 +52,15 @@ BackwardPlan<T>::BackwardPlan(const Geometry& g, int num_workers) : kernels_(Tab
   const int64_t wanted =
       RoundUp(CeilDiv(g.depth, std::max<int64_t>(CeilDiv(kUnitsWanted, maps), 1)), kernels_.lanes);
   job.channels_per_block = std::min(g.class_depth(), wanted);
-  job.slots = CeilDiv(g.class_depth(), job.channels_per_block);
+  job.slices = CeilDiv(g.class_depth(), job.channels_per_block);
   job.classes_per_block = std::clamp<int64_t>(wanted / g.class_depth(), 1, g.classes);
-  job.blocks = CeilDiv(g.classes, job.classes_per_block) * job.slots;
+  job.blocks = CeilDiv(g.classes, job.classes_per_block) * job.slices;
 
-  const int64_t box_partials = job.slots * g.bins() * g.classes * 3;
+  const int64_t box_partials = job.slices * g.bins() * g.classes * 3;
   boxes_per_step_ = std::clamp<int64_t>(kPartialsBytes / (box_partials * sizeof(A)), 1,
                                         std::max<int64_t>(g.boxes, 1));
   Layout<char> all;
-  all.Add<AxisTap<A>>(num_workers * 2 * job.axis_capacity);
+  all.Add<AxisLine<A>>(num_workers * 2 * job.axis_capacity);
   partials_at_ = all.Add<A>(boxes_per_step_ * box_partials);
   // 16-bit gradients are summed in float and rounded once.
   grad_inputs_at_ =
@@ -72,7 +74,7 @@ void BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, Executor& executor,
   using A = ComputeType<T>;
   const Geometry& g = job_.geometry;
   char* const space = static_cast<char*>(workspace);
-  auto* const taps = reinterpret_cast<AxisTap<A>*>(space);
+  auto* const lines = reinterpret_cast<AxisLine<A>*>(space);
   BackwardJob<T> job = job_;
   job.tensors = tensors;
   const bool reduces = tensors.grad_offsets || tensors.grad_mask;
@@ -94,10 +96,10 @@ void BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, Executor& executor,
     const int64_t boxes = job.last_box - job.first_box;
     ForEach(executor, maps * job.blocks, 2 * boxes * BoxOperations(g) / (maps * job.blocks) + 1,
             [&](int64_t unit, int worker) {
-              kernels_.backward(job, unit, taps + worker * 2 * job.axis_capacity);
+              kernels_.backward(job, unit, lines + worker * 2 * job.axis_capacity);
             });
     if (reduces) {
-      ForEach(executor, boxes, g.bins() * g.classes * job.slots * 3,
+      ForEach(executor, boxes, g.bins() * g.classes * job.slices * 3,
               [&](int64_t unit, int) { kernels_.reduce_partials(job, job.first_box + unit); });
     }
   }

@@ -2,10 +2,10 @@
 //
 //   y(i,j) = mask_ij * sum_s x(p0 + p_s + dp_ij) / n_ij        (Dai et al. 2017, equation 5)
 //
-// As on the CPU (cpu_kernels.inc) the sum over samples and corners is a sum over the rows
-// and columns that a bin touches. A unit is a bin of one box for one class; a block takes some
-// units, works out the rows and columns of each (a thread to a unit's axis), and then the units'
-// channels are spread over its threads.
+// As bins.h says, the sum over samples and corners is a sum over the lines that a bin touches. A
+// class bin is a bin of one box for one class; a block takes some class bins, works out the rows
+// and columns of each (a thread to a class bin's axis), and then the class bins' channels are
+// spread over its threads.
 #ifndef TF_DEFORMABLE_CC_KERNELS_ROI_POOL_CUDA_KERNELS_H_
 #define TF_DEFORMABLE_CC_KERNELS_ROI_POOL_CUDA_KERNELS_H_
 
@@ -24,37 +24,37 @@ using namespace tf_deformable::cuda;
 inline constexpr int kThreads = 128;
 
 template <typename A>
-using Tap = AxisTap<A, int32_t>;
+using Line = AxisLine<A, int32_t>;
 
-// One axis of a unit.
+// One axis of a class bin.
 template <typename A>
-struct UnitAxis {
-  int32_t size;  // taps
+struct ClassBinAxis {
+  int32_t size;  // lines
   A samples;     // kept (aligned: all), the axis' factor of n_ij
   A shift;       // derivative of the position for the normalised offset
   A offset;      // normalised
 };
 
-// What a block needs to know of the launch. Units are counted over (box, bin, class).
+// What a block needs to know of the launch. Class bins are counted over (box, bin, class).
 struct Job {
   Geometry geometry;
-  int64_t first_unit, last_unit;
+  int64_t first_class_bin, last_class_bin;
   int64_t blocks;
-  int32_t units_per_block;  // at a time
-  int32_t capacity;         // taps of an axis
-  int32_t lanes;            // threads that share a unit's channels, a power of 2, at most a warp
-  // Boxes of these images only; those without an image go with image 0.
+  int32_t class_bins_per_block;  // at a time
+  int32_t capacity;              // lines of an axis
+  int32_t lanes;  // threads that share a class bin's channels, a power of 2, at most a warp
+  // Only boxes of these images take part; those without an image do with image 0.
   int64_t first_image, last_image;
-  char* taps;  // of all blocks, if they do not fit into shared memory; else null
+  char* lines;  // those of all blocks, if they do not fit into shared memory; else null
 };
 
 template <typename A>
-TF_DEFORMABLE_HOST_DEVICE int64_t UnitBytes(int64_t capacity) {
-  return 2 * (static_cast<int64_t>(sizeof(UnitAxis<A>)) +
-              capacity * static_cast<int64_t>(sizeof(Tap<A>)));
+TF_DEFORMABLE_HOST_DEVICE int64_t ClassBinBytes(int64_t capacity) {
+  return 2 * (static_cast<int64_t>(sizeof(ClassBinAxis<A>)) +
+              capacity * static_cast<int64_t>(sizeof(Line<A>)));
 }
 
-struct Unit {
+struct ClassBin {
   int64_t box;
   int32_t i, j, cls;
   int32_t image;   // of a box that is to be left alone: -1
@@ -63,11 +63,12 @@ struct Unit {
 };
 
 template <typename T>
-TF_DEFORMABLE_DEVICE Unit MakeUnit(const Job& job, const InputTensors<T>& tensors, int64_t unit) {
+TF_DEFORMABLE_DEVICE ClassBin MakeClassBin(const Job& job, const InputTensors<T>& tensors,
+                                           int64_t class_bin) {
   const Geometry& g = job.geometry;
-  Unit u;
-  u.cls = static_cast<int32_t>(unit % g.classes);
-  const int64_t bin = unit / g.classes;
+  ClassBin u;
+  u.cls = static_cast<int32_t>(class_bin % g.classes);
+  const int64_t bin = class_bin / g.classes;
   u.j = static_cast<int32_t>(bin % g.pooled_width);
   u.i = static_cast<int32_t>(bin / g.pooled_width % g.pooled_height);
   u.box = bin / g.bins();
@@ -82,18 +83,18 @@ TF_DEFORMABLE_DEVICE Unit MakeUnit(const Job& job, const InputTensors<T>& tensor
 
 template <typename T>
 TF_DEFORMABLE_DEVICE ComputeType<T> OffsetOf(const Geometry& g,
-                                             const SamplingTensor<const T>& offsets, const Unit& u,
-                                             int which) {
+                                             const SamplingTensor<const T>& offsets,
+                                             const ClassBin& u, int which) {
   if (!offsets) return 0;
   return LoadSampling(offsets, OffsetsOfBin(g, u.box, u.i, u.j, u.cls) + which);
 }
 
-// The samples of a unit along an axis (0: y, 1: x).
+// The samples of a class bin along an axis (0: y, 1: x).
 template <typename T>
 TF_DEFORMABLE_DEVICE BinSamples<ComputeType<T>> SamplesOf(const Geometry& g,
                                                           const InputTensors<T>& tensors,
-                                                          const Unit& u, int which,
-                                                          UnitAxis<ComputeType<T>>* axis) {
+                                                          const ClassBin& u, int which,
+                                                          ClassBinAxis<ComputeType<T>>* axis) {
   using A = ComputeType<T>;
   const A* const corners = tensors.boxes + 4 * u.box;
   const BoxAxis<A> of_box = MakeBoxAxis<A>(g, corners[which], corners[which + 2],
@@ -108,74 +109,79 @@ TF_DEFORMABLE_DEVICE BinSamples<ComputeType<T>> SamplesOf(const Geometry& g,
 }
 
 template <typename T>
-TF_DEFORMABLE_DEVICE void MakeTaps(const Geometry& g, const InputTensors<T>& tensors, const Unit& u,
-                                   int which, UnitAxis<ComputeType<T>>* result,
-                                   Tap<ComputeType<T>>* taps) {
+TF_DEFORMABLE_DEVICE void MakeLines(const Geometry& g, const InputTensors<T>& tensors,
+                                    const ClassBin& u, int which,
+                                    ClassBinAxis<ComputeType<T>>* result,
+                                    Line<ComputeType<T>>* lines) {
   using A = ComputeType<T>;
-  UnitAxis<A> axis;
-  AxisTaps<A, int32_t> collected;
-  collected.taps = taps;
+  ClassBinAxis<A> axis;
+  AxisLines<A, int32_t> collected;
+  collected.lines = lines;
   collected.Collect(SamplesOf<T>(g, tensors, u, which, &axis));
   axis.size = collected.size;
   axis.samples = collected.samples;
   *result = axis;
 }
 
-// Both axes of a unit in the block's memory.
+// Both axes of a class bin in the block's memory.
 template <typename A>
-struct UnitTaps {
-  UnitAxis<A>* axes;  // [2]
-  Tap<A>* taps[2];
+struct ClassBinLines {
+  ClassBinAxis<A>* axes;  // [2]
+  Line<A>* lines[2];
 };
 
 template <typename A>
-TF_DEFORMABLE_DEVICE UnitTaps<A> UnitTapsAt(char* memory, int32_t capacity, int64_t unit) {
-  char* const at = memory + unit * UnitBytes<A>(capacity);
-  UnitTaps<A> taps;
-  taps.axes = reinterpret_cast<UnitAxis<A>*>(at);
-  taps.taps[0] = reinterpret_cast<Tap<A>*>(taps.axes + 2);
-  taps.taps[1] = taps.taps[0] + capacity;
-  return taps;
+TF_DEFORMABLE_DEVICE ClassBinLines<A> ClassBinLinesAt(char* memory, int32_t capacity,
+                                                      int64_t class_bin) {
+  char* const at = memory + class_bin * ClassBinBytes<A>(capacity);
+  ClassBinLines<A> lines;
+  lines.axes = reinterpret_cast<ClassBinAxis<A>*>(at);
+  lines.lines[0] = reinterpret_cast<Line<A>*>(lines.axes + 2);
+  lines.lines[1] = lines.lines[0] + capacity;
+  return lines;
 }
 
 template <typename A>
-TF_DEFORMABLE_DEVICE A ScaleOf(const UnitAxis<A>& y, const UnitAxis<A>& x) {
+TF_DEFORMABLE_DEVICE A ScaleOf(const ClassBinAxis<A>& y, const ClassBinAxis<A>& x) {
   return BinScale(y.samples, x.samples, y.offset, x.offset);
 }
 
-// First channel, in inputs, that a unit reads.
-TF_DEFORMABLE_DEVICE int64_t FirstChannel(const Geometry& g, const Unit& u) {
+// First channel, in inputs, that a class bin reads.
+TF_DEFORMABLE_DEVICE int64_t FirstChannel(const Geometry& g, const ClassBin& u) {
   return MapOfBin(g, u.i, u.j) * g.depth + u.cls * g.class_depth();
 }
 
-// Calls work(unit, index, taps, lane) for all units of the block, by all threads: `lane` of
-// job.lanes, -1 for threads that have nothing to do but to take part in shuffles.
+// Calls work(class_bin, index, lines, lane) for all class bins of the block, by all threads: `lane`
+// of job.lanes, -1 for threads that have nothing to do but to take part in shuffles.
 template <typename T, typename F>
-TF_DEFORMABLE_DEVICE void ForEachUnit(const Job& job, const InputTensors<T>& tensors,
-                                      const F& work) {
+TF_DEFORMABLE_DEVICE void ForEachClassBin(const Job& job, const InputTensors<T>& tensors,
+                                          const F& work) {
   using A = ComputeType<T>;
-  const int64_t block_bytes = job.units_per_block * UnitBytes<A>(job.capacity);
-  char* const memory = job.taps != nullptr ? job.taps + BlockIndex() * block_bytes : SharedMemory();
+  const int64_t block_bytes = job.class_bins_per_block * ClassBinBytes<A>(job.capacity);
+  char* const memory =
+      job.lines != nullptr ? job.lines + BlockIndex() * block_bytes : SharedMemory();
   const int thread = ThreadIndex();
   const int teams = kThreads / job.lanes, team = thread / job.lanes, lane = thread % job.lanes;
-  for (int64_t first = job.first_unit + BlockIndex() * job.units_per_block; first < job.last_unit;
-       first += job.blocks * job.units_per_block) {
-    const int64_t left = job.last_unit - first;
-    const int units = left < job.units_per_block ? static_cast<int>(left) : job.units_per_block;
-    SyncThreads();  // the last units are done with
-    for (int i = thread; i < 2 * units; i += kThreads) {
-      const Unit unit = MakeUnit<T>(job, tensors, first + i / 2);
-      const UnitTaps<A> taps = UnitTapsAt<A>(memory, job.capacity, i / 2);
-      if (unit.in_window && unit.image >= 0 && unit.finite) {
-        MakeTaps<T>(job.geometry, tensors, unit, i % 2, &taps.axes[i % 2], taps.taps[i % 2]);
+  for (int64_t first = job.first_class_bin + BlockIndex() * job.class_bins_per_block;
+       first < job.last_class_bin; first += job.blocks * job.class_bins_per_block) {
+    const int64_t left = job.last_class_bin - first;
+    const int class_bins =
+        left < job.class_bins_per_block ? static_cast<int>(left) : job.class_bins_per_block;
+    SyncThreads();  // the last class bins are done with
+    for (int i = thread; i < 2 * class_bins; i += kThreads) {
+      const ClassBin class_bin = MakeClassBin<T>(job, tensors, first + i / 2);
+      const ClassBinLines<A> lines = ClassBinLinesAt<A>(memory, job.capacity, i / 2);
+      if (class_bin.in_window && class_bin.image >= 0 && class_bin.finite) {
+        MakeLines<T>(job.geometry, tensors, class_bin, i % 2, &lines.axes[i % 2],
+                     lines.lines[i % 2]);
       }
     }
-    SyncThreads();  // the taps are there
-    for (int i = team; i < (units + teams - 1) / teams * teams; i += teams) {
-      const int64_t index = first + (i < units ? i : 0);
-      const Unit unit = MakeUnit<T>(job, tensors, index);
-      work(unit, index, UnitTapsAt<A>(memory, job.capacity, i < units ? i : 0),
-           i < units && unit.in_window ? lane : -1);
+    SyncThreads();  // the lines are there
+    for (int i = team; i < (class_bins + teams - 1) / teams * teams; i += teams) {
+      const int64_t index = first + (i < class_bins ? i : 0);
+      const ClassBin class_bin = MakeClassBin<T>(job, tensors, index);
+      work(class_bin, index, ClassBinLinesAt<A>(memory, job.capacity, i < class_bins ? i : 0),
+           i < class_bins && class_bin.in_window ? lane : -1);
     }
   }
 }
@@ -187,8 +193,9 @@ void ForwardKernel(Job job, ForwardTensors<T> tensors) {
   constexpr int kLanes = kVectors ? 16 / sizeof(T) : 1;
   const Geometry& g = job.geometry;
   const int32_t channels = static_cast<int32_t>(g.class_depth());
-  ForEachUnit<T>(
-      job, tensors, [&](const Unit& u, int64_t index, const UnitTaps<A>& unit, int lane) {
+  ForEachClassBin<T>(
+      job, tensors,
+      [&](const ClassBin& u, int64_t index, const ClassBinLines<A>& class_bin, int lane) {
         if (lane < 0) return;
         T* const out = tensors.output + index * channels;
         if (u.image < 0 || !u.finite) {
@@ -196,7 +203,7 @@ void ForwardKernel(Job job, ForwardTensors<T> tensors) {
           for (int32_t c = lane; c < channels; c += job.lanes) out[c] = FromCompute<T>(value);
           return;
         }
-        const UnitAxis<A> y = unit.axes[0], x = unit.axes[1];
+        const ClassBinAxis<A> y = class_bin.axes[0], x = class_bin.axes[1];
         A scale = ScaleOf(y, x);
         const bool reads = scale == scale;
         if (tensors.mask) scale *= LoadSampling(tensors.mask, index / g.classes);
@@ -206,13 +213,13 @@ void ForwardKernel(Job job, ForwardTensors<T> tensors) {
         for (int32_t c = lane * kLanes; c < channels; c += job.lanes * kLanes) {
           A sums[kLanes] = {};
           for (int a = 0; reads && a < y.size; ++a) {
-            const Tap<A> row = unit.taps[0][a];
-            const T* const line = image + row.at * g.width * g.channels + c;
+            const Line<A> row = class_bin.lines[0][a];
+            const T* const row_of_x = image + row.at * g.width * g.channels + c;
             for (int b = 0; b < x.size; ++b) {
-              const Tap<A> column = unit.taps[1][b];
+              const Line<A> column = class_bin.lines[1][b];
               const A weight = row.weight * column.weight;
               A values[kLanes];
-              LoadRun<T, kLanes>(line + column.at * g.channels, values);
+              LoadRun<T, kLanes>(row_of_x + column.at * g.channels, values);
 #pragma unroll
               for (int k = 0; k < kLanes; ++k) sums[k] += weight * values[k];
             }
@@ -228,7 +235,7 @@ void ForwardKernel(Job job, ForwardTensors<T> tensors) {
 template <typename A>
 struct Gradients {
   A* grad_inputs;  // [images of the window, H, W, C]; null: not these
-  A* partials;     // for (dy, dx, mask), [units from first_unit on, 3]; null: not these
+  A* partials;     // for (dy, dx, mask), [class bins from first_class_bin on, 3]; null: not these
 };
 
 template <typename T, bool kVectors>
@@ -238,12 +245,13 @@ void BackwardKernel(Job job, BackwardTensors<T> tensors, Gradients<ComputeType<T
   constexpr int kLanes = kVectors ? 4 : 1;
   const Geometry& g = job.geometry;
   const int32_t channels = static_cast<int32_t>(g.class_depth());
-  ForEachUnit<T>(
-      job, tensors, [&](const Unit& u, int64_t index, const UnitTaps<A>& unit, int lane) {
+  ForEachClassBin<T>(
+      job, tensors,
+      [&](const ClassBin& u, int64_t index, const ClassBinLines<A>& class_bin, int lane) {
         A value = 0, slope_y = 0, slope_x = 0;
         const bool pooled = lane >= 0 && u.image >= 0 && u.finite;
         if (pooled) {
-          const UnitAxis<A> y = unit.axes[0], x = unit.axes[1];
+          const ClassBinAxis<A> y = class_bin.axes[0], x = class_bin.axes[1];
           const A scale = ScaleOf(y, x);
           const bool reads = scale == scale;
           const A mask = tensors.mask ? LoadSampling(tensors.mask, index / g.classes) : A{1};
@@ -257,19 +265,19 @@ void BackwardKernel(Job job, BackwardTensors<T> tensors, Gradients<ComputeType<T
             A upstream[kLanes];
             LoadRun<T, kLanes>(tensors.grad_output + index * channels + c, upstream);
             for (int a = 0; a < y.size; ++a) {
-              const Tap<A> row = unit.taps[0][a];
+              const Line<A> row = class_bin.lines[0][a];
               const A row_scale = row.weight * scale * mask;
-              A line = 0, line_slope = 0;
+              A row_dot = 0, row_slope = 0;
               for (int b = 0; b < x.size; ++b) {
-                const Tap<A> column = unit.taps[1][b];
+                const Line<A> column = class_bin.lines[1][b];
                 const int64_t at = (row.at * g.width + column.at) * g.channels + c;
                 if (gradients.partials != nullptr) {
                   A values[kLanes], dot = 0;
                   LoadRun<T, kLanes>(image + at, values);
 #pragma unroll
                   for (int k = 0; k < kLanes; ++k) dot += upstream[k] * values[k];
-                  line += column.weight * dot;
-                  line_slope += column.slope * dot;
+                  row_dot += column.weight * dot;
+                  row_slope += column.slope * dot;
                 }
                 if (target != nullptr) {
                   A update[kLanes];
@@ -280,9 +288,9 @@ void BackwardKernel(Job job, BackwardTensors<T> tensors, Gradients<ComputeType<T
                   AddRun<A, kLanes>(target + at, update);
                 }
               }
-              value += row.weight * line;
-              slope_y += row.slope * line;
-              slope_x += row.weight * line_slope;
+              value += row.weight * row_dot;
+              slope_y += row.slope * row_dot;
+              slope_x += row.weight * row_slope;
             }
           }
           value *= scale;
@@ -296,7 +304,7 @@ void BackwardKernel(Job job, BackwardTensors<T> tensors, Gradients<ComputeType<T
           slope_x += ShuffleXor(slope_x, lanes);
         }
         if (lane != 0) return;
-        A* const partial = gradients.partials + (index - job.first_unit) * 3;
+        A* const partial = gradients.partials + (index - job.first_class_bin) * 3;
         const A nothing = u.image < 0 ? A{0} : NotANumber<A>();
         partial[0] = pooled ? slope_y : nothing;
         partial[1] = pooled ? slope_x : nothing;
@@ -324,10 +332,10 @@ void DeterministicInputsKernel(Job job, BackwardTensors<T> tensors, ComputeType<
     if (tensors.box_indices[box] != image) continue;
     for (int64_t bin = 0; bin < g.bins(); ++bin) {
       const int64_t index = (box * g.bins() + bin) * g.classes + cls;
-      const Unit u = MakeUnit<T>(job, tensors, index);
+      const ClassBin u = MakeClassBin<T>(job, tensors, index);
       if (!u.finite) break;  // nor are the other bins
       if (MapOfBin(g, u.i, u.j) != map) continue;
-      UnitAxis<A> y, x;
+      ClassBinAxis<A> y, x;
       const BinSamples<A> samples_y = SamplesOf<T>(g, tensors, u, 0, &y);
       const BinSamples<A> samples_x = SamplesOf<T>(g, tensors, u, 1, &x);
       // The number of samples comes first.
@@ -373,8 +381,8 @@ TF_DEFORMABLE_KERNEL(kThreads, 1)
 void ReducePartialsKernel(Job job, BackwardTensors<T> tensors, const ComputeType<T>* partials) {
   using A = ComputeType<T>;
   const Geometry& g = job.geometry;
-  const int64_t first_box = job.first_unit / (g.bins() * g.classes);
-  const int64_t boxes = job.last_unit / (g.bins() * g.classes) - first_box;
+  const int64_t first_box = job.first_class_bin / (g.bins() * g.classes);
+  const int64_t boxes = job.last_class_bin / (g.bins() * g.classes) - first_box;
   const int64_t pairs = tensors.grad_offsets ? boxes * (g.offsets_per_box() / 2) : 0;
   const int64_t masks = tensors.grad_mask ? boxes * g.bins() : 0;
   int64_t i = BlockIndex() * kThreads + ThreadIndex();

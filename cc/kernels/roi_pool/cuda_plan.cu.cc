@@ -12,9 +12,9 @@ namespace {
 
 constexpr int64_t kInputsGradientBytes = 32 << 20;
 constexpr int64_t kPartialsBytes = 16 << 20;
-constexpr int64_t kTapsInSharedMemory = 40 << 10;  // more would leave a multiprocessor few blocks
-constexpr int64_t kMostUnits = kThreads / 2;       // a thread to each axis
-constexpr int64_t kBlocksOfEach = 8;               // multiprocessor: enough to keep it busy
+constexpr int64_t kLinesInSharedMemory = 40 << 10;  // more would leave a multiprocessor few blocks
+constexpr int64_t kMostClassBins = kThreads / 2;    // a thread to each axis
+constexpr int64_t kBlocksOfEach = 8;                // multiprocessor: enough to keep it busy
 
 constexpr char kOp[] = "deformable_roi_pool";
 
@@ -32,25 +32,27 @@ Status CheckFits(const Geometry& g) {
                     ToString({g.batch, g.height, g.width, g.channels}));
 }
 
-// How many units a block takes at a time, and where their taps are.
+// How many class_bins a block takes at a time, and where their lines are.
 struct Blocks {
-  int64_t units_per_block, blocks, shared_bytes, taps_bytes;
+  int64_t class_bins_per_block, blocks, shared_bytes, lines_bytes;
 };
 
 template <typename A>
 Blocks ChooseBlocks(const Geometry& g, int multiprocessors) {
-  const int64_t unit_bytes = UnitBytes<A>(AxisCapacity(g));
-  const int64_t units = g.boxes * g.bins() * g.classes;
+  const int64_t class_bin_bytes = ClassBinBytes<A>(AxisCapacity(g));
+  const int64_t class_bins = g.boxes * g.bins() * g.classes;
   Blocks b;
-  b.units_per_block = std::clamp<int64_t>(kTapsInSharedMemory / unit_bytes, 1, kMostUnits);
-  // Few units are spread over all multiprocessors.
-  b.units_per_block =
-      std::clamp<int64_t>(CeilDiv(units, kBlocksOfEach * multiprocessors), 1, b.units_per_block);
-  b.blocks = std::min(CeilDiv(units, b.units_per_block), 4 * kBlocksOfEach * multiprocessors);
-  const bool shared = b.units_per_block * unit_bytes <= kTapsInSharedMemory;
-  b.shared_bytes = shared ? b.units_per_block * unit_bytes : 0;
+  b.class_bins_per_block =
+      std::clamp<int64_t>(kLinesInSharedMemory / class_bin_bytes, 1, kMostClassBins);
+  // Few class_bins are spread over all multiprocessors.
+  b.class_bins_per_block = std::clamp<int64_t>(CeilDiv(class_bins, kBlocksOfEach * multiprocessors),
+                                               1, b.class_bins_per_block);
+  b.blocks =
+      std::min(CeilDiv(class_bins, b.class_bins_per_block), 4 * kBlocksOfEach * multiprocessors);
+  const bool shared = b.class_bins_per_block * class_bin_bytes <= kLinesInSharedMemory;
+  b.shared_bytes = shared ? b.class_bins_per_block * class_bin_bytes : 0;
   if (!shared) b.blocks = std::min<int64_t>(b.blocks, multiprocessors);
-  b.taps_bytes = shared ? 0 : RoundUp(b.blocks * b.units_per_block * unit_bytes, 256);
+  b.lines_bytes = shared ? 0 : RoundUp(b.blocks * b.class_bins_per_block * class_bin_bytes, 256);
   return b;
 }
 
@@ -69,17 +71,17 @@ bool IsVectorised(const Geometry& g, int lanes, std::initializer_list<const void
   return g.class_depth() % lanes == 0;
 }
 
-Job MakeJob(const Geometry& g, int64_t units_per_block, int64_t blocks, char* taps) {
+Job MakeJob(const Geometry& g, int64_t class_bins_per_block, int64_t blocks, char* lines) {
   Job job;
   job.geometry = g;
-  job.first_unit = 0;
-  job.last_unit = g.boxes * g.bins() * g.classes;
+  job.first_class_bin = 0;
+  job.last_class_bin = g.boxes * g.bins() * g.classes;
   job.blocks = blocks;
-  job.units_per_block = static_cast<int32_t>(units_per_block);
+  job.class_bins_per_block = static_cast<int32_t>(class_bins_per_block);
   job.capacity = static_cast<int32_t>(AxisCapacity(g));
   job.first_image = 0;
   job.last_image = std::max<int64_t>(g.batch, 1);
-  job.taps = taps;
+  job.lines = lines;
   return job;
 }
 
@@ -92,16 +94,16 @@ ForwardPlan<T>::ForwardPlan(const Geometry& geometry, const CudaOptions&)
   if (status_.ok()) status_ = GetDeviceLimits(kOp, &limits);
   if (!status_.ok() || geometry.boxes == 0) return;
   const Blocks blocks = ChooseBlocks<ComputeType<T>>(geometry, limits.multiprocessors);
-  units_per_block_ = blocks.units_per_block;
+  class_bins_per_block_ = blocks.class_bins_per_block;
   blocks_ = blocks.blocks;
   shared_bytes_ = blocks.shared_bytes;
-  workspace_bytes_ = blocks.taps_bytes;
+  workspace_bytes_ = blocks.lines_bytes;
 }
 
 template <typename T>
 Status ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, void* workspace, void* stream) const {
   if (!status_.ok() || geometry_.boxes == 0) return status_;
-  Job job = MakeJob(geometry_, units_per_block_, blocks_,
+  Job job = MakeJob(geometry_, class_bins_per_block_, blocks_,
                     workspace_bytes_ > 0 ? static_cast<char*>(workspace) : nullptr);
   const bool vectorised =
       IsVectorised<T>(geometry_, 16 / sizeof(T), {tensors.inputs, tensors.output});
@@ -119,7 +121,7 @@ BackwardPlan<T>::BackwardPlan(const Geometry& g, const CudaOptions& options)
   if (status_.ok()) status_ = GetDeviceLimits(kOp, &limits);
   if (!status_.ok() || g.boxes == 0) return;
   const Blocks blocks = ChooseBlocks<A>(g, limits.multiprocessors);
-  units_per_block_ = blocks.units_per_block;
+  class_bins_per_block_ = blocks.class_bins_per_block;
   blocks_ = blocks.blocks;
   shared_bytes_ = blocks.shared_bytes;
   // 16-bit gradients are summed in float and rounded once, some images at a time.
@@ -130,7 +132,7 @@ BackwardPlan<T>::BackwardPlan(const Geometry& g, const CudaOptions& options)
                                          1, std::max<int64_t>(g.batch, 1));
   const int64_t box_bytes = g.bins() * g.classes * 3 * static_cast<int64_t>(sizeof(A));
   boxes_per_step_ = std::clamp<int64_t>(kPartialsBytes / box_bytes, 1, g.boxes);
-  grad_inputs_at_ = blocks.taps_bytes;
+  grad_inputs_at_ = blocks.lines_bytes;
   partials_at_ = RoundUp(grad_inputs_at_ + images_per_step_ * image_bytes, 256);
   workspace_bytes_ = partials_at_ + boxes_per_step_ * box_bytes;
 }
@@ -149,13 +151,13 @@ Status BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, void* workspace,
     if (!status.ok() || g.boxes == 0) return status;
   }
   char* const space = static_cast<char*>(workspace);
-  Job job = MakeJob(g, units_per_block_, blocks_, grad_inputs_at_ > 0 ? space : nullptr);
+  Job job = MakeJob(g, class_bins_per_block_, blocks_, grad_inputs_at_ > 0 ? space : nullptr);
   const bool vectorised =
       IsVectorised<T>(g, 16 / sizeof(T) > 4 ? 16 / sizeof(T) : 4,
                       {tensors.inputs, tensors.grad_output, tensors.grad_inputs});
   job.lanes = ChooseLanes(CeilDiv(g.class_depth(), vectorised ? 4 : 1));
   const bool reduces = tensors.grad_offsets || tensors.grad_mask;
-  const int64_t units_per_box = g.bins() * g.classes;
+  const int64_t class_bins_per_box = g.bins() * g.classes;
 
   for (int64_t image = 0; image < std::max<int64_t>(g.batch, 1); image += images_per_step_) {
     job.first_image = image;
@@ -176,8 +178,8 @@ Status BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, void* workspace,
       if (!status.ok()) return status;
     }
     for (int64_t box = 0; box < g.boxes; box += boxes_per_step_) {
-      job.first_unit = box * units_per_box;
-      job.last_unit = std::min(box + boxes_per_step_, g.boxes) * units_per_box;
+      job.first_class_bin = box * class_bins_per_box;
+      job.last_class_bin = std::min(box + boxes_per_step_, g.boxes) * class_bins_per_box;
       Gradients<A> gradients;
       gradients.grad_inputs = deterministic_ ? nullptr : window;
       gradients.partials = reduces ? reinterpret_cast<A*>(space + partials_at_) : nullptr;

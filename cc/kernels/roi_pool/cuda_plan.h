@@ -26,7 +26,7 @@ class ForwardPlan {
  private:
   Geometry geometry_;
   Status status_;  // of planning: Run returns it, if it is an error
-  int64_t units_per_block_, blocks_, shared_bytes_, workspace_bytes_ = 0;
+  int64_t class_bins_per_block_, blocks_, shared_bytes_, workspace_bytes_ = 0;
 };
 
 template <typename T>
@@ -40,7 +40,7 @@ class BackwardPlan {
   Geometry geometry_;
   bool deterministic_;
   Status status_;
-  int64_t units_per_block_, blocks_, shared_bytes_;
+  int64_t class_bins_per_block_, blocks_, shared_bytes_;
   int64_t images_per_step_, boxes_per_step_;
   int64_t grad_inputs_at_, partials_at_;  // in bytes
   int64_t workspace_bytes_ = 0;

@@ -45,7 +45,6 @@ struct Geometry {
   float gamma = 0;
   bool aligned = false;
 
-  // Always inlined: see DeformableConv2DGeometry.
   TF_DEFORMABLE_HOST_DEVICE constexpr int64_t bins() const { return pooled_height * pooled_width; }
   TF_DEFORMABLE_HOST_DEVICE constexpr int64_t class_depth() const { return depth / classes; }
   TF_DEFORMABLE_HOST_DEVICE constexpr int64_t offsets_per_box() const {
