@@ -108,6 +108,7 @@ class _OfThePackage(frameworks.TensorFlow):
             spatial_scale=1 / STRIDE,
             samples_per_bin=SAMPLES,
             gamma=GAMMA,
+            aligned=False,
         )
 
 

@@ -37,7 +37,7 @@ def test_moved_and_regular_bins():
 
 def test_plain_layers_and_bins_of_classes():
     plain = tf_deformable.PSRoIPool(2, 2, spatial_scale=0.5)
-    classes = tf_deformable.DeformablePSRoIPool(3, 2, spatial_scale=0.5)
+    classes = tf_deformable.DeformablePSRoIPool(2, 2, score_filters=3, spatial_scale=0.5)
     images, boxes = tf.keras.Input((None, None, 1)), tf.keras.Input((None, 4))
     features = layers.Conv2D(4, 3, strides=2, padding="same")(images)
     model = tf.keras.Model(

@@ -23,7 +23,9 @@ POOLS = {
     "RoI": lambda **arguments: RoIPool((2, 3), **arguments),
     "PSRoI": lambda **arguments: PSRoIPool((2, 3), 2, **arguments),
     "deformable RoI": lambda **arguments: DeformableRoIPool((2, 3), **MOVED, **arguments),
-    "deformable PSRoI": lambda **arguments: DeformablePSRoIPool(5, 2, (2, 3), **MOVED, **arguments),
+    "deformable PSRoI": lambda **arguments: DeformablePSRoIPool(
+        (2, 3), 2, score_filters=5, **MOVED, **arguments
+    ),
 }
 every_pool = pytest.mark.parametrize("make", POOLS.values(), ids=POOLS.keys())
 

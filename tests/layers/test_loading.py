@@ -66,7 +66,9 @@ def model():
     )(features)
     pooled = [
         tf_deformable.DeformableRoIPool(2, offset_kernel_initializer="random_normal"),
-        tf_deformable.DeformablePSRoIPool(8, 2, offset_kernel_initializer="random_normal"),
+        tf_deformable.DeformablePSRoIPool(
+            2, 2, score_filters=8, offset_kernel_initializer="random_normal"
+        ),
     ]
     pooled = tf.keras.layers.Add()([layer([conv, boxes]) for layer in pooled])
     scores = tf.keras.layers.Dense(3)(tf.keras.layers.Reshape((-1, 2 * 2 * 8))(pooled))

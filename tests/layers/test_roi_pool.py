@@ -43,8 +43,8 @@ def all_layers(**arguments):
         RoIPool(**arguments),
         PSRoIPool(group_size=2, **arguments),
         DeformableRoIPool(offset_units=(5,), modulated=True, **arguments),
-        DeformablePSRoIPool(3, group_size=2, **arguments),
-        DeformablePSRoIPool(3, group_size=2, class_agnostic=True, **arguments),
+        DeformablePSRoIPool(group_size=2, **arguments),
+        DeformablePSRoIPool(group_size=2, score_filters=3, class_agnostic=True, **arguments),
     ]
 
 
@@ -150,7 +150,11 @@ def test_hidden_layers_start_with_numbers_of_their_own(features, boxes, initiali
 def test_deformable_psroi_pool(features, boxes, class_agnostic, output_size):
     geometry = {**GEOMETRY, "output_size": output_size, "group_size": 2}
     layer = DeformablePSRoIPool(
-        3, gamma=0.25, class_agnostic=class_agnostic, bias_initializer="ones", **geometry
+        score_filters=3,
+        gamma=0.25,
+        class_agnostic=class_agnostic,
+        bias_initializer="ones",
+        **geometry,
     )
     outputs = built(layer, features, boxes)([features, boxes])
 
@@ -173,7 +177,7 @@ def test_deformable_psroi_pool(features, boxes, class_agnostic, output_size):
 
 def test_offset_fields_are_ordered_map_class_y_x(features):
     """A constant field is pooled to its constant: channels can be told apart by their biases."""
-    layer = DeformablePSRoIPool(3, group_size=2, spatial_scale=0.5)
+    layer = DeformablePSRoIPool(2, 2, score_filters=3, spatial_scale=0.5)
     boxes = tf.constant([[[4.0, 4.0, 16.0, 16.0]]])
     layer.build([[1, 12, 14, 8], boxes.shape])
     layer.offset_bias.assign(tf.range(24, dtype=tf.float32))
@@ -183,7 +187,7 @@ def test_offset_fields_are_ordered_map_class_y_x(features):
 
 def test_a_class_follows_its_own_offset(features):
     layer = DeformablePSRoIPool(
-        2, group_size=1, output_size=1, spatial_scale=1.0, aligned=True, gamma=0.5
+        1, group_size=1, score_filters=2, spatial_scale=1.0, aligned=True, gamma=0.5
     )
     boxes = tf.constant([[[2.0, 2.0, 6.0, 6.0]]])
     layer.build([[1, 12, 14, 8], boxes.shape])
@@ -215,7 +219,11 @@ def test_untrained_deformable_roi_pool_equals_plain(features, boxes, aligned):
 @pytest.mark.parametrize("class_agnostic", [False, True])
 def test_untrained_deformable_psroi_pool_equals_plain(features, boxes, class_agnostic):
     layer = DeformablePSRoIPool(
-        3, 2, class_agnostic=class_agnostic, bias_initializer="random_normal", **GEOMETRY
+        group_size=2,
+        score_filters=3,
+        class_agnostic=class_agnostic,
+        bias_initializer="random_normal",
+        **GEOMETRY,
     )
     outputs = layer([features, boxes])
     scores = tf.keras.layers.Conv2D(12, 1)
@@ -225,14 +233,82 @@ def test_untrained_deformable_psroi_pool_equals_plain(features, boxes, class_agn
     np.testing.assert_allclose(outputs, plain, atol=1e-5)
 
 
-def test_output_size_of_a_position_sensitive_layer_is_its_group_size():
-    layer = DeformablePSRoIPool(5, 3)
-    assert layer.output_size == (3, 3)
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_untrained_deformable_layer_stands_where_a_plain_one_stood(boxes, class_agnostic):
+    maps = tf.random.normal([2, 12, 14, 2 * 2 * 5])
+    layer = DeformablePSRoIPool(group_size=2, class_agnostic=class_agnostic, **GEOMETRY)
+    plain = PSRoIPool(group_size=2, **GEOMETRY)
+    np.testing.assert_allclose(layer([maps, boxes]), plain([maps, boxes]), atol=1e-6)
+    assert [tuple(w.shape) for w in layer.weights] == [
+        (1, 1, 20, 8 if class_agnostic else 40),
+        (8 if class_agnostic else 40,),
+    ]
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("source", ["inputs", "features"])
+@pytest.mark.parametrize("score_filters", [None, 5])
+def test_what_the_offset_fields_are_made_of(boxes, source, score_filters, data_format):
+    maps = tf.random.normal([2, 12, 14, 2 * 2 * 5])
+    others = tf.random.normal([2, 12, 14, 3])
+    layer = DeformablePSRoIPool(
+        group_size=2,
+        offset_source=source,
+        score_filters=score_filters,
+        data_format=data_format,
+        **GEOMETRY,
+    )
+    inputs = [maps, boxes, others] if source == "features" else [maps, boxes]
+    if data_format == "channels_first":
+        inputs = [tf.transpose(t, [0, 3, 1, 2]) if t.shape.rank == 4 else t for t in inputs]
+    layer.build([tensor.shape for tensor in inputs])
+    randomize(layer)
+    *scoring, kernel, bias = layer.get_weights()
+    fields = (others if source == "features" else maps) @ kernel[0, 0] + bias
+    arguments = {**GEOMETRY, "group_size": 2}
+    offsets = tf_deformable.deformable_psroi_pool(fields, *flat(boxes), **arguments)
+    offsets = tf.reshape(offsets, [6, 3, 2, 5, 2])
+    scores = maps @ scoring[0][0, 0] + scoring[1] if scoring else maps
+    expected = tf_deformable.deformable_psroi_pool(scores, *flat(boxes), offsets, **arguments)
+    outputs = layer(inputs)
+    assert layer.compute_output_shape([t.shape for t in inputs]) == outputs.shape
+    if data_format == "channels_first":
+        outputs = tf.transpose(outputs, [0, 1, 3, 4, 2])
+    np.testing.assert_allclose(outputs, per_image(expected), atol=1e-5)
+    np.testing.assert_allclose(layer.compute_offsets(inputs), per_image(offsets), atol=1e-5)
+    assert layer.bin_boxes(inputs).shape == (2, 3, 3, 2, 5, 4)
+
+
+def test_ways_to_give_other_features(boxes):
+    maps, others = tf.random.normal([2, 12, 14, 8]), tf.random.normal([2, 12, 14, 3])
+    layer = DeformablePSRoIPool(2, 2, offset_source="features")
+    expected = layer([maps, boxes, others])
+    for outputs in (
+        layer(maps, boxes, others),
+        layer(maps, boxes, offset_features=others),
+        layer({"features": maps, "boxes": boxes, "offset_features": others}),
+    ):
+        np.testing.assert_array_equal(outputs, expected)
+    layer = DeformablePSRoIPool(2, 2, offset_source="features")  # when built, Keras checks first
+    with pytest.raises(ValueError, match=r"must be \[features, boxes, offset_features\]"):
+        layer([maps, boxes])
+    with pytest.raises(ValueError, match="offset_features must have the batch, height and width"):
+        layer([maps, boxes, others[:, 1:]])
+    with pytest.raises(ValueError, match="offset_features must have rank 4"):
+        layer([maps, boxes, others[0]])
+    with pytest.raises(ValueError, match="offset_features must have a known number of channels"):
+        DeformablePSRoIPool(2, 2, offset_source="features").build(
+            [maps.shape, boxes.shape, (2, 12, 14, None)]
+        )
+
+
+def test_channels_of_a_layer_that_makes_score_maps():
+    layer = DeformablePSRoIPool(3, 3, score_filters=5)
     assert tuple(layer.compute_output_shape([(1, 9, 9, 2), (1, 7, 4)])) == (1, 7, 3, 3, 5)
 
 
 def test_score_maps_without_bias(features, boxes):
-    layer = DeformablePSRoIPool(3, 2, use_bias=False, bias_initializer="ones")
+    layer = DeformablePSRoIPool(2, 2, score_filters=3, use_bias=False, bias_initializer="ones")
     layer([features, boxes])
     assert layer.bias is None and len(layer.weights) == 3
 
@@ -482,7 +558,7 @@ def test_xla_is_for_the_reference_alone(backend, supports_jit):
 
 def test_reference_under_xla(features, boxes):
     with tf_deformable.config.use_backend("reference"):
-        layer = built(DeformablePSRoIPool(3, 2, spatial_scale=0.5), features, boxes)
+        layer = built(DeformablePSRoIPool(2, 2, spatial_scale=0.5), features, boxes)
         compiled = tf.function(lambda *inputs: layer(inputs), jit_compile=True)
         np.testing.assert_allclose(compiled(features, boxes), layer([features, boxes]), atol=1e-4)
 
@@ -496,7 +572,10 @@ COMMON_REFUSALS = [
     ({"spatial_scale": 0}, "spatial_scale must be a finite number above 0, got 0"),
     ({"spatial_scale": float("inf")}, "spatial_scale must be .*, got inf"),
     ({"spatial_scale": "1/16"}, "spatial_scale must be .*, got '1/16'"),
-    ({"samples_per_bin": 0}, r"samples_per_bin must be .*\(or 0 with aligned=True.*, got 0"),
+    (
+        {"samples_per_bin": 0, "aligned": False},
+        r"samples_per_bin must be .*\(or 0 with aligned=True.*, got 0",
+    ),
     ({"samples_per_bin": -1, "aligned": True}, "samples_per_bin must be .*, got -1"),
     ({"samples_per_bin": 2.0}, "samples_per_bin must be .*, got 2.0"),
     ({"samples_per_bin": False, "aligned": True}, "samples_per_bin must be .*, got False"),
@@ -538,7 +617,8 @@ def test_bad_arguments_of_deformable_roi_pool(change, message):
     ("change", "message"),
     [
         *OFFSET_REFUSALS,
-        ({"filters": 0}, "filters must be a positive integer, got 0"),
+        ({"score_filters": 0}, "score_filters must be a positive integer, got 0"),
+        ({"offset_source": "given"}, "offset_source must be 'inputs' or 'features', got 'given'"),
         ({"group_size": 0}, ".* must be a positive integer.*, got 0"),
         ({"group_size": (7, 7), "output_size": 7}, r"group_size must be .*, got \(7, 7\)"),
         ({"class_agnostic": None}, "class_agnostic must be True or False, got None"),
@@ -546,7 +626,7 @@ def test_bad_arguments_of_deformable_roi_pool(change, message):
 )
 def test_bad_arguments_of_deformable_psroi_pool(change, message):
     with pytest.raises(ValueError, match="^DeformablePSRoIPool: " + message):
-        DeformablePSRoIPool(**{"filters": 3, "group_size": 7, **change})
+        DeformablePSRoIPool(**{"output_size": 7, "group_size": 7, **change})
 
 
 def test_bad_group_size_of_psroi_pool():
@@ -584,13 +664,14 @@ def test_not_features_and_boxes(make, features, boxes):
 
 def test_channels_of_score_maps():
     message = r"features channels must be a positive multiple of group_size\*group_size=9, got 8"
-    with pytest.raises(ValueError, match="PSRoIPool: " + message):
-        PSRoIPool(3, 3)([tf.zeros([1, 9, 9, 8]), tf.zeros([1, 2, 4])])
+    for cls in (PSRoIPool, DeformablePSRoIPool):
+        with pytest.raises(ValueError, match="PSRoIPool: " + message):
+            cls(3, 3)([tf.zeros([1, 9, 9, 8]), tf.zeros([1, 2, 4])])
     with pytest.raises(ValueError, match="PSRoIPool: " + message):
         PSRoIPool(3, 3).compute_output_shape([(1, 9, 9, 8), (1, 2, 4)])
 
 
-@pytest.mark.parametrize("layer", [DeformableRoIPool(2), DeformablePSRoIPool(3, 2)])
+@pytest.mark.parametrize("layer", [DeformableRoIPool(2), DeformablePSRoIPool(2, 2)])
 def test_weights_need_known_channels(layer):
     with pytest.raises(ValueError, match="features must have a known number of channels, got"):
         layer.build([(2, 9, 9, None), (2, 5, 4)])
@@ -606,7 +687,7 @@ def test_other_channels_than_built_for(cls, features, boxes):
 
 @pytest.mark.parametrize("method", ["compute_offsets", "bin_boxes"])
 def test_offsets_before_the_layer_is_built(method, features, boxes):
-    for layer in (DeformableRoIPool(2), DeformablePSRoIPool(3, 2)):
+    for layer in (DeformableRoIPool(2), DeformablePSRoIPool(2, 2)):
         with pytest.raises(ValueError, match="must be built"):
             getattr(layer, method)([features, boxes])
 

@@ -13,7 +13,7 @@ GEOMETRY = {
     "output_size": (3, 2),
     "spatial_scale": 0.25,
     "samples_per_bin": 3,
-    "aligned": True,
+    "aligned": False,
     "data_format": "channels_first",
 }
 OFFSETS = {
@@ -38,7 +38,8 @@ OTHER_THAN_DEFAULT = {
     DeformablePSRoIPool: {
         **GEOMETRY,
         **OFFSETS,
-        "filters": 3,
+        "score_filters": 3,
+        "offset_source": "features",
         "group_size": 2,
         "class_agnostic": True,
         "use_bias": False,
@@ -55,7 +56,7 @@ REQUIRED = {
     RoIPool: {"output_size": 7},
     PSRoIPool: {"output_size": 7, "group_size": 7},
     DeformableRoIPool: {"output_size": 7},
-    DeformablePSRoIPool: {"filters": 4, "group_size": 7},
+    DeformablePSRoIPool: {"output_size": 7, "group_size": 7},
 }
 BASE_LAYER_ARGUMENTS = {"name": "pool", "dtype": "mixed_bfloat16", "trainable": False}
 
@@ -89,7 +90,7 @@ def model():
             RoIPool(**geometry),
             PSRoIPool(group_size=2, **geometry),
             DeformableRoIPool(**geometry, **moving, offset_units=(6, 5), modulated=True),
-            DeformablePSRoIPool(3, 2, **geometry, **moving),
+            DeformablePSRoIPool(group_size=2, score_filters=3, **geometry, **moving),
         )
     ]
     outputs = tf.keras.layers.Dense(4)(tf.keras.layers.concatenate(pooled))
@@ -112,6 +113,42 @@ def test_config_holds_every_constructor_argument(cls):
     default = cls(**REQUIRED[cls]).get_config()
     for argument in [*arguments, *BASE_LAYER_ARGUMENTS]:
         assert config[argument] != default[argument], argument
+
+
+# What version 0.1 wrote, but for the initializers and what has not changed.
+OF_0_1 = {
+    "name": "pool",
+    "trainable": True,
+    "output_size": [2, 2],
+    "spatial_scale": 0.5,
+    "samples_per_bin": 4,
+    "aligned": False,
+    "data_format": "channels_last",
+    "gamma": 0.1,
+    "filters": 3,
+    "group_size": 2,
+    "class_agnostic": False,
+    "use_bias": True,
+}
+
+
+@pytest.mark.parametrize("change", [{}, {"output_size": None}], ids=["as it is", "no output size"])
+def test_a_position_sensitive_layer_of_version_0_1(change, arrays):
+    config = {**OF_0_1, **change}
+    config["dtype"] = DeformablePSRoIPool(2, 2).get_config()["dtype"]
+    layer = DeformablePSRoIPool.from_config(config)
+    assert layer.output_size == (2, 2) and layer.score_filters == 3 and not layer.aligned
+    images, boxes = arrays
+    assert layer([images, boxes]).shape == (2, 5, 2, 2, 3)
+    assert [tuple(w.shape) for w in layer.weights] == [
+        (1, 1, 3, 12),
+        (12,),
+        (1, 1, 3, 24),
+        (24,),
+    ]
+    again = DeformablePSRoIPool.from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
+    assert config == {**OF_0_1, **change, "dtype": config["dtype"]}  # it is the caller's
 
 
 @every_class
@@ -138,6 +175,8 @@ def test_clone_model(model, arrays):
 @pytest.mark.parametrize("cls", [DeformableRoIPool, DeformablePSRoIPool])
 def test_build_twice_creates_the_weights_once(cls, arrays):
     layer = cls(**OTHER_THAN_DEFAULT[cls])
+    if cls is DeformablePSRoIPool:
+        arrays = [*arrays, arrays[0]]  # what the offset fields are made of
     shapes = [array.shape for array in arrays]
     layer.build(shapes)
     weights = layer.get_weights()

@@ -76,7 +76,12 @@ def test_fit_learns_how_bins_move(waves, moved, policy):
 def test_fit_moves_the_offset_fields(waves, moved, class_agnostic):
     maps, boxes = waves
     layer = DeformablePSRoIPool(
-        1, 2, gamma=1.0, class_agnostic=class_agnostic, kernel_initializer="ones", **GEOMETRY
+        group_size=2,
+        score_filters=1,
+        gamma=1.0,
+        class_agnostic=class_agnostic,
+        kernel_initializer="ones",
+        **GEOMETRY,
     )
     model = model_of(layer)
     layer.kernel.assign(tf.ones_like(layer.kernel))
@@ -118,7 +123,9 @@ def test_fit_under_xla_with_the_reference(waves, moved):
             modulated=True,
             offset_kernel_initializer="glorot_uniform",
         ),
-        DeformablePSRoIPool(3, 2, **GEOMETRY, offset_kernel_initializer="glorot_uniform"),
+        DeformablePSRoIPool(
+            group_size=2, score_filters=3, **GEOMETRY, offset_kernel_initializer="glorot_uniform"
+        ),
     ],
     ids=lambda layer: type(layer).__name__,
 )
@@ -135,7 +142,7 @@ def test_offset_multiplier_scales_the_branch_and_nothing_else(cls, multiplier, w
     maps, boxes = waves
     arguments = {**GEOMETRY, "offset_kernel_initializer": "glorot_uniform"}
     if cls is DeformablePSRoIPool:
-        arguments.update(filters=3, group_size=2)
+        arguments.update(score_filters=3, group_size=2)
     plain, scaled = cls(**arguments), cls(**arguments, offset_learning_rate_multiplier=multiplier)
     for layer in (plain, scaled):
         layer.build([maps.shape, boxes.shape])
@@ -165,8 +172,9 @@ def test_regularizers_contribute_to_the_losses(waves):
     assert sorted(float(loss) for loss in layer.losses) == [0, 1, 2, 20]  # hidden biases are 0
 
     layer = DeformablePSRoIPool(
-        1,
-        1,
+        output_size=1,
+        group_size=1,
+        score_filters=1,
         kernel_initializer="ones",
         bias_initializer="ones",
         offset_kernel_initializer="ones",
@@ -182,7 +190,11 @@ def test_regularizers_contribute_to_the_losses(waves):
 
 def test_constraints_hold_after_a_step(waves, moved):
     layer = DeformablePSRoIPool(
-        1, 2, **GEOMETRY, kernel_constraint="non_neg", bias_constraint="non_neg"
+        group_size=2,
+        score_filters=1,
+        kernel_constraint="non_neg",
+        bias_constraint="non_neg",
+        **GEOMETRY,
     )
     model = model_of(layer)
     model.compile(tf.keras.optimizers.SGD(1.0), "mse")

@@ -37,7 +37,9 @@ LAYERS = {
     "deformable RoI": lambda: DeformableRoIPool(
         2, aligned=True, modulated=True, offset_units=(4,), dtype="float64", **MOVED
     ),
-    "deformable PSRoI": lambda: DeformablePSRoIPool(3, 2, aligned=True, dtype="float64", **MOVED),
+    "deformable PSRoI": lambda: DeformablePSRoIPool(
+        2, 2, score_filters=3, aligned=True, dtype="float64", **MOVED
+    ),
 }
 
 

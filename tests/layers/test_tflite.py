@@ -102,7 +102,9 @@ def test_roi_pooling(layer, geometry, unknown):
             **geometry,
         )
     elif layer is DeformablePSRoIPool:
-        pool = DeformablePSRoIPool(4, 3, offset_kernel_initializer=_offset_kernel(), **geometry)
+        pool = DeformablePSRoIPool(
+            3, 3, score_filters=4, offset_kernel_initializer=_offset_kernel(), **geometry
+        )
     else:
         pool = RoIPool((3, 2), **geometry)
     size, count = ((None, None), None) if unknown else (SIZE, 3)

@@ -161,6 +161,7 @@ def test_agrees_with_recorded_results_of_the_authors_operator(
         output_size=recorded["pooled_size"],
         group_size=recorded["group_size"],
         spatial_scale=recorded["spatial_scale"],
+        aligned=False,
         samples_per_bin=recorded["sample_per_part"],
         gamma=recorded["trans_std"],
     )
@@ -276,7 +277,7 @@ def test_pooling_is_position_sensitive() -> None:
     inputs = np.broadcast_to(values, [1, 6, 6, k * k * depth])
 
     output = tf_deformable.deformable_psroi_pool(
-        inputs, [[0, 0, 5, 5]], [0], output_size=(3, 6), group_size=k, spatial_scale=1.0
+        inputs, [[0, 0, 5, 5]], [0], output_size=(3, 6), group_size=k, aligned=False
     )
 
     maps = values.reshape(k, k, depth)

@@ -22,7 +22,7 @@ SHAPES = {
     "offsets": [5, 2, 3, 3, 2],
     "mask": [5, 4, 3],
 }
-ATTRIBUTES = {"output_size": (4, 3), "group_size": 2, "spatial_scale": 0.5}
+ATTRIBUTES = {"output_size": (4, 3), "group_size": 2, "spatial_scale": 0.5, "aligned": False}
 
 
 @dataclasses.dataclass(frozen=True)

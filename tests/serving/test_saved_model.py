@@ -46,7 +46,7 @@ def detector():
     geometry = {"spatial_scale": 0.5, "offset_kernel_initializer": "he_normal", "gamma": 0.5}
     pooled = [
         tf_deformable.DeformableRoIPool(2, offset_units=(6,), modulated=True, **geometry),
-        tf_deformable.DeformablePSRoIPool(3, 2, **geometry),
+        tf_deformable.DeformablePSRoIPool(2, 2, score_filters=3, **geometry),
     ]
     pooled = tf.keras.layers.concatenate([layer([features, boxes]) for layer in pooled])
     scores = tf.keras.layers.Dense(5, activation="softmax")(

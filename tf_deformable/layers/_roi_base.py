@@ -27,6 +27,7 @@ class Regions:
     boxes: tf.Tensor  # [B*R, 4]
     box_indices: tf.Tensor  # [B*R], -1 for padding
     counts: tf.Tensor  # [2]: B and R
+    offset_features: tf.Tensor  # [B, H, W, C'], what offset fields are made of
 
     def per_image(self, tensor: tf.Tensor) -> tf.Tensor:
         """`[B*R, ...]` to `[B, R, ...]`."""
@@ -46,6 +47,7 @@ class RoILayer(OperatorLayer):
     def __init__(
         self,
         output_size: int | tuple[int, int],
+        *,
         spatial_scale: float,
         samples_per_bin: int,
         aligned: bool,
@@ -94,7 +96,7 @@ class RoILayer(OperatorLayer):
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns `(B, R, ph, pw, channels)` for `[features, boxes]` of these two shapes."""
-        features, boxes = self._input_shapes(input_shape)
+        features, boxes, *_ = self._input_shapes(input_shape)
         batch = boxes[0] if features[0] is None else features[0]
         channels = self._output_channels(features[3])
         if self.data_format == "channels_first":
@@ -112,10 +114,10 @@ class RoILayer(OperatorLayer):
     def gather_inputs(self, inputs: Any, others: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Returns `[features, boxes]`, boxes that are ragged padded with zeros."""
         inputs = super().gather_inputs(inputs, others, kwargs)
-        if isinstance(inputs, (tuple, list)) and len(inputs) == 2:
-            features, boxes = inputs
+        if isinstance(inputs, (tuple, list)) and len(inputs) == len(self._input_names):
+            features, boxes, *rest = inputs
             if hasattr(boxes, "to_tensor"):  # of tf.RaggedTensor, and of what tf-keras traces with
-                return [features, boxes.to_tensor(shape=[None, None, 4])]
+                return [features, boxes.to_tensor(shape=[None, None, 4]), *rest]
         return inputs
 
     def _geometry(self) -> dict[str, Any]:
@@ -131,19 +133,32 @@ class RoILayer(OperatorLayer):
         """The number of output channels for that of the features, which it checks."""
         return channels
 
+    def _depth(self, channels: int | None, group_size: int) -> int | None:
+        """The number of channels of one score map."""
+        maps = group_size**2
+        if channels is None:
+            return None
+        if channels == 0 or channels % maps:
+            rule = f"must be a positive multiple of group_size*group_size={maps}"
+            raise self._error("features channels", rule, channels)
+        return channels // maps
+
     def _offsets(self, regions: Regions) -> tf.Tensor | None:
         """Offsets as the operator takes them, None if the layer moves nothing."""
         return None
 
     def as_regions(self, inputs: Any) -> Regions:
         """Checks what the layer is called with and brings it into the operators' form."""
-        if not isinstance(inputs, (tuple, list)) or len(inputs) != 2:
-            raise self._error("inputs", "must be [features, boxes]", type(inputs).__name__)
-        features, boxes = self._cast(inputs[0]), tf.convert_to_tensor(inputs[1])
-        shape, _ = self._input_shapes([features.shape, boxes.shape])
+        if not isinstance(inputs, (tuple, list)) or len(inputs) != len(self._input_names):
+            raise self._error("inputs", self._inputs_rule, type(inputs).__name__)
+        boxes = tf.convert_to_tensor(inputs[1])
+        maps = [self._cast(value) for value in (inputs[0], *inputs[2:])]
+        shapes = [tensor.shape for tensor in maps]
+        shape, *_ = self._input_shapes([shapes[0], boxes.shape, *shapes[1:]])
         self._output_channels(shape[3])
         if self.data_format == "channels_first":
-            features = tf.transpose(features, [0, 2, 3, 1])
+            maps = [tf.transpose(tensor, [0, 2, 3, 1]) for tensor in maps]
+        features = maps[0]
         if boxes.dtype in (tf.float16, tf.bfloat16):
             raise self._error(
                 "boxes",
@@ -172,25 +187,38 @@ class RoILayer(OperatorLayer):
             boxes=tf.reshape(boxes, [-1, 4]),
             box_indices=tf.reshape(images, [-1]),
             counts=counts,
+            offset_features=maps[-1],
         )
 
-    def _input_shapes(self, input_shape: Any) -> tuple[Shape, Shape]:
-        """Checks the shapes of features and boxes; returns features' with channels last."""
+    @property
+    def _inputs_rule(self) -> str:
+        return f"must be [{', '.join(self._input_names)}]"
+
+    def _input_shapes(self, input_shape: Any) -> list[Shape]:
+        """Checks the shapes of all inputs; returns those of maps with channels last."""
         try:
-            features, boxes = (tuple(tf.TensorShape(shape).as_list()) for shape in input_shape)
+            shapes = [tuple(tf.TensorShape(shape).as_list()) for shape in input_shape]
+            features, boxes, *others = shapes
         except (TypeError, ValueError):
-            raise self._error("inputs", "must be [features, boxes]", input_shape) from None
-        if len(features) != 4:
-            layout = "[B,C,H,W]" if self.data_format == "channels_first" else "[B,H,W,C]"
-            raise self._error("features", f"must have rank 4 {layout}", features)
+            raise self._error("inputs", self._inputs_rule, input_shape) from None
+        if len(shapes) != len(self._input_names):
+            raise self._error("inputs", self._inputs_rule, input_shape)
+        layout = "[B,C,H,W]" if self.data_format == "channels_first" else "[B,H,W,C]"
+        for name, shape in zip(("features", "offset_features"), (features, *others), strict=False):
+            if len(shape) != 4:
+                raise self._error(name, f"must have rank 4 {layout}", shape)
         if len(boxes) != 3 or boxes[2] not in (4, None):
             raise self._error("boxes", "must have shape [B,R,4]", boxes)
         if None not in (features[0], boxes[0]) and features[0] != boxes[0]:
             rule = f"must have the batch size of features ({features[0]})"
             raise self._error("boxes", rule, boxes)
         if self.data_format == "channels_first":
-            features = (features[0], *features[2:], features[1])
-        return features, boxes
+            features, *others = ((n, h, w, c) for n, c, h, w in (features, *others))
+        for other in others:
+            if not tf.TensorShape(other[:3]).is_compatible_with(features[:3]):
+                rule = f"must have the batch, height and width of features {features[:3]}"
+                raise self._error("offset_features", rule, other[:3])
+        return [features, boxes, *others]
 
     def _per_image(self, pooled: tf.Tensor, regions: Regions) -> tf.Tensor:
         """`[B*R, ph, pw, C]` to what the layer returns."""
@@ -205,6 +233,7 @@ class DeformableRoILayer(RoILayer):
     def __init__(
         self,
         output_size: int | tuple[int, int],
+        *,
         spatial_scale: float,
         samples_per_bin: int,
         aligned: bool,
@@ -218,7 +247,12 @@ class DeformableRoILayer(RoILayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            output_size, spatial_scale, samples_per_bin, aligned, data_format, **kwargs
+            output_size,
+            spatial_scale=spatial_scale,
+            samples_per_bin=samples_per_bin,
+            aligned=aligned,
+            data_format=data_format,
+            **kwargs,
         )
         self.gamma = self._finite_number("gamma", gamma)
         self.offset_kernel_initializer = tf.keras.initializers.get(offset_kernel_initializer)
@@ -246,17 +280,20 @@ class DeformableRoILayer(RoILayer):
         }
 
     def _known_channels(self, input_shape: Any) -> int:
-        """The features' channels, which the layer is then built for."""
-        features, _ = self._input_shapes(input_shape)
-        channels = features[3]
-        if channels is None:
-            raise self._error("features", "must have a known number of channels", features)
-        self.input_spec = [
-            tf.keras.layers.InputSpec(
-                ndim=4, axes={1 if self.data_format == "channels_first" else 3: channels}
-            ),
-            tf.keras.layers.InputSpec(ndim=3),
-        ]
+        """The channels of what the branch reads; the layer is then built for those of all maps."""
+        features, _, *others = self._input_shapes(input_shape)
+        names = ("features", "offset_features")
+        for name, shape in zip(names, (features, *others), strict=False):
+            if shape[3] is None:
+                raise self._error(name, "must have a known number of channels", shape)
+        axis = 1 if self.data_format == "channels_first" else 3
+        of_features, *of_others = (
+            tf.keras.layers.InputSpec(ndim=4, axes={axis: shape[3]})
+            for shape in (features, *others)
+        )
+        self.input_spec = [of_features, tf.keras.layers.InputSpec(ndim=3), *of_others]
+        channels = (features, *others)[-1][3]
+        assert channels is not None
         return channels
 
     def _scaled_gradient(self, branch_outputs: tf.Tensor) -> tf.Tensor:

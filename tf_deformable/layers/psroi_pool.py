@@ -61,15 +61,20 @@ class PSRoIPool(RoILayer):
         self,
         output_size: int | tuple[int, int],
         group_size: int,
+        *,
         spatial_scale: float = 1.0,
         samples_per_bin: int = 4,
-        aligned: bool = False,
-        *,
+        aligned: bool = True,
         data_format: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            output_size, spatial_scale, samples_per_bin, aligned, data_format, **kwargs
+            output_size,
+            spatial_scale=spatial_scale,
+            samples_per_bin=samples_per_bin,
+            aligned=aligned,
+            data_format=data_format,
+            **kwargs,
         )
         self.group_size = self._positive_integer("group_size", group_size)
 
@@ -90,45 +95,48 @@ class PSRoIPool(RoILayer):
         return {**super().get_config(), "group_size": self.group_size}
 
     def _output_channels(self, channels: int | None) -> int | None:
-        maps = self.group_size**2
-        if channels is None:
-            return None
-        if channels == 0 or channels % maps:
-            rule = f"must be a positive multiple of group_size*group_size={maps}"
-            raise self._error("features channels", rule, channels)
-        return channels // maps
+        return self._depth(channels, self.group_size)
 
 
 @tf.keras.utils.register_keras_serializable(package="tf_deformable")
 class DeformablePSRoIPool(DeformableRoILayer):
-    """Position-sensitive RoI pooling that learns where to move its bins: a deformable R-FCN head.
+    """Position-sensitive RoI pooling that learns where to move its bins.
 
-    Two sibling 1x1 convolutions (owned by the layer) read the features: one makes the k*k score
-    maps of `filters` channels, the other the offset fields. Plain position-sensitive pooling of the
-    offset fields gives each bin its offset, in units of the box's size, for every one of the
-    `filters` outputs by itself; deformable position-sensitive pooling of the score maps gives the
-    result. An untrained layer does not move its bins: it equals a 1x1 `Conv2D` and `PSRoIPool`.
+    It can stand where a `PSRoIPool` stood: score maps come in, k*k maps of D channels. A 1x1
+    convolution (owned by the layer) makes offset fields. Plain position-sensitive pooling of these
+    gives each bin its offset, in units of the box's size, for every one of the D output channels
+    by itself; deformable position-sensitive pooling of the score maps gives the result. An
+    untrained layer does not move its bins: it equals `PSRoIPool`.
+
+    The offset fields are made of the score maps, or of other features that the layer is called
+    with. In the paper they are made of the features that the score maps are made of: so it is with
+    `score_filters`, for which the layer also owns the 1x1 convolution that makes the score maps.
 
     Example:
     >>> features = tf.random.normal([2, 38, 63, 512])  # of images 16 times as large
     >>> boxes = tf.constant([[[32.0, 48.0, 300.0, 500.0]], [[10.0, 10.0, 200.0, 90.0]]])
-    >>> layer = tf_deformable.layers.DeformablePSRoIPool(21, 7, spatial_scale=1 / 16)
-    >>> scores = tf.reduce_mean(layer([features, boxes]), axis=[2, 3])
-    >>> scores.shape
+    >>> scores = tf.keras.layers.Conv2D(7 * 7 * 21, 1)(features)
+    >>> layer = tf_deformable.layers.DeformablePSRoIPool(7, 7, spatial_scale=1 / 16)
+    >>> tf.reduce_mean(layer([scores, boxes]), axis=[2, 3]).shape
+    TensorShape([2, 1, 21])
+
+    The head of the paper, which reads the features:
+
+    >>> layer = tf_deformable.layers.DeformablePSRoIPool(
+    ...     7, 7, spatial_scale=1 / 16, score_filters=21)
+    >>> tf.reduce_mean(layer([features, boxes]), axis=[2, 3]).shape
     TensorShape([2, 1, 21])
 
     The corrections of the boxes, for all classes alike:
 
     >>> layer = tf_deformable.layers.DeformablePSRoIPool(
-    ...     4, 7, spatial_scale=1 / 16, class_agnostic=True)
+    ...     7, 7, spatial_scale=1 / 16, score_filters=4, class_agnostic=True)
     >>> tf.reduce_mean(layer([features, boxes]), axis=[2, 3]).shape
     TensorShape([2, 1, 4])
 
     Args:
-        filters: int, D, number of output channels: 1 + the number of classes for scores, 4 for the
-            corrections of class-agnostic boxes.
+        output_size: int or two ints (ph, pw), number of bins.
         group_size: int, k. Bin (i, j) reads map `(i*k // ph, j*k // pw)`.
-        output_size: int or two ints (ph, pw), number of bins, or None: `group_size`.
         spatial_scale: float, pixels of the features per pixel of the image: 1/16 for features of
             stride 16.
         samples_per_bin: int, samples of a bin along each axis, as in `RoIPool`.
@@ -137,14 +145,21 @@ class DeformablePSRoIPool(DeformableRoILayer):
         aligned: bool, where a box lies on the features, as in `RoIPool`.
         class_agnostic: bool. False: every output channel has offsets of its own. True: they share
             one, as in the box branch of the authors.
-        use_bias: bool, whether the score maps have a bias. The offset fields always have one.
-        kernel_initializer: initializer of the kernel of the score maps.
-        bias_initializer: initializer of their bias.
-        kernel_regularizer: regularizer of that kernel.
-        bias_regularizer: regularizer of that bias.
+        offset_source: what the offset fields are made of. `"inputs"`: the first input, which are
+            the score maps, or the features with `score_filters`. `"features"`: the layer is called
+            with `[features, boxes, offset_features]`, and they are made of the last, a map of the
+            same height and width and any number of channels.
+        score_filters: int or None. None: score maps come in. An int D: features come in, and a
+            convolution of the layer's own makes score maps of D channels: 1 + the number of classes
+            for scores, 4 for the corrections of class-agnostic boxes.
+        use_bias: bool, whether that convolution has a bias. The offset fields always have one.
+        kernel_initializer: initializer of the kernel of that convolution.
+        bias_initializer: initializer of its bias.
+        kernel_regularizer: regularizer of its kernel.
+        bias_regularizer: regularizer of its bias.
         activity_regularizer: regularizer of the output.
-        kernel_constraint: constraint of that kernel.
-        bias_constraint: constraint of that bias.
+        kernel_constraint: constraint of its kernel.
+        bias_constraint: constraint of its bias.
         offset_kernel_initializer: initializer of the kernel of the offset fields.
         offset_bias_initializer: initializer of their bias.
         offset_kernel_regularizer: regularizer of the kernel of the offset fields.
@@ -156,18 +171,20 @@ class DeformablePSRoIPool(DeformableRoILayer):
         data_format: `"channels_last"` or `"channels_first"`, as in `RoIPool`.
         **kwargs: what every Keras layer takes: `name`, `dtype`, `trainable`.
 
-    Weights (C the features' channels), in this order:
-        kernel: `[1, 1, C, k*k*D]`, outputs ordered (map row, map column, D).
-        bias: `[k*k*D]`, if `use_bias`.
+    Weights (C the channels of what a convolution reads), in this order:
+        kernel: `[1, 1, C, k*k*D]`, outputs ordered (map row, map column, D); with `score_filters`.
+        bias: `[k*k*D]`, with `score_filters`, if `use_bias`.
         offset_kernel: `[1, 1, C, k*k*classes*2]`, classes = 1 if `class_agnostic`, else D; outputs
             ordered (map row, map column, class, (dy, dx)), the last fastest.
         offset_bias: `[k*k*classes*2]`.
 
     Input shape:
-        A list `[features, boxes]`:
-        features: `[B, H, W, C]`. All but C may be unknown.
+        A list `[features, boxes]` or `[features, boxes, offset_features]`:
+        features: `[B, H, W, k*k*D]`, the score maps, channels ordered as in `PSRoIPool`; with
+            `score_filters` `[B, H, W, C]`. All but the channels may be unknown.
         boxes: `[B, R, 4]`, (y1, x1, y2, x2) in pixels of the image, padded as in `RoIPool`: a box
             that is padding trains nothing.
+        offset_features: `[B, H, W, C]`.
 
         Dtypes, and what else may be unknown, as in `RoIPool`.
 
@@ -188,14 +205,16 @@ class DeformablePSRoIPool(DeformableRoILayer):
 
     def __init__(
         self,
-        filters: int,
+        output_size: int | tuple[int, int],
         group_size: int,
-        output_size: int | tuple[int, int] | None = None,
+        *,
         spatial_scale: float = 1.0,
         samples_per_bin: int = 4,
         gamma: float = 0.1,
-        aligned: bool = False,
+        aligned: bool = True,
         class_agnostic: bool = False,
+        offset_source: str = "inputs",
+        score_filters: int | None = None,
         use_bias: bool = True,
         kernel_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
@@ -209,28 +228,30 @@ class DeformablePSRoIPool(DeformableRoILayer):
         offset_kernel_regularizer: Any = None,
         offset_bias_regularizer: Any = None,
         offset_learning_rate_multiplier: float = 1.0,
-        *,
         data_format: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            group_size if output_size is None else output_size,
-            spatial_scale,
-            samples_per_bin,
-            aligned,
-            gamma,
-            offset_kernel_initializer,
-            offset_bias_initializer,
-            offset_kernel_regularizer,
-            offset_bias_regularizer,
-            offset_learning_rate_multiplier,
-            data_format,
+            output_size,
+            spatial_scale=spatial_scale,
+            samples_per_bin=samples_per_bin,
+            aligned=aligned,
+            gamma=gamma,
+            offset_kernel_initializer=offset_kernel_initializer,
+            offset_bias_initializer=offset_bias_initializer,
+            offset_kernel_regularizer=offset_kernel_regularizer,
+            offset_bias_regularizer=offset_bias_regularizer,
+            offset_learning_rate_multiplier=offset_learning_rate_multiplier,
+            data_format=data_format,
             activity_regularizer=activity_regularizer,
             **kwargs,
         )
-        self.filters = self._positive_integer("filters", filters)
         self.group_size = self._positive_integer("group_size", group_size)
         self.class_agnostic = self._boolean("class_agnostic", class_agnostic)
+        self.offset_source = self._choice("offset_source", offset_source, ("inputs", "features"))
+        self.score_filters = None
+        if score_filters is not None:
+            self.score_filters = self._positive_integer("score_filters", score_filters)
         self.use_bias = bool(use_bias)
         self.kernel_initializer = tf.keras.initializers.get(kernel_initializer)
         self.bias_initializer = tf.keras.initializers.get(bias_initializer)
@@ -243,28 +264,33 @@ class DeformablePSRoIPool(DeformableRoILayer):
         """Creates the weights for features of this shape, whose channels must be known."""
         if self.built:
             return
-        channels = self._known_channels(input_shape)
-        score_maps = self.group_size**2 * self.filters
+        branch_channels = self._known_channels(input_shape)
+        channels = self._input_shapes(input_shape)[0][3]
+        depth = self._output_channels(channels)
+        assert depth is not None
+        self._classes = 1 if self.class_agnostic else depth
         offset_fields = self.group_size**2 * self._classes * 2
-        self.kernel = self.add_weight(
-            name="kernel",
-            shape=(1, 1, channels, score_maps),
-            initializer=self.kernel_initializer,
-            regularizer=self.kernel_regularizer,
-            constraint=self.kernel_constraint,
-        )
-        self.bias = None
-        if self.use_bias:
-            self.bias = self.add_weight(
-                name="bias",
-                shape=(score_maps,),
-                initializer=self.bias_initializer,
-                regularizer=self.bias_regularizer,
-                constraint=self.bias_constraint,
+        self.kernel = self.bias = None
+        if self.score_filters is not None:
+            score_maps = self.group_size**2 * self.score_filters
+            self.kernel = self.add_weight(
+                name="kernel",
+                shape=(1, 1, channels, score_maps),
+                initializer=self.kernel_initializer,
+                regularizer=self.kernel_regularizer,
+                constraint=self.kernel_constraint,
             )
+            if self.use_bias:
+                self.bias = self.add_weight(
+                    name="bias",
+                    shape=(score_maps,),
+                    initializer=self.bias_initializer,
+                    regularizer=self.bias_regularizer,
+                    constraint=self.bias_constraint,
+                )
         self.offset_kernel = self._add_branch_weight(
             name="offset_kernel",
-            shape=(1, 1, channels, offset_fields),
+            shape=(1, 1, branch_channels, offset_fields),
             initializer=self.offset_kernel_initializer,
             regularizer=self.offset_kernel_regularizer,
         )
@@ -280,8 +306,10 @@ class DeformablePSRoIPool(DeformableRoILayer):
         """Returns the score maps of the boxes, pooled at the predicted bins."""
         regions = self.as_regions(inputs)
         offsets = self._offsets(regions)
-        bias = self._cast(self.bias) if self.use_bias else None
-        scores = self._convolution(regions.features, self._cast(self.kernel), bias)
+        scores = regions.features
+        if self.kernel is not None:
+            bias = None if self.bias is None else self._cast(self.bias)
+            scores = self._convolution(scores, self._cast(self.kernel), bias)
         return self._per_image(self._pool(scores, regions, offsets), regions)
 
     @accepts_keras_tensors
@@ -295,7 +323,7 @@ class DeformablePSRoIPool(DeformableRoILayer):
         Returns:
             `[B, R, ph, pw, classes, 2]`, (dy, dx) in units of the box's height and width and of
             1/gamma, float32 (float64 if the layer computes in float64); classes is 1 if
-            `class_agnostic`, else `filters`. Padding has offsets of zero.
+            `class_agnostic`, else D. Padding has offsets of zero.
 
         Raises:
             ValueError: the layer has not been built (called) yet.
@@ -307,9 +335,10 @@ class DeformablePSRoIPool(DeformableRoILayer):
         """Returns the constructor's arguments, serialised."""
         return {
             **super().get_config(),
-            "filters": self.filters,
             "group_size": self.group_size,
             "class_agnostic": self.class_agnostic,
+            "offset_source": self.offset_source,
+            "score_filters": self.score_filters,
             "use_bias": self.use_bias,
             **{
                 name: tf.keras.initializers.serialize(getattr(self, name))
@@ -325,18 +354,31 @@ class DeformablePSRoIPool(DeformableRoILayer):
             },
         }
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """Returns a layer with this configuration, which version 0.1 may have written."""
+        config = dict(config)
+        if "filters" in config:
+            config["score_filters"] = config.pop("filters")
+        if config["output_size"] is None:
+            config["output_size"] = config["group_size"]
+        return super().from_config(config)
+
     @property
-    def _classes(self) -> int:
-        return 1 if self.class_agnostic else self.filters
+    def _input_names(self) -> tuple[str, ...]:
+        names = super()._input_names
+        return (*names, "offset_features") if self.offset_source == "features" else names
 
     def _output_channels(self, channels: int | None) -> int | None:
-        return self.filters
+        if self.score_filters is not None:
+            return self.score_filters
+        return self._depth(channels, self.group_size)
 
     def _offsets(self, regions: Regions) -> tf.Tensor:
         """Returns offsets `[B*R, ph, pw, classes, 2]`."""
         self._check_is_built()
         kernel, bias = map(self._cast_sampling, (self.offset_kernel, self.offset_bias))
-        fields = self._convolution(regions.features, kernel, bias)
+        fields = self._convolution(regions.offset_features, kernel, bias)
         offsets = self._scaled_gradient(self._pool(fields, regions))
         return tf.reshape(offsets, [-1, *self.output_size, self._classes, 2])
 

@@ -33,10 +33,11 @@ class RoIPool(RoILayer):
             stride 16.
         samples_per_bin: int, number of bilinear samples of a bin along each axis, at least 1. With
             `aligned=True` 0 means one per pixel; such a layer does not run under XLA.
-        aligned: bool, where a box lies on the features. False: as in the operator of the authors
-            of Deformable ConvNets, box coordinates are indices of pixels and are rounded, y2 and x2
-            are the last pixels inside. True: as in RoIAlign, they are continuous, pixel i extends
-            from i to i+1, and nothing is rounded. See `tf_deformable.deformable_roi_pool`.
+        aligned: bool, where a box lies on the features. True: as in RoIAlign, box coordinates are
+            continuous, pixel i extends from i to i+1, and nothing is rounded. False: as in the
+            operator of the authors of Deformable ConvNets, they are indices of pixels and are
+            rounded, and y2 and x2 are the last pixels inside. See
+            `tf_deformable.deformable_roi_pool`.
         data_format: `"channels_last"`, `"channels_first"` or None for Keras' own setting. The
             operator works on channels_last, channels_first is transposed before and after.
         **kwargs: what every Keras layer takes: `name`, `dtype`, `trainable`. (`autocast` changes
@@ -77,15 +78,20 @@ class RoIPool(RoILayer):
     def __init__(
         self,
         output_size: int | tuple[int, int],
+        *,
         spatial_scale: float = 1.0,
         samples_per_bin: int = 4,
-        aligned: bool = False,
-        *,
+        aligned: bool = True,
         data_format: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            output_size, spatial_scale, samples_per_bin, aligned, data_format, **kwargs
+            output_size,
+            spatial_scale=spatial_scale,
+            samples_per_bin=samples_per_bin,
+            aligned=aligned,
+            data_format=data_format,
+            **kwargs,
         )
 
     def call(self, inputs: Any) -> tf.Tensor:
@@ -185,10 +191,11 @@ class DeformableRoIPool(DeformableRoILayer):
     def __init__(
         self,
         output_size: int | tuple[int, int],
+        *,
         spatial_scale: float = 1.0,
         samples_per_bin: int = 4,
         gamma: float = 0.1,
-        aligned: bool = False,
+        aligned: bool = True,
         offset_units: tuple[int, ...] = (),
         modulated: bool = False,
         mask_initial_value: float = 0.5,
@@ -198,22 +205,21 @@ class DeformableRoIPool(DeformableRoILayer):
         offset_kernel_regularizer: Any = None,
         offset_bias_regularizer: Any = None,
         offset_learning_rate_multiplier: float = 1.0,
-        *,
         data_format: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
             output_size,
-            spatial_scale,
-            samples_per_bin,
-            aligned,
-            gamma,
-            offset_kernel_initializer,
-            offset_bias_initializer,
-            offset_kernel_regularizer,
-            offset_bias_regularizer,
-            offset_learning_rate_multiplier,
-            data_format,
+            spatial_scale=spatial_scale,
+            samples_per_bin=samples_per_bin,
+            aligned=aligned,
+            gamma=gamma,
+            offset_kernel_initializer=offset_kernel_initializer,
+            offset_bias_initializer=offset_bias_initializer,
+            offset_kernel_regularizer=offset_kernel_regularizer,
+            offset_bias_regularizer=offset_bias_regularizer,
+            offset_learning_rate_multiplier=offset_learning_rate_multiplier,
+            data_format=data_format,
             **kwargs,
         )
         if not isinstance(offset_units, (tuple, list)):

@@ -35,7 +35,7 @@ def deformable_roi_pool(
     spatial_scale: float = 1.0,
     samples_per_bin: int = 4,
     gamma: float = 0.1,
-    aligned: bool = False,
+    aligned: bool = True,
     name: str | None = None,
 ) -> tf.Tensor:
     r"""Deformable RoI pooling: averages the bins of boxes, each bin moved by its own offset.
@@ -165,7 +165,7 @@ def deformable_psroi_pool(
     spatial_scale: float = 1.0,
     samples_per_bin: int = 4,
     gamma: float = 0.1,
-    aligned: bool = False,
+    aligned: bool = True,
     name: str | None = None,
 ) -> tf.Tensor:
     r"""Deformable position-sensitive RoI pooling: each bin of a box reads a map of its own.

@@ -90,7 +90,7 @@ def bin_boxes(
     output_size: int | Sequence[int],
     spatial_scale: float = 1.0,
     gamma: float = 0.1,
-    aligned: bool = False,
+    aligned: bool = True,
 ) -> tf.Tensor:
     """Returns the bins that RoI pooling averages, as boxes in the image.
 

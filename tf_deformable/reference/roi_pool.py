@@ -40,7 +40,7 @@ def deformable_roi_pool(
     spatial_scale: float = 1.0,
     samples_per_bin: int = 4,
     gamma: float = 0.1,
-    aligned: bool = False,
+    aligned: bool = True,
     name: str | None = None,
 ) -> tf.Tensor:
     """RoI pooling, plain, deformable or modulated, without the library.
@@ -104,7 +104,7 @@ def deformable_psroi_pool(
     spatial_scale: float = 1.0,
     samples_per_bin: int = 4,
     gamma: float = 0.1,
-    aligned: bool = False,
+    aligned: bool = True,
     name: str | None = None,
 ) -> tf.Tensor:
     """Position-sensitive RoI pooling, plain, deformable or modulated, without the library.

@@ -77,7 +77,7 @@ def faster_rcnn_head(
         bins: int, height and width of the grid of bins.
         units: sizes of the hidden layers.
         name: name of the model.
-        **pooling_arguments: further arguments of the pooling layer; `aligned` is True unless given.
+        **pooling_arguments: further arguments of the pooling layer.
 
     Returns:
         A model from `[features, boxes]`, `[B, h, w, channels]` and `[B, R, 4]`, to logits
@@ -88,7 +88,7 @@ def faster_rcnn_head(
     """
     features, boxes = _head_inputs(channels)
     kind: Any = DeformableRoIPool if deformable else RoIPool
-    arguments = {"aligned": True, **pooling_arguments, **CHANNELS_LAST}
+    arguments = {**pooling_arguments, **CHANNELS_LAST}
     pool = kind(bins, spatial_scale=1 / stride, name="pooling", **arguments)
     hidden = _layers.Reshape((-1, bins * bins * channels))(pool([features, boxes]))
     for number, size in enumerate(units, 1):
@@ -122,8 +122,7 @@ def rfcn_head(
         deformable: bool, whether the pooling is `DeformablePSRoIPool`, or `PSRoIPool`.
         bins: int, height and width of the grid of bins, and of that of score maps.
         name: name of the model.
-        **pooling_arguments: further arguments of the pooling layers; `aligned` is True unless
-            given.
+        **pooling_arguments: further arguments of the pooling layers.
 
     Returns:
         A model as that of `faster_rcnn_head`.
@@ -132,15 +131,21 @@ def rfcn_head(
         Dai, Li, He and Sun, R-FCN, NIPS 2016; Dai et al., Deformable Convolutional Networks, 2017.
     """
     features, boxes = _head_inputs(channels)
-    arguments = {"spatial_scale": 1 / stride, "aligned": True, **pooling_arguments, **CHANNELS_LAST}
+    arguments = {"spatial_scale": 1 / stride, **pooling_arguments, **CHANNELS_LAST}
     outputs = []
     for output, filters in (("logits", classes + 1), ("deltas", 4)):
         if deformable:
             is_agnostic = output == "deltas"
             layer: Any = DeformablePSRoIPool
-            pooled = layer(
-                filters, bins, class_agnostic=is_agnostic, name=f"pooling_{output}", **arguments
-            )([features, boxes])
+            pool = layer(
+                bins,
+                bins,
+                score_filters=filters,
+                class_agnostic=is_agnostic,
+                name=f"pooling_{output}",
+                **arguments,
+            )
+            pooled = pool([features, boxes])
         else:
             maps = _layers.Conv2D(bins * bins * filters, 1, name=f"maps_{output}", **CHANNELS_LAST)(
                 features
