@@ -52,8 +52,13 @@ def test_logits_have_the_size_of_the_images(size):
 
 
 def test_arguments_that_would_be_ignored_are_refused():
-    with pytest.raises(ValueError, match="modulated: arguments of deformify need deformable=True"):
-        deeplab(backbone(), 5, modulated=True)
+    with pytest.raises(ValueError, match="deformify_arguments need deformable=True, got"):
+        deeplab(backbone(), 5, deformify_arguments={"modulated": True})
+
+
+def test_arguments_of_deformify():
+    model = deeplab(backbone(), 5, deformable=True, deformify_arguments={"modulated": True})
+    assert model.get_layer("last").modulated
 
 
 def test_backbones_without_one_map_are_refused():

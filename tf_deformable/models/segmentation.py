@@ -19,8 +19,8 @@ def deeplab(
     layers: Layers = "conv5",
     dilate_last_stage: bool = False,
     channels: int | None = None,
+    deformify_arguments: dict[str, Any] | None = None,
     name: str = "deeplab",
-    **deformify_arguments: Any,
 ) -> Any:
     """Returns a network that classifies every pixel: `[B, H, W, 3]` to logits `[B, H, W, classes]`.
 
@@ -43,8 +43,8 @@ def deeplab(
         dilate_last_stage: bool, whether the last stage keeps its resolution, see `deformify`.
         channels: int, outputs of the first 1x1 convolution (the paper has 1024); None: there is
             none, the features are classified as they are.
+        deformify_arguments: further arguments of `deformify`, for example `{"modulated": True}`.
         name: name of the model.
-        **deformify_arguments: further arguments of `deformify`.
 
     Returns:
         A functional model with the backbone's layers in it, or copies of them if they changed.
@@ -60,13 +60,12 @@ def deeplab(
     images_and_features("deeplab", backbone)
     if deformify_arguments and not deformable:
         raise ValueError(
-            f"deeplab: {', '.join(deformify_arguments)}: arguments of deformify need "
-            "deformable=True"
+            f"deeplab: deformify_arguments need deformable=True, got {deformify_arguments}"
         )
     if deformable or dilate_last_stage:
         chosen = layers if deformable else None
         backbone = deformify(
-            backbone, chosen, dilate_last_stage=dilate_last_stage, **deformify_arguments
+            backbone, chosen, dilate_last_stage=dilate_last_stage, **(deformify_arguments or {})
         )
     images, features = images_and_features("deeplab", backbone)
     if channels is not None:
