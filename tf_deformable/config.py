@@ -70,10 +70,12 @@ def use_backend(name: Backend) -> Iterator[None]:
     Blocks nest; leaving one, by an exception too, restores what was chosen around it.
 
     Example:
-        ```python
-        with tf_deformable.config.use_backend("reference"):
-            expected = tf_deformable.deformable_conv2d(inputs, filters, offsets)
-        ```
+        >>> inputs, filters = tf.random.normal([1, 9, 9, 4]), tf.random.normal([3, 3, 4, 6])
+        >>> offsets = tf.random.normal([1, 9, 9, 2 * 3 * 3])
+        >>> with tf_deformable.config.use_backend("reference"):
+        ...     expected = tf_deformable.deformable_conv2d(inputs, filters, offsets)
+        >>> outputs = tf_deformable.deformable_conv2d(inputs, filters, offsets)
+        >>> np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
 
     Args:
         name: `"native"` or `"reference"`.

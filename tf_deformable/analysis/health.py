@@ -84,9 +84,12 @@ def offset_report(model: Any, inputs: Any) -> OffsetReport:
     """Runs a model and says how far its deformable layers move their samples.
 
     Example:
-        ```python
-        print(tf_deformable.analysis.offset_report(model, images))
-        ```
+        >>> model = tf.keras.Sequential([tf_deformable.DeformableConv2D(4, 3, name="conv")])
+        >>> images = tf.zeros([2, 8, 8, 3])
+        >>> outputs = model(images)
+        >>> print(tf_deformable.analysis.offset_report(model, images))
+        layer ...
+        conv ...
 
     Args:
         model: a Keras model of any kind, or any callable that calls deformable layers.
@@ -117,11 +120,14 @@ class OffsetHealth(tf.keras.callbacks.Callback):
     measures to TensorBoard, and warns once per layer (and again if it had recovered in between).
 
     Example:
-        ```python
-        health = tf_deformable.analysis.OffsetHealth(images[:8], log_dir="logs")
-        model.fit(images, labels, epochs=10, callbacks=[health])
-        print(health.report)
-        ```
+        >>> model = tf.keras.Sequential([tf_deformable.DeformableConv2D(4, 3, name="conv")])
+        >>> images, labels = tf.zeros([16, 8, 8, 3]), tf.zeros([16, 6, 6, 4])
+        >>> health = tf_deformable.analysis.OffsetHealth(images[:8])
+        >>> model.compile("sgd", "mse")
+        >>> history = model.fit(images, labels, callbacks=[health], verbose=0)
+        >>> print(health.report)
+        layer ...
+        conv ...
 
     Summaries, for every layer: `offsets/LAYER/mean`, `maximum`, `outside` and `not_finite` (see
     `LayerOffsets`), by epoch (from 0, as the TensorBoard callback of Keras has it) or by batch.

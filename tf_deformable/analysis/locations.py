@@ -88,11 +88,15 @@ def sampling_locations(
     among the chosen count as plain ones.
 
     Example:
-        ```python
-        found = analysis.sampling_locations(model, images, pixel=(120, 200), depth=3)
-        found.points(image=0)                # [up to 729, 2], in pixels of the image
-        found.points(image=0, regular=True)  # [729, 2], what a plain network samples
-        ```
+        >>> layers = [
+        ...     tf_deformable.DeformableConv2D(4, 3, padding="same") for _ in range(3)]
+        >>> model = tf.keras.Sequential([tf.keras.Input((32, 32, 3)), *layers])
+        >>> found = tf_deformable.analysis.sampling_locations(
+        ...     model, tf.zeros([1, 32, 32, 3]), pixel=(12, 20), depth=3)
+        >>> found.points(image=0).shape  # up to 729, in pixels of the image
+        (729, 2)
+        >>> found.points(image=0, regular=True).shape  # what a plain network samples
+        (729, 2)
 
     Args:
         model: a Keras model of any kind (functional, Sequential, subclassed, nested), with an

@@ -38,34 +38,34 @@ class DeformableConv2D(OperatorLayer):
     `Conv2D` does not have is given by keyword.
 
     Example:
-    >>> model = tf.keras.Sequential([
-    ...     tf.keras.Input((None, None, 3)),
-    ...     tf.keras.layers.Conv2D(16, 3, strides=2, activation="relu"),
-    ...     tf_deformable.DeformableConv2D(32, 3, padding="same", modulated=True),
-    ...     tf.keras.layers.GlobalAveragePooling2D(),
-    ...     tf.keras.layers.Dense(10),
-    ... ])
-    >>> model(tf.zeros([4, 64, 48, 3])).shape
-    TensorShape([4, 10])
+        >>> model = tf.keras.Sequential([
+        ...     tf.keras.Input((None, None, 3)),
+        ...     tf.keras.layers.Conv2D(16, 3, strides=2, activation="relu"),
+        ...     tf_deformable.DeformableConv2D(32, 3, padding="same", modulated=True),
+        ...     tf.keras.layers.GlobalAveragePooling2D(),
+        ...     tf.keras.layers.Dense(10),
+        ... ])
+        >>> model(tf.zeros([4, 64, 48, 3])).shape
+        TensorShape([4, 10])
 
-    Where the layer samples, in pixels of the features that it reads:
+        Where the layer samples, in pixels of the features that it reads:
 
-    >>> layer = model.layers[1]
-    >>> features = model.layers[0](tf.zeros([4, 64, 48, 3]))
-    >>> layer.sampling_positions(features).shape  # N, Ho, Wo, G, kh, kw, (y, x)
-    TensorShape([4, 31, 23, 1, 3, 3, 2])
+        >>> layer = model.layers[1]
+        >>> features = model.layers[0](tf.zeros([4, 64, 48, 3]))
+        >>> layer.sampling_positions(features).shape  # N, Ho, Wo, G, kh, kw, (y, x)
+        TensorShape([4, 31, 23, 1, 3, 3, 2])
 
-    Features of one image sampled where another one says, as networks for video align frames: the
-    branch reads both (`offset_source="features"`), and what it predicts corrects a flow that is
-    given (`adds_flow`), by at most 10 pixels (`max_offset`):
+        Networks for video align frames: they sample the features of one image where another one
+        says. The branch reads both (`offset_source="features"`), and what it predicts corrects a
+        flow that is given (`adds_flow`), by at most 10 pixels (`max_offset`):
 
-    >>> neighbor, both = tf.zeros([1, 32, 32, 16]), tf.zeros([1, 32, 32, 48])
-    >>> flow = tf.zeros([1, 32, 32, 2])  # (dy, dx) to where the neighbor shows the same
-    >>> align = tf_deformable.DeformableConv2D(
-    ...     16, 3, padding="same", offset_groups=4, modulated=True,
-    ...     offset_source="features", adds_flow=True, max_offset=10)
-    >>> align([neighbor, both, flow]).shape
-    TensorShape([1, 32, 32, 16])
+        >>> neighbor, both = tf.zeros([1, 32, 32, 16]), tf.zeros([1, 32, 32, 48])
+        >>> flow = tf.zeros([1, 32, 32, 2])  # (dy, dx) to where the neighbor shows the same
+        >>> align = tf_deformable.DeformableConv2D(
+        ...     16, 3, padding="same", offset_groups=4, modulated=True,
+        ...     offset_source="features", adds_flow=True, max_offset=10)
+        >>> align([neighbor, both, flow]).shape
+        TensorShape([1, 32, 32, 16])
 
     Args:
         filters: int, number of output channels.

@@ -20,11 +20,11 @@ class PSRoIPool(RoILayer):
     maps of R-FCN: k*k maps of D channels, one for each part of an object. It has no weights.
 
     Example:
-    >>> scores = tf.keras.layers.Conv2D(7 * 7 * 21, 1)(tf.random.normal([2, 38, 63, 256]))
-    >>> boxes = tf.constant([[[32.0, 48.0, 300.0, 500.0]], [[10.0, 10.0, 200.0, 90.0]]])
-    >>> votes = tf_deformable.layers.PSRoIPool(7, 7, spatial_scale=1 / 16)([scores, boxes])
-    >>> tf.reduce_mean(votes, axis=[2, 3]).shape  # scores of the classes
-    TensorShape([2, 1, 21])
+        >>> scores = tf.keras.layers.Conv2D(7 * 7 * 21, 1)(tf.random.normal([2, 38, 63, 256]))
+        >>> boxes = tf.constant([[[32.0, 48.0, 300.0, 500.0]], [[10.0, 10.0, 200.0, 90.0]]])
+        >>> votes = tf_deformable.layers.PSRoIPool(7, 7, spatial_scale=1 / 16)([scores, boxes])
+        >>> tf.reduce_mean(votes, axis=[2, 3]).shape  # scores of the classes
+        TensorShape([2, 1, 21])
 
     Args:
         output_size: int or two ints (ph, pw), number of bins.
@@ -113,26 +113,26 @@ class DeformablePSRoIPool(DeformableRoILayer):
     `score_filters`, for which the layer also owns the 1x1 convolution that makes the score maps.
 
     Example:
-    >>> features = tf.random.normal([2, 38, 63, 512])  # of images 16 times as large
-    >>> boxes = tf.constant([[[32.0, 48.0, 300.0, 500.0]], [[10.0, 10.0, 200.0, 90.0]]])
-    >>> scores = tf.keras.layers.Conv2D(7 * 7 * 21, 1)(features)
-    >>> layer = tf_deformable.layers.DeformablePSRoIPool(7, 7, spatial_scale=1 / 16)
-    >>> tf.reduce_mean(layer([scores, boxes]), axis=[2, 3]).shape
-    TensorShape([2, 1, 21])
+        >>> features = tf.random.normal([2, 38, 63, 512])  # of images 16 times as large
+        >>> boxes = tf.constant([[[32.0, 48.0, 300.0, 500.0]], [[10.0, 10.0, 200.0, 90.0]]])
+        >>> scores = tf.keras.layers.Conv2D(7 * 7 * 21, 1)(features)
+        >>> layer = tf_deformable.layers.DeformablePSRoIPool(7, 7, spatial_scale=1 / 16)
+        >>> tf.reduce_mean(layer([scores, boxes]), axis=[2, 3]).shape
+        TensorShape([2, 1, 21])
 
-    The head of the paper, which reads the features:
+        The head of the paper, which reads the features:
 
-    >>> layer = tf_deformable.layers.DeformablePSRoIPool(
-    ...     7, 7, spatial_scale=1 / 16, score_filters=21)
-    >>> tf.reduce_mean(layer([features, boxes]), axis=[2, 3]).shape
-    TensorShape([2, 1, 21])
+        >>> layer = tf_deformable.layers.DeformablePSRoIPool(
+        ...     7, 7, spatial_scale=1 / 16, score_filters=21)
+        >>> tf.reduce_mean(layer([features, boxes]), axis=[2, 3]).shape
+        TensorShape([2, 1, 21])
 
-    The corrections of the boxes, for all classes alike:
+        The corrections of the boxes, for all classes alike:
 
-    >>> layer = tf_deformable.layers.DeformablePSRoIPool(
-    ...     7, 7, spatial_scale=1 / 16, score_filters=4, class_agnostic=True)
-    >>> tf.reduce_mean(layer([features, boxes]), axis=[2, 3]).shape
-    TensorShape([2, 1, 4])
+        >>> layer = tf_deformable.layers.DeformablePSRoIPool(
+        ...     7, 7, spatial_scale=1 / 16, score_filters=4, class_agnostic=True)
+        >>> tf.reduce_mean(layer([features, boxes]), axis=[2, 3]).shape
+        TensorShape([2, 1, 4])
 
     Args:
         output_size: int or two ints (ph, pw), number of bins.

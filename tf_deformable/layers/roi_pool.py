@@ -21,11 +21,12 @@ class RoIPool(RoILayer):
     compared with. It has no weights.
 
     Example:
-    >>> features = tf.random.normal([2, 38, 63, 256])  # of images 16 times as large
-    >>> boxes = tf.constant([[[32.0, 48.0, 300.0, 500.0], [0.0, 0.0, 95.0, 63.0]],
-    ...                      [[10.0, 10.0, 200.0, 90.0], [0.0, 0.0, 0.0, 0.0]]])  # one is padding
-    >>> tf_deformable.layers.RoIPool(7, spatial_scale=1 / 16)([features, boxes]).shape
-    TensorShape([2, 2, 7, 7, 256])
+        >>> features = tf.random.normal([2, 38, 63, 256])  # of images 16 times as large
+        >>> boxes = tf.constant([
+        ...     [[32.0, 48.0, 300.0, 500.0], [0.0, 0.0, 95.0, 63.0]],
+        ...     [[10.0, 10.0, 200.0, 90.0], [0.0, 0.0, 0.0, 0.0]]])  # the last is padding
+        >>> tf_deformable.layers.RoIPool(7, spatial_scale=1 / 16)([features, boxes]).shape
+        TensorShape([2, 2, 7, 7, 256])
 
     Args:
         output_size: int or two ints (ph, pw), number of bins.
@@ -114,18 +115,19 @@ class DeformableRoIPool(DeformableRoILayer):
     `mask_initial_value` if modulated).
 
     Example:
-    >>> features = tf.keras.Input((None, None, 256))
-    >>> boxes = tf.keras.Input((None, 4))
-    >>> pooled = tf_deformable.layers.DeformableRoIPool(7, spatial_scale=1 / 16)([features, boxes])
-    >>> scores = tf.keras.layers.Dense(21)(tf.keras.layers.Reshape((-1, 7 * 7 * 256))(pooled))
-    >>> head = tf.keras.Model([features, boxes], scores)
-    >>> head([tf.zeros([2, 38, 63, 256]), tf.zeros([2, 300, 4])]).shape
-    TensorShape([2, 300, 21])
+        >>> features = tf.keras.Input((None, None, 256))
+        >>> boxes = tf.keras.Input((None, 4))
+        >>> layer = tf_deformable.layers.DeformableRoIPool(7, spatial_scale=1 / 16)
+        >>> pooled = layer([features, boxes])
+        >>> scores = tf.keras.layers.Dense(21)(tf.keras.layers.Reshape((-1, 7 * 7 * 256))(pooled))
+        >>> head = tf.keras.Model([features, boxes], scores)
+        >>> head([tf.zeros([2, 38, 63, 256]), tf.zeros([2, 300, 4])]).shape
+        TensorShape([2, 300, 21])
 
-    Deformable ConvNets v2 has two hidden layers and a mask:
+        Deformable ConvNets v2 has two hidden layers and a mask:
 
-    >>> layer = tf_deformable.layers.DeformableRoIPool(
-    ...     7, spatial_scale=1 / 16, offset_units=(1024, 1024), modulated=True)
+        >>> layer = tf_deformable.layers.DeformableRoIPool(
+        ...     7, spatial_scale=1 / 16, offset_units=(1024, 1024), modulated=True)
 
     Args:
         output_size: int or two ints (ph, pw), number of bins.

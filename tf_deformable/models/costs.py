@@ -103,10 +103,13 @@ def compare(before: Any, after: Any, input_size: tuple[int, int] | None = None) 
     offsets, and 4 for each bilinear sample of each channel (5 if it is modulated).
 
     Example:
-    >>> model = tf.keras.applications.ResNet50(weights=None, include_top=False)
-    >>> deformable = tf_deformable.models.deformify(model)
-    >>> print(tf_deformable.models.compare(model, deformable, input_size=(224, 224)))
-    ...
+        >>> model = tf.keras.applications.ResNet50(weights=None, include_top=False)
+        >>> deformable = tf_deformable.models.deformify(model)
+        >>> print(tf_deformable.models.compare(model, deformable, input_size=(224, 224)))
+        layer ...
+        conv5_block1_2_conv 2,359,808 -> 2,442,770 ... Conv2D -> DeformableConv2D
+        ...
+        network 23,587,712 -> 23,836,598 3,855,925,248 -> 3,870,827,520
 
     Args:
         before: functional or built Sequential model.

@@ -28,12 +28,13 @@ def deeplab(
     another one, and the logits are interpolated bilinearly to the size of the images.
 
     Example:
-    >>> backbone = tf.keras.applications.ResNet50(weights=None, include_top=False)
-    >>> model = tf_deformable.models.deeplab(backbone, 21, deformable=True, dilate_last_stage=True)
-    >>> model.compile(
-    ...     "adam",
-    ...     tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=255),
-    ...     metrics=[tf.keras.metrics.MeanIoU(21, ignore_class=255, sparse_y_pred=False)])
+        >>> backbone = tf.keras.applications.ResNet50(weights=None, include_top=False)
+        >>> model = tf_deformable.models.deeplab(
+        ...     backbone, 21, deformable=True, dilate_last_stage=True)
+        >>> model.compile(
+        ...     "adam",
+        ...     tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=255),
+        ...     metrics=[tf.keras.metrics.MeanIoU(21, ignore_class=255, sparse_y_pred=False)])
 
     Args:
         backbone: functional or Sequential model, images in, one feature map out (channels_last).

@@ -44,10 +44,16 @@ def detector(
     """Returns a detector on a backbone.
 
     Example:
-    >>> backbone = tf.keras.applications.ResNet50(weights=None, include_top=False)
-    >>> model = tf_deformable.models.detector(backbone, 20, "rfcn", deformable=True)
-    >>> model.compile(tf.keras.optimizers.SGD(0.01, momentum=0.9))
-    >>> model.fit(images, {"boxes": boxes, "labels": labels})  # zeros and -1 where there are none
+        >>> backbone = tf.keras.Sequential([
+        ...     tf.keras.Input((None, None, 3)),
+        ...     tf.keras.layers.Conv2D(8, 3, strides=8, padding="same", activation="relu"),
+        ...     tf.keras.layers.Conv2D(8, 3, padding="same", activation="relu")])
+        >>> model = tf_deformable.models.detector(backbone, 20, "rfcn", deformable=True)
+        >>> model.compile(tf.keras.optimizers.SGD(0.01, momentum=0.9))
+        >>> images = tf.zeros([1, 64, 64, 3])
+        >>> boxes = tf.constant([[[8.0, 8.0, 40.0, 56.0], [0.0, 0.0, 0.0, 0.0]]])
+        >>> labels = tf.constant([[3, -1]])  # the second is padding
+        >>> history = model.fit(images, {"boxes": boxes, "labels": labels}, verbose=0)
 
     Args:
         backbone: functional or Sequential model, images in, one feature map out (channels_last).

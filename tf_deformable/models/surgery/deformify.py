@@ -29,14 +29,17 @@ def deformify(
     the metrics from their configuration.
 
     Example:
-    >>> model = tf.keras.applications.ResNet50(weights=None, include_top=False)
-    >>> deformable = tf_deformable.models.deformify(model)
-    >>> print(tf_deformable.models.compare(model, deformable, input_size=(224, 224)))
-    ...
+        >>> model = tf.keras.applications.ResNet50(weights=None, include_top=False)
+        >>> deformable = tf_deformable.models.deformify(model)
+        >>> print(tf_deformable.models.compare(model, deformable, input_size=(224, 224)))
+        layer ...
+        conv5_block1_2_conv 2,359,808 -> 2,442,770 ... Conv2D -> DeformableConv2D
+        ...
+        network 23,587,712 -> 23,836,598 3,855,925,248 -> 3,870,827,520
 
-    As the paper does for DeepLab and R-FCN, the last stage at stride 16 instead of 32:
+        As the paper does for DeepLab and R-FCN, the last stage at stride 16 instead of 32:
 
-    >>> tf_deformable.models.deformify(model, dilate_last_stage=True)
+        >>> dilated = tf_deformable.models.deformify(model, dilate_last_stage=True)
 
     Args:
         model: functional or built Sequential model of Keras 3 or tf-keras. Models nested in it are

@@ -35,12 +35,19 @@ def deformable_layer(layer: Any, **layer_arguments: Any) -> Any:
     """Returns a deformable layer with the weights of a convolution, for models of your own class.
 
     `deformify` cannot look into a subclassed model. Give such a model the layer where its
-    constructor makes it (in a model that was called already, Keras 3 lets no layer in):
+    constructor makes it. (Keras 3 lets no layer into a model that was called already.)
 
-        class Deformable(Network):
-            def __init__(self, trained):
-                super().__init__()
-                self.conv5 = tf_deformable.models.deformable_layer(trained.conv5)
+    Example:
+        >>> class Network(tf.keras.Model):
+        ...     def __init__(self, conv):
+        ...         super().__init__()
+        ...         self.conv = tf_deformable.models.deformable_layer(conv)
+        ...     def call(self, images):
+        ...         return self.conv(images)
+        >>> trained = tf.keras.layers.Conv2D(4, 3)
+        >>> images = tf.random.normal([1, 8, 8, 3])
+        >>> outputs = trained(images)
+        >>> np.testing.assert_allclose(Network(trained)(images), outputs, atol=1e-5)
 
     Args:
         layer: a `Conv2D`, `DepthwiseConv2D` or `SeparableConv2D` that has been built (called).
