@@ -92,8 +92,8 @@ def assign(
 
     Args:
         anchors: `[B, N, 4]`.
-        boxes: `[B, M, 4]`, of the objects, zeros where there are less than M.
-        labels: `[B, M]`, their classes, -1 where there are less.
+        boxes: `[B, M, 4]`, of the objects; rows of zeros fill up to M.
+        labels: `[B, M]`, their classes; -1 fills up to M.
         classes: int, number of classes.
         positive_iou: an anchor that overlaps an object by that much is the object's.
         negative_iou: one that overlaps none by that much is background; between, it is ignored.

@@ -63,8 +63,8 @@ def deformable_conv2d(
     position the derivative by the offset is the one towards the next larger coordinate.
 
     Positions are computed in float32 (float64 for float64 tensors) and sums are accumulated in at
-    least float32, whatever the dtype of the tensors. A NaN offset makes NaN what it touches: the
-    output pixel, and its gradients by offsets, mask and filters. Infinite and huge offsets read
+    least float32, whatever the dtype of the tensors. A NaN offset makes the
+    output pixel NaN, and its gradients by offsets, mask and filters. Infinite and huge offsets read
     zeros. An empty batch or map gives an empty or zero result of the right shape.
 
     The compiled operator computes it, or plain TensorFlow, as `tf_deformable.config` says when the

@@ -75,15 +75,16 @@ def deformable_roi_pool(
 
     Positions are computed in float32 (float64 for float64 inputs) and sums are accumulated in at
     least float32, whatever the dtype of inputs; `spatial_scale` and `gamma` are rounded to float32.
-    What is odd has a value:
+    These values are defined, too:
 
-    - a box with index -1 is padding: 0, whatever else it has, and no gradients;
-    - a box with a NaN or infinite coordinate gives NaN, also for its gradients by offsets and mask,
-      and none for inputs; a NaN offset does the same to its bins;
-    - bins beyond the map, infinite offsets included, are 0. A box with y2 < y1 has, aligned, a
-      negative height (and no samples, if their number follows from it), and otherwise the least
-      one;
-    - no boxes, or an empty map, give an empty result, or zeros.
+    - A box with index -1 is padding. Its output is 0, whatever else it holds, and it has no
+      gradients.
+    - A box with a NaN or infinite coordinate has the output NaN. So are its gradients by offsets
+      and mask; it gives none to the inputs. A NaN offset does the same to its bins.
+    - A bin beyond the map is 0, also where an infinite offset moved it there.
+    - A box with y2 < y1 has a negative height if aligned, and no samples where their number follows
+      from the height. Otherwise it has the least height.
+    - Without boxes the result is empty; of an empty map it is zero.
 
     The compiled operator computes it, or plain TensorFlow, as `tf_deformable.config` says when the
     call is made, or traced.
@@ -102,7 +103,7 @@ def deformable_roi_pool(
         boxes: `[R, 4]`, (y1, x1, y2, x2) in pixels of the image, which is `1/spatial_scale` times
             as large as the map. float32, float64 or integers.
         box_indices: `[R]`, the image of each box in [0, N), or -1 for padding. Any integer dtype.
-            Another one is an error on the CPU, and gives NaN on a GPU.
+            An index that is neither is an error on the CPU; on a GPU it gives NaN.
         offsets: `[R, part_h, part_w, 2]`, (dy, dx) in units of the box's height and width and of
             1/gamma; or None. Bin (i, j) follows part cell `(i*part_h // ph, j*part_w // pw)`.
         mask: `[R, ph, pw]`, one factor per bin, or None. It is used as it is: apply a sigmoid
@@ -174,7 +175,7 @@ def deformable_psroi_pool(
     channels, one for each part of an object: bin (i, j) averages the map `(i*k // ph, j*k // pw)`.
     In its deformable form (Dai et al. 2017, section 2.2) bins are moved by offsets, which may
     differ for `classes` equal parts of the D channels. Without offsets it is plain
-    position-sensitive pooling, and that, of the offset fields, is how the paper gets the offsets.
+    position-sensitive pooling. The paper gets the offsets by such a pooling of offset fields.
 
     All else, from the formula over the two conventions of `aligned` and the gradients to padding
     and boxes that are not finite, is as in `tf_deformable.deformable_roi_pool`, which is this with
@@ -196,7 +197,7 @@ def deformable_psroi_pool(
         boxes: `[R, 4]`, (y1, x1, y2, x2) in pixels of the image, which is `1/spatial_scale` times
             as large as the map. float32, float64 or integers.
         box_indices: `[R]`, the image of each box in [0, N), or -1 for padding. Any integer dtype.
-            Another one is an error on the CPU, and gives NaN on a GPU.
+            An index that is neither is an error on the CPU; on a GPU it gives NaN.
         offsets: `[R, part_h, part_w, classes, 2]`, (dy, dx) in units of the box's height and width
             and of 1/gamma; or None. Bin (i, j) follows part cell
             `(i*part_h // ph, j*part_w // pw)`, its channel d class `d // (D/classes)`.

@@ -107,7 +107,7 @@ def bin_boxes(
             of any floating dtype, or None.
         output_size: number of bins, an integer or (ph, pw).
         spatial_scale: pixels of the map per pixel of the image. Unless `aligned`, a box has at
-            least 0.1 pixels of the map; it is of no other influence.
+            least 0.1 pixels of the map; nothing else depends on it.
         gamma: scale of the offsets.
         aligned: which of the two conventions holds.
 

@@ -158,7 +158,7 @@ class Detector(tf.keras.Model):
     the deltas, of both stages (`rpn_classes`, `rpn_boxes`, `classes`, `boxes`).
 
     `fit` and `evaluate` take images `[B, H, W, C]` and a dictionary: `boxes` `[B, M, 4]`,
-    (y1, x1, y2, x2) in pixels, and `labels` `[B, M]`. Where an image has less than M objects, its
+    (y1, x1, y2, x2) in pixels, and `labels` `[B, M]`. Where an image has fewer than M objects, its
     labels are -1; or both are `tf.RaggedTensor`, and nothing is padded. Boxes without area are
     none. Samples and classes cannot be weighted.
 

@@ -71,8 +71,7 @@ def _padding(
 ) -> tuple[tuple[int, int], ...] | None:
     """The zeros of a padding layer before unpadded layers that `changes` changes.
 
-    As many that the map keeps its size, and those before the map as far from it in samples as
-    they were.
+    The map keeps its size. The zeros before it cover as many samples of the kernel as they did.
     """
     readers = [network.sites[key] for key in site.readers]
     readers = [r for r in readers if r.key in changes and r.layer.padding == "valid"]
