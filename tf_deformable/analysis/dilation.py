@@ -26,8 +26,8 @@ def effective_dilation(positions: Any) -> Array:
 
     Args:
         positions: `[..., kh, kw, 2]`, (y, x), as `DeformableConv2D.sampling_positions` and
-            `LayerSamples.positions` are. Only distances count, so
-            positions relative to the pixel will do: `taps * dilation + offsets`.
+            `LayerSamples.positions` are. Only distances count, so positions relative to the pixel
+            will do: `taps * dilation + offsets`.
 
     Returns:
         `[...]`, in the unit of positions.
