@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -196,6 +198,16 @@ def test_functions_in_a_functional_model(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = tf.keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(loaded([FEATURES, offsets]), expected, atol=1e-4)
+
+
+def test_a_model_holds_the_defaults_of_its_functions():
+    """What is saved stays what it is, when a later version has others."""
+    (boxes,) = inputs_of(BOXES)
+    bins = tf_deformable.ops.bin_boxes(tf.reshape(BOXES, [-1, 4]), output_size=2)
+    model = tf.keras.Model(boxes, tf_deformable.ops.bin_boxes(boxes[0], output_size=2))
+    config = json.dumps(model.get_config(), default=str)
+    assert '"aligned": true' in config and '"gamma": 0.1' in config
+    np.testing.assert_allclose(model(BOXES), bins[:2], atol=1e-5)
 
 
 def test_positions_and_bins_in_a_functional_model():

@@ -4,8 +4,8 @@ A model is traced to a graph, and an interval of positions is carried through it
 of a tensor depends, as far as the operators' shapes tell, on the positions from `p*stride + low` to
 `p*stride + high` of the source; the middle of them is where the cell is said to be. (Araujo, Norris
 and Sim, Computing Receptive Fields of Convolutional Neural Networks, Distill 2019.) Where paths
-meet, the field is the union. Paths through global pooling, attention, or any other operator that
-has no such field, are left out.
+meet, the interval is the union. Paths through global pooling, attention, or any other operator that
+has no such interval, are left out.
 """
 
 from __future__ import annotations

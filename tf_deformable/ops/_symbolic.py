@@ -26,9 +26,11 @@ def accepts_keras_tensors(function: Function) -> Function:
     def call(*args: Any, **kwargs: Any) -> Any:
         if not _any(_is_symbolic, [*args, *kwargs.values()]):
             return function(*args, **kwargs)
-        bound = inspect.signature(function).bind(*args, **kwargs).arguments
-        tensors = {name: value for name, value in bound.items() if _any(_is_tensor, [value])}
-        constants = {name: value for name, value in bound.items() if name not in tensors}
+        bound = inspect.signature(function).bind(*args, **kwargs)
+        bound.apply_defaults()  # A saved model is to stay what it is, whatever they become.
+        given = bound.arguments
+        tensors = {name: value for name, value in given.items() if _any(_is_tensor, [value])}
+        constants = {name: value for name, value in given.items() if name not in tensors}
         from tf_deformable.ops._keras_operation import FunctionOperation
 
         name = constants.pop("name", None)

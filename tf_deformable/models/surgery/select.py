@@ -146,7 +146,8 @@ def output_stride(model: Any) -> float:
     if len(strides) != 1 or strides[0] is None or strides[0][0] != strides[0][1]:
         raise ValueError(
             f"output_stride: model {model.name!r} must return one map [B,h,w,C] with the same "
-            f"stride in both directions, got strides {strides} (None: no map)"
+            f"stride in both directions, got strides {strides} (None: no map, or the stride "
+            "depends on the size of the images)"
         )
     return strides[0][0]
 
