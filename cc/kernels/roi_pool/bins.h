@@ -237,8 +237,8 @@ TF_DEFORMABLE_HOST_DEVICE PixelPair<A, Index> MakePixelPair(A position) {
 template <typename A, typename Index = int64_t>
 struct AxisLines {
   AxisLine<A, Index>* lines;
-  Index size = 0;
-  A samples = 0;  // those that count (aligned: all): the axis' factor of n
+  Index size;
+  A samples;  // those that count (aligned: all): the axis' factor of n
 
   // Positions come in increasing order, so a line that exists already is one of the last two.
   TF_DEFORMABLE_HOST_DEVICE void Add(Index at, A weight, A slope) {
@@ -267,6 +267,7 @@ struct AxisLines {
  private:
   template <bool kAligned>
   TF_DEFORMABLE_HOST_DEVICE void CollectAs(const BinSamples<A>& from) {
+    size = 0;
     samples = from.count;
     for (int64_t s = from.first; s < from.last; ++s) {
       A position;
