@@ -110,3 +110,22 @@ def test_in_half_precision(policy, in_graph):
         assert gradient.dtype == tf.float32
         assert np.isfinite(gradient).all()
         assert np.abs(gradient).max() > 0
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_forward_mode(policy):
+    """The derivative along a direction, against the reverse mode."""
+    inputs = tf.random.normal([2, 8, 8, 4])
+    direction = tf.random.normal(inputs.shape)
+    layer = DeformableConv2D(3, 3, modulated=True, dtype=policy, **MOVED)
+    layer(inputs)
+    with tf.autodiff.ForwardAccumulator(inputs, direction) as accumulator:
+        outputs = tf.cast(layer(inputs), tf.float32)
+    upstream = tf.random.normal(outputs.shape)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        loss = tf.reduce_sum(tf.cast(layer(inputs), tf.float32) * upstream)
+    forward = tf.reduce_sum(accumulator.jvp(outputs) * upstream)
+    reverse = tf.reduce_sum(tape.gradient(loss, inputs) * direction)
+    tolerance = 1e-4 if policy == "float32" else 0.1
+    np.testing.assert_allclose(forward, reverse, rtol=tolerance, atol=10 * tolerance)

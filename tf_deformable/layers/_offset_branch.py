@@ -91,11 +91,15 @@ def wide_convolution(
     if inputs.dtype == dtype:
         return convolution(inputs, filters, strides=strides, padding=padding, dilations=dilations)
 
+    def compute(wide: tf.Tensor, filters: tf.Tensor) -> tf.Tensor:
+        return convolution(wide, filters, strides=strides, padding=padding, dilations=dilations)
+
+    @tf.function(autograph=False)
+    def gradients_in_graph(wide: tf.Tensor, filters: tf.Tensor, upstream: tf.Tensor) -> Any:
+        return tf.gradients(compute(wide, filters), [wide, filters], upstream)
+
     @tf.custom_gradient
     def of_widened(inputs: tf.Tensor, filters: tf.Tensor) -> Any:
-        def compute(wide: tf.Tensor, filters: tf.Tensor) -> tf.Tensor:
-            return convolution(wide, filters, strides=strides, padding=padding, dilations=dilations)
-
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             # After the upstream gradient, or TensorFlow would keep and use the one from before.
             with tf.control_dependencies([upstream]):
@@ -103,9 +107,10 @@ def wide_convolution(
             with tf.GradientTape() as tape:
                 tape.watch([wide, filters])
                 outputs = compute(wide, filters)
-            of_inputs, of_filters = tape.gradient(
-                outputs, [wide, filters], output_gradients=upstream
-            )
+            gradients = tape.gradient(outputs, [wide, filters], output_gradients=upstream)
+            if gradients[0] is None:  # Tapes pause while TensorFlow takes a forward derivative.
+                gradients = gradients_in_graph(wide, filters, upstream)
+            of_inputs, of_filters = gradients
             return tf.cast(of_inputs, inputs.dtype), of_filters
 
         return compute(tf.cast(inputs, dtype), filters), gradient
