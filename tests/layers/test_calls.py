@@ -79,7 +79,7 @@ def test_ragged_boxes(make, ragged_rank):
 
 
 def test_ragged_boxes_of_a_dataset_train_a_model():
-    class Head(tf.keras.Model):
+    class Pooling(tf.keras.Model):
         def __init__(self):
             super().__init__()
             self.pool = DeformableRoIPool(2, **MOVED)
@@ -89,7 +89,7 @@ def test_ragged_boxes_of_a_dataset_train_a_model():
 
     ragged = tf.ragged.constant([BOXES[0].tolist(), BOXES[1, :1].tolist()], ragged_rank=1)
     data = tf.data.Dataset.from_tensor_slices((FEATURES, ragged)).batch(2)
-    model = Head()
+    model = Pooling()
     for features, boxes in data:
         assert isinstance(boxes, tf.RaggedTensor)
         with tf.GradientTape() as tape:

@@ -515,7 +515,7 @@ def test_boxes_in_half_precision_are_refused(make, features, boxes, dtype):
         make()([features, tf.cast(boxes, dtype)])
 
 
-@pytest.mark.filterwarnings("ignore:Layer 'head' looks like it has unbuilt state:UserWarning")
+@pytest.mark.filterwarnings("ignore:Layer 'head.*' looks like it has unbuilt state:UserWarning")
 def test_subclassed_model_under_a_mixed_policy(features, boxes):
     """Such a model casts its inputs, unless it is told not to."""
 
