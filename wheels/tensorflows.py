@@ -31,7 +31,7 @@ def installed() -> str:
 def headers(minor: str) -> str:
     """Returns version and folder of a TensorFlow's headers, as setup.py takes them.
 
-    Its wheel is fetched once, and what an adapter needs of it is kept: a tenth.
+    Its wheel is fetched once, and what an adapter needs of it is kept.
     """
     folder = FOLDER / "tensorflow" / minor
     done = folder / "VERSION"
