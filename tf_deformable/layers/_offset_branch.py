@@ -94,7 +94,6 @@ def wide_convolution(
     def compute(wide: tf.Tensor, filters: tf.Tensor) -> tf.Tensor:
         return convolution(wide, filters, strides=strides, padding=padding, dilations=dilations)
 
-    @tf.function(autograph=False)
     def gradients_in_graph(wide: tf.Tensor, filters: tf.Tensor, upstream: tf.Tensor) -> Any:
         return tf.gradients(compute(wide, filters), [wide, filters], upstream)
 
@@ -109,7 +108,8 @@ def wide_convolution(
                 outputs = compute(wide, filters)
             gradients = tape.gradient(outputs, [wide, filters], output_gradients=upstream)
             if gradients[0] is None:  # Tapes pause while TensorFlow takes a forward derivative.
-                gradients = gradients_in_graph(wide, filters, upstream)
+                in_graph = tf.function(gradients_in_graph, autograph=False)
+                gradients = in_graph(wide, filters, upstream)
             of_inputs, of_filters = gradients
             return tf.cast(of_inputs, inputs.dtype), of_filters
 

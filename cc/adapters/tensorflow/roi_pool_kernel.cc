@@ -26,23 +26,11 @@ struct Cpu {
 
   static void Forward(OpKernelContext* context, const roi_pool::Geometry& geometry,
                       const roi_pool::ForwardTensors<S>& tensors) {
-    Run<roi_pool::cpu::ForwardPlan<S>>(context, geometry, tensors);
+    RunPlan<roi_pool::cpu::ForwardPlan<S>>(context, geometry, tensors);
   }
   static void Backward(OpKernelContext* context, const roi_pool::Geometry& geometry,
                        const roi_pool::BackwardTensors<S>& tensors) {
-    Run<roi_pool::cpu::BackwardPlan<S>>(context, geometry, tensors);
-  }
-
- private:
-  // Runs a plan in a workspace that TensorFlow's allocator provides and accounts for.
-  template <typename Plan, typename Tensors>
-  static void Run(OpKernelContext* context, const roi_pool::Geometry& geometry,
-                  const Tensors& tensors) {
-    TfExecutor executor(context);
-    const Plan plan(geometry, executor.num_workers());
-    tensorflow::Tensor workspace;
-    OP_REQUIRES_OK(context, AllocateWorkspace(context, plan.workspace_bytes(), &workspace));
-    plan.Run(tensors, executor, workspace.data());
+    RunPlan<roi_pool::cpu::BackwardPlan<S>>(context, geometry, tensors);
   }
 };
 

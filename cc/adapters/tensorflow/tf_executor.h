@@ -23,6 +23,17 @@ class TfExecutor : public Executor {
 absl::Status AllocateWorkspace(tensorflow::OpKernelContext* context, int64_t bytes,
                                tensorflow::Tensor* workspace);
 
+// Runs a plan of the CPU's on the pool's threads, in a workspace of that memory.
+template <typename Plan, typename Geometry, typename Tensors>
+void RunPlan(tensorflow::OpKernelContext* context, const Geometry& geometry,
+             const Tensors& tensors) {
+  TfExecutor executor(context);
+  const Plan plan(geometry, executor.num_workers());
+  tensorflow::Tensor workspace;
+  OP_REQUIRES_OK(context, AllocateWorkspace(context, plan.workspace_bytes(), &workspace));
+  plan.Run(tensors, executor, workspace.data());
+}
+
 }  // namespace tf_deformable
 
 #endif  // TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_TF_EXECUTOR_H_
