@@ -1,40 +1,50 @@
 """Times the CUDA kernels against torchvision and cuDNN, with tensors of PyTorch.
 
-    python tests/gpu/run.py --steps build bench
+    python tests/gpu/run.py --steps build micro large bench tiles
 
 The shapes are those of benchmarks/deformable_conv2d.py, in batches of 16 and more. Forward is one
-call; a training step is forward and the gradients for everything that has one. Every time is the
-median of some calls, each measured with events, behind a kernel that clears the second-level cache
-and another that keeps the GPU busy until all of the call has been put into the stream, so that
-neither the processor nor a warm cache counts. docs/benchmarks.md gets the table from
-benchmarks/gpu/report.py.
+call; a training step is forward and the gradients for everything that has one, which are timed
+apart too: "filters gradient", and "inputs gradient", that of inputs, offsets and mask. Every time
+is the median of some calls, each measured with events, behind a kernel that clears the second-level
+cache and another that keeps the GPU busy until all of the call has been put into the stream, so
+that neither the processor nor a warm cache counts. The clock of the multiprocessors is that of the
+latter kernel, which counts cycles. What a call needs beyond its arguments and results is its
+scratch memory. docs/benchmarks.md gets the table from benchmarks/gpu/report.py.
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import datetime
+import functools
 import json
 import math
+import os
 import pathlib
 import statistics
-import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torchvision
 
-from benchmarks import machine
-from tests.gpu.kernels import ROOT, Kernels, TorchMemory
+try:
+    import torchvision
+except (ImportError, RuntimeError):  # the latter if it was built for another PyTorch
+    torchvision = None
+
+from tests.gpu.isolation import Item, Skipped
+from tests.gpu.kernels import Kernels, TorchMemory
 
 Tensors = dict[str, Any]
 
 DEVICE = "cuda"
 BYTES_CLEARED = 256 << 20
-CYCLES_AHEAD = 2_000_000  # a millisecond and more
-SECONDS_PER_TIME = 0.4
-FEWEST_CALLS, MOST_CALLS = 5, 50
+CYCLES_AHEAD = 2_000_000  # a millisecond and more; doubled where the processor takes longer
+MOST_CYCLES_AHEAD = 64_000_000
+SECONDS_PER_TIME = 0.15
+FEWEST_CALLS, MOST_CALLS = 5, 20
 
 NAMES = ("inputs", "filters", "offsets", "mask")
 
@@ -101,6 +111,13 @@ class RoICase:
     moved: bool = False
 
 
+# The first five in the precisions that matter most, then the rest.
+USUAL, UNUSUAL = ("float32", "bfloat16"), ("float32, exact", "float16")
+FIVE = 5
+FORWARD_TILES = ((64, 64), (64, 128), (128, 64), (128, 128), (128, 256))
+# Inputs and outputs have more elements than 32 bits count.
+HUGE = Case("beyond 2^31 elements", 130, 512, 512, 64, 64)
+
 ROI_CASES = [
     RoICase("RoI pooling, as roi_align"),
     RoICase("deformable RoI pooling", moved=True),
@@ -108,8 +125,26 @@ ROI_CASES = [
 ]
 
 
+def use_the_emulation() -> None:
+    """Small shapes, tensors of the processor: to try this file where there is no GPU."""
+    global DEVICE, HUGE
+    DEVICE = "cpu"
+    small = {"batch": 2, "height": 6, "width": 5, "channels": 16, "filters": 16}
+    for cases in (CASES, ROI_CASES):
+        for i, case in enumerate(cases):
+            changes: dict[str, Any] = {"batch": 2, "height": 6, "width": 5, "boxes": 3}
+            if isinstance(case, Case):
+                changes = small | ({"groups": 16} if case.groups > 1 else {})
+            cases[i] = dataclasses.replace(case, **changes)
+    HUGE = dataclasses.replace(HUGE, **small | {"batch": 10})
+
+
 def make_data(case: Case, dtype: torch.dtype) -> Tensors:
-    """Normal inputs, offsets of 2 pixels, uniform masks; NHWC and HWIO; with grad_output."""
+    """Normal inputs, offsets of 2 pixels, uniform masks; NHWC and HWIO; with grad_output.
+
+    Offsets are odd multiples of 1/32 below 8: exact in every dtype, and never lead to an integer
+    position, where the derivative jumps and two right answers differ.
+    """
     generator = torch.Generator(DEVICE).manual_seed(0)
     shapes = case.shapes()
     shapes["grad_output"] = shapes.pop("output")
@@ -120,13 +155,16 @@ def make_data(case: Case, dtype: torch.dtype) -> Tensors:
         if name == "filters":
             tensor *= 1 / math.sqrt(9 * case.channels / case.groups)
         if name == "offsets":
-            tensor *= 2
+            tensor.mul_(2 * 16).floor_().clamp_(-128, 127).mul_(2).add_(1).div_(32)
         data[name] = tensor.to(dtype)
     return data
 
 
-def ours(kernels: Kernels, case: Case, data: Tensors, dtype: str, **options: bool) -> Any:
-    """Returns two functions, forward and step, that return their results by name."""
+Functions = dict[str, Callable[[], Any]]
+
+
+def ours(kernels: Kernels, case: Case, data: Tensors, dtype: str, **options: Any) -> Functions:
+    """The functions of each mode; they return their results by name."""
     kind = getattr(torch, dtype)
     shapes = case.shapes()
     common = {
@@ -147,22 +185,35 @@ def ours(kernels: Kernels, case: Case, data: Tensors, dtype: str, **options: boo
         kernels.conv2d(tensors, dtype, gradient=False, **common)
         return {"output": results["output"]}
 
-    def step() -> Tensors:
-        forward()
+    def gradient(of: bool | str) -> Tensors:
         gradients = [results.get(name) for name in NAMES]
         tensors = [*arguments, data["grad_output"], *gradients]
-        kernels.conv2d(tensors, dtype, gradient=True, **common)
+        kernels.conv2d(tensors, dtype, gradient=of, **common)
         return results
 
-    return forward, step
+    def step() -> Tensors:
+        forward()
+        return gradient(True)
+
+    return {
+        "forward": forward,
+        "step": step,
+        "inputs gradient": lambda: gradient("inputs"),
+        "filters gradient": lambda: gradient("filters"),
+    }
 
 
 def _nchw(tensor: Any) -> Any:
     return tensor.permute(0, 3, 1, 2)
 
 
-def torchvisions(case: Case, data: Tensors, autocast: bool = False) -> Any:
-    """torchvision.ops.deform_conv2d, which is NCHW, on contiguous tensors of its own."""
+def torchvisions(case: Case, data: Tensors, autocast: bool = False) -> Functions:
+    """torchvision.ops.deform_conv2d, which is NCHW, on contiguous tensors of its own.
+
+    It has no bfloat16; under autocast it computes in float32, on data that are cast for it.
+    """
+    if torchvision is None:
+        raise Skipped("there is no torchvision")
     inputs = _nchw(data["inputs"]).contiguous()
     offsets = _nchw(data["offsets"]).contiguous()
     filters = data["filters"].permute(3, 2, 0, 1).contiguous()
@@ -191,10 +242,10 @@ def torchvisions(case: Case, data: Tensors, autocast: bool = False) -> Any:
             leaf.requires_grad_(False)
         return {"output": output, **dict(zip(NAMES, grads, strict=False))}
 
-    return forward, step
+    return {"forward": forward, "step": step}
 
 
-def plain_convolution(case: Case, data: Tensors) -> Any:
+def plain_convolution(case: Case, data: Tensors) -> Functions:
     """The floor: cuDNN's convolution of the same shape, channels last, without offsets."""
     inputs = _nchw(data["inputs"])  # in memory it is NHWC already
     filters = data["filters"].permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
@@ -215,7 +266,7 @@ def plain_convolution(case: Case, data: Tensors) -> Any:
             leaf.requires_grad_(False)
         return {"output": output, "inputs": grads[0], "filters": grads[1]}
 
-    return forward, step
+    return {"forward": forward, "step": step}
 
 
 # --- Checks ---------------------------------------------------------------------------------------
@@ -231,14 +282,42 @@ def _to_nhwc(name: str, tensor: Any) -> Any:
 def check_against_torchvision(kernels: Kernels, case: Case, dtype: str) -> None:
     """Output and gradients, against torchvision in float64 on the same rounded data."""
     data = make_data(case, getattr(torch, dtype))
-    got = ours(kernels, case, data, dtype)[1]()
+    got = ours(kernels, case, data, dtype)["step"]()
     wide = {name: tensor.double() for name, tensor in data.items()}
-    expected = torchvisions(case, wide)[1]()
+    expected = torchvisions(case, wide)["step"]()
     for name, want in expected.items():
-        want, have = _to_nhwc(name, want.detach()), got[name].double()
-        error = float((have - want).norm() / want.norm())
-        assert error <= TOLERANCES[dtype], f"{name}: relative error {error:.2e}"
-    torch.cuda.empty_cache()
+        _assert_near(name, got[name], _to_nhwc(name, want.detach()), TOLERANCES[dtype])
+
+
+def _assert_near(name: str, have: Any, want: Any, tolerance: float) -> None:
+    want = want.double()
+    error = float((have.double() - want).norm() / want.norm())
+    assert error <= tolerance, f"{name}: relative error {error:.2e}"
+
+
+def check_beyond_32_bits(kernels: Kernels, dtype: str) -> None:
+    """Tensors of more than 2^31 elements: as the same in parts, and the last image as torchvision.
+
+    The parts are small enough for what `check_against_torchvision` has checked.
+    """
+    data = make_data(HUGE, getattr(torch, dtype))
+    got = ours(kernels, HUGE, data, dtype)["step"]()
+    part_case = dataclasses.replace(HUGE, batch=HUGE.batch // 10)
+    filters = torch.zeros_like(got["filters"], dtype=torch.float64)
+    for first in range(0, HUGE.batch, part_case.batch):
+        images = slice(first, first + part_case.batch)
+        part = {name: t if name == "filters" else t[images] for name, t in data.items()}
+        wanted = ours(kernels, part_case, part, dtype)["step"]()
+        filters += wanted["filters"].double()
+        for name in ("output", "inputs", "offsets"):
+            of = f"{name} of images from {first} on"
+            _assert_near(of, got[name][images], wanted[name], TOLERANCES[dtype])
+    _assert_near("filters", got["filters"], filters, TOLERANCES[dtype])
+    last = {name: (t if name == "filters" else t[-1:]).double() for name, t in data.items()}
+    expected = torchvisions(dataclasses.replace(HUGE, batch=1), last)["step"]()
+    for name in ("output", "inputs", "offsets"):
+        want = _to_nhwc(name, expected[name].detach())
+        _assert_near(f"{name} of the last image", got[name][-1:], want, TOLERANCES[dtype])
 
 
 def check_same_bits(kernels: Kernels, case: Case) -> None:
@@ -246,7 +325,7 @@ def check_same_bits(kernels: Kernels, case: Case) -> None:
     data = make_data(case, torch.float32)
     runs = []
     for deterministic in (True, True, False):
-        step = ours(kernels, case, data, "float32", deterministic=deterministic)[1]
+        step = ours(kernels, case, data, "float32", deterministic=deterministic)["step"]
         runs.append({name: tensor.clone() for name, tensor in step().items()})
     for name, tensor in runs[0].items():
         assert torch.equal(tensor, runs[1][name]), f"{name} differs from run to run"
@@ -257,65 +336,160 @@ def check_same_bits(kernels: Kernels, case: Case) -> None:
 # --- Timing ---------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass
+class Time:
+    """A call's; `late`: the GPU had to wait for the processor, whose time this may be then."""
+
+    seconds: float
+    clock: float  # of the multiprocessors, in Hz
+    late: bool
+
+
 class Timer:
-    """Times calls on the GPU."""
+    """Times calls on the GPU; those of the emulation by the clock on the wall."""
 
     def __init__(self) -> None:
-        self.flush = torch.empty(BYTES_CLEARED, dtype=torch.int8, device=DEVICE)
+        if DEVICE == "cuda":
+            self.flush = torch.empty(BYTES_CLEARED, dtype=torch.int8, device=DEVICE)
 
-    def once(self, call: Callable[[], Any]) -> float:
-        """Seconds of one call."""
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    def once(self, call: Callable[[], Any], cycles: int) -> Time:
+        """Times one call that the GPU does not start for so many cycles."""
+        if DEVICE != "cuda":
+            begin = time.perf_counter()
+            call()
+            return Time(time.perf_counter() - begin, 1e9, late=False)
+        before, start, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
         self.flush.zero_()
-        torch.cuda._sleep(CYCLES_AHEAD)
+        before.record()
+        torch.cuda._sleep(cycles)
         start.record()
         call()
         end.record()
+        late = start.query()
         end.synchronize()
-        return start.elapsed_time(end) / 1e3
+        asleep = before.elapsed_time(start) / 1e3
+        return Time(start.elapsed_time(end) / 1e3, cycles / asleep, late)
 
-    def seconds(self, call: Callable[[], Any]) -> list[float]:
-        """Seconds of each of some calls, after some that warm up."""
-        for _ in range(3):
-            estimate = self.once(call)
-        calls = min(max(int(SECONDS_PER_TIME / estimate), FEWEST_CALLS), MOST_CALLS)
-        return [self.once(call) for _ in range(calls)]
+    def record(self, call: Callable[[], Any]) -> dict[str, Any]:
+        """The seconds of each of some calls, after some that warm up, and what is to know of it."""
+        cycles = CYCLES_AHEAD
+        while True:
+            for _ in range(3):
+                time = self.once(call, cycles)
+            calls = min(max(int(SECONDS_PER_TIME / time.seconds), FEWEST_CALLS), MOST_CALLS)
+            times = [] if time.late else [self.once(call, cycles) for _ in range(calls)]
+            good = [time for time in times if not time.late]
+            if len(good) >= FEWEST_CALLS:
+                return {
+                    "seconds": [time.seconds for time in good],
+                    "clock": statistics.median(time.clock for time in good),
+                }
+            if cycles >= MOST_CYCLES_AHEAD:
+                raise RuntimeError("the processor takes longer than the GPU sleeps")
+            cycles *= 2
 
 
-def _machine() -> dict[str, Any]:
+class Results:
+    """A file of JSON, written anew after every record; what was in it before stays."""
+
+    def __init__(self, path: pathlib.Path, commit: str) -> None:
+        self.path = path
+        self.data: dict[str, Any] = {"micro": {}, "records": []}
+        if path.exists():
+            self.data = json.loads(path.read_text())
+        cases = [dataclasses.asdict(case) | {"operations": case.operations} for case in CASES]
+        self.data |= {"machine": _machine(commit), "cases": cases}
+        self.data["roi_cases"] = [dataclasses.asdict(case) for case in ROI_CASES]
+
+    def write(self) -> None:
+        """Replaces the file: whenever the process ends, there is a whole one."""
+        new = self.path.with_suffix(".new")
+        new.write_text(json.dumps(self.data, indent=1))
+        os.replace(new, self.path)
+
+    def micro(self, name: str, value: float, unit: str) -> None:
+        """Keeps a rate of the device."""
+        self.data["micro"][name] = {"value": value, "unit": unit}
+        self.write()
+        print(f"{name}: {value:.4g} {unit}", flush=True)
+
+    def record(self, key: dict[str, Any], values: dict[str, Any]) -> None:
+        """Keeps a record, in place of an earlier one with the same key."""
+        others = [r for r in self.data["records"] if any(r.get(k) != v for k, v in key.items())]
+        self.data["records"] = [*others, {**key, **values}]
+        self.write()
+        print(key, flush=True)
+        if "error" in values:
+            print(f"  {values['error']}", flush=True)
+        else:
+            seconds = statistics.median(values["seconds"])
+            megabytes = values["scratch_bytes"] / 2**20
+            print(f"  {seconds * 1e3:.3f} ms, {megabytes:.0f} MB", flush=True)
+
+
+def _machine(commit: str) -> dict[str, Any]:
+    about = {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit,
+        "torch": torch.__version__,
+        "torchvision": getattr(torchvision, "__version__", "none"),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+    if DEVICE != "cuda":
+        return {"gpu": "emulation", "multiprocessors": 0, "memory": 0, **about}
     properties = torch.cuda.get_device_properties(0)
     return {
         "gpu": properties.name,
         "multiprocessors": properties.multi_processor_count,
         "memory": properties.total_memory,
-        "date": datetime.date.today().isoformat(),
-        "commit": machine.commit(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        **about,
     }
 
 
-def _record(records: list[dict[str, Any]], timer: Timer, call: Any, **key: Any) -> None:
-    try:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+def _scratch_bytes(call: Callable[[], Any]) -> int:
+    """The most memory that a call takes at a time, but for the results that it returns."""
+    if DEVICE != "cuda":
         call()
-        torch.cuda.synchronize()
-        extra = torch.cuda.max_memory_allocated() - before
-        seconds = timer.seconds(call)
-        records.append({**key, "seconds": seconds, "extra_bytes": extra})
-        median = statistics.median(seconds)
-        print(f"{key} {median * 1e3:.3f} ms, {extra / 2**20:.0f} MB", flush=True)
-    except Exception as error:  # out of memory, most likely: the others go on
-        records.append({**key, "error": str(error).splitlines()[0]})
-        print(f"{key} {error}", flush=True)
+        return 0
+    call()  # cuDNN tries its algorithms in the first one
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    results = call()
+    torch.cuda.synchronize()
+    peak, after = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
+    del results
+    return peak - after
+
+
+def _measure(
+    results: Results, timer: Timer, functions: Functions, key: dict[str, Any]
+) -> list[str]:
+    """Times the functions, each of a mode; returns what went wrong with others' code."""
+    errors = []
+    for mode, call in functions.items():
+        of = {**key, "mode": mode}
+        try:
+            scratch = _scratch_bytes(call)
+            results.record(of, {**timer.record(call), "scratch_bytes": scratch})
+        except Exception as error:
+            line = (str(error).strip() or repr(error)).splitlines()[0]
+            results.record(of, {"error": line})
+            # Others may lack a dtype, or memory; a device that has failed is of no use to anyone.
+            if key["framework"] == "tf_deformable" or "CUDA error" in line:
+                raise
+            errors.append(f"{mode}: {line}")
+            _free()
+    return errors
+
+
+def _free() -> None:
+    if DEVICE == "cuda":
         torch.cuda.empty_cache()
 
 
-def roi_functions(kernels: Kernels, case: RoICase, dtype: str) -> dict[str, Any]:
-    """Forward and step, of ours and of torchvision's operator of the same size."""
+def roi_functions(kernels: Kernels, case: RoICase, dtype: str) -> dict[str, Functions]:
+    """Forward and step, of ours and of torchvision's operator of the same size, if it has one."""
     kind = getattr(torch, dtype)
     generator = torch.Generator(DEVICE).manual_seed(0)
     channels = case.group_size**2 * case.depth
@@ -363,9 +537,9 @@ def roi_functions(kernels: Kernels, case: RoICase, dtype: str) -> dict[str, Any]
     theirs_grad = _nchw(grad_output).contiguous()
     order = torch.tensor([1, 0, 3, 2], device=DEVICE)  # x before y
     theirs_boxes = torch.cat([indices[:, None].float(), boxes[:, order]], 1).to(kind)
-    ops = torchvision.ops
 
     def theirs_forward() -> Any:
+        ops = torchvision.ops
         if case.group_size == 1:
             return ops.roi_align(theirs_inputs, theirs_boxes, 7, 1.0, 4, aligned=True)
         return ops.ps_roi_align(theirs_inputs, theirs_boxes, 7, 1.0, 4)
@@ -376,51 +550,197 @@ def roi_functions(kernels: Kernels, case: RoICase, dtype: str) -> dict[str, Any]
         theirs_inputs.requires_grad_(False)
         return gradient
 
-    functions = {("tf_deformable", "forward"): forward, ("tf_deformable", "step"): step}
+    functions: dict[str, Functions] = {"tf_deformable": {"forward": forward, "step": step}}
     if not case.moved:
-        functions[("torchvision", "forward")] = theirs_forward
-        functions[("torchvision", "step")] = theirs_step
+        functions["torchvision"] = {"forward": theirs_forward, "step": theirs_step}
     return functions
 
 
-def run(library: pathlib.Path, output: pathlib.Path) -> None:
-    """Times everything, writes `output` and prints the tables."""
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    kernels = Kernels(library, TorchMemory())
-    timer = Timer()
-    records: list[dict[str, Any]] = []
-    for case in CASES:
-        for dtype in ("float32", "bfloat16"):
-            data = make_data(case, getattr(torch, dtype))
-            frameworks = {
-                "tf_deformable": ours(kernels, case, data, dtype),
-                "conv2d": plain_convolution(case, data),
-            }
-            if dtype == "float32":
-                frameworks["torchvision"] = torchvisions(case, data)
-            else:
-                # Under autocast it computes in float32, on data that are cast for it.
-                frameworks["torchvision"] = torchvisions(case, data, autocast=True)
-            for name, functions in frameworks.items():
-                for mode, call in zip(("forward", "step"), functions, strict=True):
-                    key = {"case": case.name, "dtype": dtype, "framework": name, "mode": mode}
-                    _record(records, timer, call, **key)
-            del data, frameworks
-    for roi_case in ROI_CASES:
-        for dtype in ("float32", "bfloat16"):
-            for (name, mode), call in roi_functions(kernels, roi_case, dtype).items():
-                key = {"case": roi_case.name, "dtype": dtype, "framework": name, "mode": mode}
-                _record(records, timer, call, **key)
-    cases = [dataclasses.asdict(case) | {"operations": case.operations} for case in CASES]
-    results = {
-        "machine": _machine(),
-        "cases": cases,
-        "roi_cases": [dataclasses.asdict(case) for case in ROI_CASES],
-        "records": records,
-    }
-    output.write_text(json.dumps(results, indent=1))
-    sys.path.insert(0, str(ROOT / "benchmarks" / "gpu"))
-    import report
+# --- Items ----------------------------------------------------------------------------------------
 
-    print(report.tables(results))
+# By name: the dtype, and whether TF32 is allowed.
+PRECISIONS = {
+    "float32": ("float32", True),
+    "bfloat16": ("bfloat16", True),
+    "float16": ("float16", True),
+    "float32, exact": ("float32", False),
+}
+
+
+def _allow_tf32(allowed: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+class _Suite:
+    """Makes the items of the steps that want PyTorch."""
+
+    def __init__(self, library: pathlib.Path, results: Results) -> None:
+        self.library, self.results = library, results
+        self.kernels = Kernels(library, TorchMemory(DEVICE))
+        self.timer = Timer()
+
+    def micro(self) -> Iterator[Item]:
+        """Rates of the device that bound the kernels."""
+        if DEVICE != "cuda":
+            raise Skipped("not with the emulation")
+
+        def seconds(call: Callable[[], Any]) -> float:
+            return statistics.median(self.timer.record(call)["seconds"])
+
+        def copy() -> None:
+            source = torch.zeros(1 << 30, dtype=torch.int8, device=DEVICE)
+            target = torch.empty_like(source)
+            took = seconds(lambda: target.copy_(source))
+            self.results.micro("copy, read and written", 2 * source.numel() / took / 1e12, "TB/s")
+
+        def product(precision: str) -> None:
+            dtype, tf32 = PRECISIONS[precision]
+            _allow_tf32(tf32)
+            size = 8192
+            a, b = (
+                torch.randn(size, size, device=DEVICE).to(getattr(torch, dtype)) for _ in range(2)
+            )
+            record = self.timer.record(lambda: torch.mm(a, b))
+            rate = 2 * size**3 / statistics.median(record["seconds"]) / 1e12
+            self.results.micro(f"product of 8192^3, {precision}", rate, "TFLOP/s")
+            self.results.micro(f"clock during it, {precision}", record["clock"] / 1e9, "GHz")
+
+        def scatter(images: int, vectors: bool) -> None:
+            library = ctypes.CDLL(str(self.library))
+            library.tf_deformable_scatter.restype = ctypes.c_int64
+            maps = torch.zeros(images, 64, 64, 256, device=DEVICE)
+            added = 0
+
+            def call() -> None:
+                nonlocal added
+                stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+                to, count = ctypes.c_void_p(maps.data_ptr()), ctypes.c_int64(images)
+                added = library.tf_deformable_scatter(int(vectors), to, count, stream)
+
+            call()
+            torch.cuda.synchronize()
+            assert added > 0, "the kernel was not launched"
+            total = float(maps.sum(dtype=torch.float64)) * maps.itemsize
+            assert total == added, f"{total} bytes were added, not {added}"
+            took = seconds(call)
+            kind = "four floats at a time" if vectors else "single floats"
+            name = f"scatter to {maps.nbytes >> 20} MiB, {kind}"
+            self.results.micro(name, added / took / 1e12, "TB/s")
+
+        yield Item("copy", copy)
+        for precision in ("bfloat16", "float32"):
+            yield Item(f"product, {precision}", functools.partial(product, precision))
+        for images in (16, 4):
+            for vectors in (True, False):
+                title = f"scatter, {images} images, {vectors=}"
+                yield Item(title, functools.partial(scatter, images, vectors))
+
+    def large(self) -> Iterator[Item]:
+        """Checks on shapes as in use."""
+
+        def item(title: str, function: Callable[..., None], *arguments: Any) -> Item:
+            def run() -> None:
+                try:
+                    function(self.kernels, *arguments)
+                finally:
+                    _free()
+
+            return Item(title, run)
+
+        for case in CASES:
+            for dtype in TOLERANCES:
+                yield item(f"{case.name}, {dtype}", check_against_torchvision, case, dtype)
+        yield item("in order", check_same_bits, CASES[2])
+        for dtype in ("bfloat16", "float32"):
+            yield item(f"{HUGE.name}, {dtype}", check_beyond_32_bits, dtype)
+
+    def _time(self, case: Case, precision: str, framework: str, key: dict[str, Any]) -> list[str]:
+        dtype, tf32 = PRECISIONS[precision]
+        _allow_tf32(tf32)
+        data = make_data(case, getattr(torch, dtype))
+        if framework == "tf_deformable":
+            functions = ours(self.kernels, case, data, dtype, tensor_float_32=tf32)
+        elif framework == "torchvision":
+            functions = torchvisions(case, data, autocast=dtype == "bfloat16")
+        else:
+            functions = plain_convolution(case, data)
+        errors = _measure(self.results, self.timer, functions, key)
+        _free()
+        return errors
+
+    def _time_roi(self, case: RoICase, dtype: str, key: dict[str, Any]) -> list[str]:
+        functions = roi_functions(self.kernels, case, dtype)[key["framework"]]
+        errors = _measure(self.results, self.timer, functions, key)
+        _free()
+        return errors
+
+    def bench(self) -> Iterator[Item]:
+        """Times of everything, the most important first."""
+        todo: list[tuple[Any, tuple[str, ...]]] = []
+        todo += [(case, USUAL) for case in CASES[:FIVE]]
+        todo += [(case, ("float32", "float16", "bfloat16")) for case in ROI_CASES]
+        todo += [(case, UNUSUAL) for case in CASES[:FIVE]]
+        todo += [(case, USUAL) for case in CASES[FIVE:]]
+        for case, precisions in todo:
+            for precision in precisions:
+                frameworks = ["tf_deformable", "torchvision"]
+                if isinstance(case, Case):
+                    frameworks.append("conv2d")
+                elif case.moved:
+                    frameworks.remove("torchvision")
+                for framework in frameworks:
+                    key = {"case": case.name, "dtype": precision, "framework": framework}
+                    if isinstance(case, Case):
+                        run = functools.partial(self._time, case, precision, framework, key)
+                    else:
+                        run = functools.partial(self._time_roi, case, precision, key)
+                    yield Item(", ".join(key.values()), run)
+
+    def tiles(self) -> Iterator[Item]:
+        """The forward pass with each of its tiles, which kSamplingCost chooses from."""
+
+        def run(case: Case, dtype: str) -> None:
+            data = make_data(case, getattr(torch, dtype))
+            key = {"case": case.name, "dtype": dtype, "framework": "tf_deformable"}
+            forwards = {
+                f"forward, tiles of {rows}x{columns}": ours(
+                    self.kernels, case, data, dtype, forward_tile=(rows, columns)
+                )["forward"]
+                for rows, columns in FORWARD_TILES
+            }
+            _measure(self.results, self.timer, forwards, key)
+
+        for case in CASES[:FIVE]:
+            for dtype in USUAL:
+                yield Item(f"{case.name}, {dtype}", functools.partial(run, case, dtype))
+
+    def ncu(self) -> Iterator[Item]:
+        """One training step on each of two shapes, between marks for the profiler."""
+
+        def run(case: Case, dtype: str) -> None:
+            data = make_data(case, getattr(torch, dtype))
+            step = ours(self.kernels, case, data, dtype)["step"]
+            torch.cuda.synchronize()
+            torch.cuda.profiler.start()
+            step()
+            torch.cuda.synchronize()
+            torch.cuda.profiler.stop()
+
+        for case in (CASES[1], CASES[3]):
+            for dtype in USUAL:
+                yield Item(f"{case.name}, {dtype}", functools.partial(run, case, dtype))
+
+
+def items(step: str, library: pathlib.Path, output: pathlib.Path, commit: str) -> Iterator[Item]:
+    """The items of a step of tests/gpu/run.py; what is measured is kept in the file `output`."""
+    torch.backends.cudnn.benchmark = True
+    _allow_tf32(True)
+    suite = _Suite(library, Results(output, commit))
+    steps = {
+        "micro": suite.micro,
+        "large": suite.large,
+        "bench": suite.bench,
+        "tiles": suite.tiles,
+        "ncu": suite.ncu,
+    }
+    return steps[step]()

@@ -11,7 +11,9 @@ import ctypes
 import mmap
 import os
 import pathlib
+import re
 import shlex
+import shutil
 import subprocess
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,7 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 API = ROOT / "tests" / "gpu" / "kernels_c_api.cc"
+MICROBENCHMARKS = ROOT / "tests" / "gpu" / "microbenchmarks.cu.cc"
 HOST_SOURCES = (
     "base/shape",
     "base/validation",
@@ -48,12 +51,35 @@ def _sources() -> list[pathlib.Path]:
     return [*kernels, API, *(folder / f"{name}.cc" for name in HOST_SOURCES)]
 
 
-def _objects(folder: pathlib.Path) -> dict[pathlib.Path, pathlib.Path]:
+def _objects(sources: list[pathlib.Path], folder: pathlib.Path) -> dict[pathlib.Path, pathlib.Path]:
     """The object file of each source; names are those of their paths, which differ."""
     return {
         folder / f"{str(source.relative_to(ROOT)).replace('/', '.')}.o": source
-        for source in _sources()
+        for source in sources
     }
+
+
+def kernel_names(library: pathlib.Path) -> set[str]:
+    """The symbols of all kernels of a library.
+
+    A kernel is a template of a namespace `cuda`. What calls it knows it by its symbol, be it to
+    register the kernel with CUDA or, in the emulation, for the linker.
+    """
+    namespace = rb"_ZN13tf_deformable(?:17deformable_conv2d|8roi_pool)?4cuda"
+    pattern = rb"(?<=\0)" + namespace + rb"\d+[A-Za-z]*KernelI\w+(?=\0)"
+    names = {name.decode() for name in re.findall(pattern, library.read_bytes())}
+    if not names:
+        raise RuntimeError(f"found no kernel in {library}")
+    return names
+
+
+def demangle(names: set[str]) -> list[str]:
+    """Symbols as a person writes them, where there is a program for that."""
+    if shutil.which("c++filt") is None:
+        return sorted(names)
+    command = ["c++filt", *sorted(names)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return output.replace("tf_deformable::", "").splitlines()
 
 
 def build_emulation(
@@ -64,8 +90,8 @@ def build_emulation(
     options = ["-x", "c++", "-std=c++17", "-O1", "-march=native", "-fPIC", "-Wno-unknown-pragmas"]
     options += flags
     options += [f"-I{ROOT / 'cc'}", f"-I{ROOT / 'tests' / 'native'}"]
-    options += ["-DTF_DEFORMABLE_CUDA_EMULATION"]
-    objects = _objects(folder)
+    options += ["-DTF_DEFORMABLE_CUDA_EMULATION", "-DTF_DEFORMABLE_OBSERVE_LAUNCHES"]
+    objects = _objects(_sources(), folder)
     library = folder / "libkernels_emulated.so"
     _compile(
         [[*compiler, *options, "-c", str(s), "-o", str(o)] for o, s in objects.items()],
@@ -79,8 +105,8 @@ def build_cuda(folder: pathlib.Path, architecture: str, jobs: int | None = None)
     """Compiles the kernels with nvcc, e.g. for the architecture "sm_90"; returns the library."""
     nvcc = os.environ.get("NVCC", "nvcc")
     options = ["-x", "cu", "-std=c++17", "-O3", f"-arch={architecture}", "-lineinfo"]
-    options += ["-Xcompiler=-fPIC", f"-I{ROOT / 'cc'}"]
-    objects = _objects(folder)
+    options += ["-Xcompiler=-fPIC", f"-I{ROOT / 'cc'}", "-DTF_DEFORMABLE_OBSERVE_LAUNCHES"]
+    objects = _objects([*_sources(), MICROBENCHMARKS], folder)
     library = folder / "libkernels_cuda.so"
     _compile(
         [[nvcc, *options, "-c", str(s), "-o", str(o)] for o, s in objects.items()],
@@ -226,6 +252,20 @@ class KernelError(RuntimeError):
         self.code = code
 
 
+# What is computed, by the argument `gradient`.
+GRADIENTS: dict[bool | str, int] = {False: 0, True: 1, "inputs": 2, "filters": 3}
+
+
+def _options(
+    tensor_float_32: bool = True,
+    deterministic: bool = False,
+    multiprocessors: int = 0,
+    forward_tile: tuple[int, int] = (0, 0),
+) -> Any:
+    """CudaOptions of cc/kernels/cuda/options.h, as the C functions take them."""
+    return (ctypes.c_int * 5)(tensor_float_32, deterministic, multiprocessors, *forward_tile)
+
+
 class Kernels:
     """The compiled kernels, and the memory that they work on."""
 
@@ -234,6 +274,29 @@ class Kernels:
         self._library = ctypes.CDLL(str(library))
         self._library.tf_deformable_conv2d.restype = ctypes.c_char_p
         self._library.tf_deformable_roi_pool.restype = ctypes.c_char_p
+        self._library.tf_deformable_convert_boxes.restype = ctypes.c_char_p
+        self._library.tf_deformable_launched.restype = ctypes.c_char_p
+
+    def convert_boxes(self, boxes: Any, converted: Any, size: int, source: str) -> None:
+        """Converts as many numbers from the dtype `source`, float32 or float64, to the other."""
+        address = self.memory.address
+        error = self._library.tf_deformable_convert_boxes(
+            TYPES[source],
+            ctypes.c_void_p(address(boxes)),
+            ctypes.c_int64(size),
+            ctypes.c_void_p(address(converted)),
+            ctypes.c_void_p(self.memory.stream),
+        )
+        self._raise(error)
+
+    def _raise(self, error: bytes | None) -> None:
+        if error is not None:
+            code = CODES[self._library.tf_deformable_error_code()]
+            raise KernelError(error.decode(), code)
+
+    def launched(self) -> set[str]:
+        """The symbols of the kernels that were launched since the library was loaded."""
+        return set(self._library.tf_deformable_launched().decode().split())
 
     def _call(self, function: Any, *arguments: Any, tensors: list[Any] | None) -> int:
         address = self.memory.address
@@ -245,9 +308,7 @@ class Kernels:
             stream = ctypes.c_void_p(self.memory.stream)
             at = None if workspace is None else address(workspace)
             error = function(*arguments, array, ctypes.byref(size), ctypes.c_void_p(at), stream)
-            if error is not None:
-                code = CODES[self._library.tf_deformable_error_code()]
-                raise KernelError(error.decode(), code)
+            self._raise(error)
 
         call(None)
         if tensors is not None:
@@ -260,18 +321,19 @@ class Kernels:
         dtype: str,
         *,
         wide_sampling: bool = False,
-        gradient: bool,
+        gradient: bool | str,
         shapes: list[Any],
         strides: Any,
         dilations: Any,
         padding: Any,
-        tensor_float_32: bool = True,
-        deterministic: bool = False,
+        **options: Any,
     ) -> int:
         """Runs the operator, or its gradient, on tensors in the order of the C++ struct.
 
-        With `wide_sampling`, offsets, mask and their gradients are float32 (float64 for float64).
-        Without tensors nothing is run. Returns the size of the workspace in bytes.
+        A gradient of "inputs" is that of inputs, offsets and mask without that of the filters, and
+        one of "filters" is the latter. With `wide_sampling`, offsets, mask and their gradients are
+        float32 (float64 for float64). `options`: see `_options`. Without tensors nothing is run.
+        Returns the size of the workspace in bytes.
         """
         sizes = [size for shape in shapes for size in shape]
         attributes = [*strides, *dilations, *(pad for pads in padding for pad in pads)]
@@ -279,11 +341,10 @@ class Kernels:
             self._library.tf_deformable_conv2d,
             TYPES[dtype],
             int(wide_sampling),
-            int(gradient),
+            GRADIENTS[gradient],
             (ctypes.c_int64 * len(sizes))(*sizes),
             (ctypes.c_int64 * len(attributes))(*attributes),
-            int(tensor_float_32),
-            int(deterministic),
+            _options(**options),
             tensors=tensors,
         )
 
@@ -301,7 +362,7 @@ class Kernels:
         aligned: bool,
         spatial_scale: float,
         gamma: float,
-        deterministic: bool = False,
+        **options: Any,
     ) -> int:
         """Like `conv2d`; shapes are those of inputs, boxes and offsets."""
         inputs, boxes, offsets = shapes
@@ -315,6 +376,6 @@ class Kernels:
             (ctypes.c_int64 * len(sizes))(*sizes),
             (ctypes.c_int64 * len(integers))(*integers),
             (ctypes.c_float * 2)(spatial_scale, gamma),
-            int(deterministic),
+            _options(**options),
             tensors=tensors,
         )

@@ -4,14 +4,18 @@
 // The operators return null, or until the next call a sentence that says what is wrong, of which
 // tf_deformable_error_code() is the kind: a number of Status::Code.
 
+#include <dlfcn.h>
+
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "kernels/base/float_types.h"
+#include "kernels/cuda/primitives.h"
 #include "kernels/deformable_conv2d/cuda_plan.h"
 #include "kernels/roi_pool/cuda_plan.h"
 
@@ -96,14 +100,34 @@ Status RunOrMeasure(const Plan& plan, int64_t* workspace_bytes, const void* work
   return Status();
 }
 
-CudaOptions MakeOptions(int tensor_float_32, int deterministic) {
+// In the order of CudaOptions.
+CudaOptions MakeOptions(const int* of) {
   CudaOptions options;
-  options.tensor_float_32 = tensor_float_32 != 0;
-  options.deterministic = deterministic != 0;
+  options.tensor_float_32 = of[0] != 0;
+  options.deterministic = of[1] != 0;
+  options.multiprocessors = of[2];
+  options.forward_tile_rows = of[3];
+  options.forward_tile_columns = of[4];
   return options;
 }
 
+// The kernels that were launched since the library was loaded, by their host functions.
+std::set<const void*> launched;
+std::string launched_names;
+
+std::string NameOf(const void* kernel) {
+#if defined(TF_DEFORMABLE_CUDA_EMULATION)
+  Dl_info info;
+  return dladdr(kernel, &info) != 0 && info.dli_sname != nullptr ? info.dli_sname : "?";
+#else
+  const char* name = nullptr;
+  return cudaFuncGetName(&name, kernel) == cudaSuccess && name != nullptr ? name : "?";
+#endif
+}
+
 }  // namespace
+
+void tf_deformable::cuda::ObserveLaunch(const void* kernel) { launched.insert(kernel); }
 
 extern "C" {
 
@@ -112,12 +136,13 @@ __attribute__((visibility("default"))) int tf_deformable_error_code() {
 }
 
 // shapes: inputs [4], filters [4], offsets [4]; attributes: strides [2], dilations [2],
-// padding [4]; wide_sampling: whether offsets, mask and their gradients have the type of positions;
-// tensors: of deformable_conv2d::ForwardTensors or deformable_conv2d::BackwardTensors.
+// padding [4]; options: of CudaOptions; wide_sampling: whether offsets, mask and their gradients
+// have the type of positions; gradient: 0 forward, 1 all gradients, 2 without the filters', 3
+// theirs only; tensors: of deformable_conv2d::ForwardTensors or deformable_conv2d::BackwardTensors.
 __attribute__((visibility("default"))) const char* tf_deformable_conv2d(
     int type, int wide_sampling, int gradient, const int64_t* shapes, const int64_t* attributes,
-    int tensor_float_32, int deterministic, void* const* tensors, int64_t* workspace_bytes,
-    void* workspace, void* stream) {
+    const int* options, void* const* tensors, int64_t* workspace_bytes, void* workspace,
+    void* stream) {
   deformable_conv2d::Arguments a;
   a.inputs = MakeShape(shapes, 4);
   a.filters = MakeShape(shapes + 4, 4);
@@ -129,18 +154,22 @@ __attribute__((visibility("default"))) const char* tf_deformable_conv2d(
   deformable_conv2d::Geometry g;
   const Status parsed = deformable_conv2d::Parse(a, &g);
   if (!parsed.ok()) return Report(parsed);
-  const CudaOptions options = MakeOptions(tensor_float_32, deterministic);
   const Pointers pointers(tensors, wide_sampling != 0);
   return Report(ForType(type, [&](auto element) {
     using T = decltype(element);
     if (gradient == 0) {
-      return RunOrMeasure(
-          deformable_conv2d::cuda::ForwardPlan<T>(g, options), workspace_bytes, workspace,
-          [&](const auto& plan) { return plan.Run(MakeForward<T>(pointers), workspace, stream); });
+      return RunOrMeasure(deformable_conv2d::cuda::ForwardPlan<T>(g, MakeOptions(options)),
+                          workspace_bytes, workspace, [&](const auto& plan) {
+                            return plan.Run(MakeForward<T>(pointers), workspace, stream);
+                          });
     }
-    return RunOrMeasure(
-        deformable_conv2d::cuda::BackwardPlan<T>(g, options), workspace_bytes, workspace,
-        [&](const auto& plan) { return plan.Run(MakeBackward<T>(pointers), workspace, stream); });
+    return RunOrMeasure(deformable_conv2d::cuda::BackwardPlan<T>(g, MakeOptions(options)),
+                        workspace_bytes, workspace, [&](const auto& plan) {
+                          const auto tensors = MakeBackward<T>(pointers);
+                          if (gradient == 2) return plan.RunInputs(tensors, workspace, stream);
+                          if (gradient == 3) return plan.RunFilters(tensors, workspace, stream);
+                          return plan.Run(tensors, workspace, stream);
+                        });
   }));
 }
 
@@ -149,7 +178,7 @@ __attribute__((visibility("default"))) const char* tf_deformable_conv2d(
 // or roi_pool::BackwardTensors.
 __attribute__((visibility("default"))) const char* tf_deformable_roi_pool(
     int type, int wide_sampling, int gradient, const int64_t* shapes, const int64_t* integers,
-    const float* numbers, int deterministic, void* const* tensors, int64_t* workspace_bytes,
+    const float* numbers, const int* options, void* const* tensors, int64_t* workspace_bytes,
     void* workspace, void* stream) {
   roi_pool::Arguments a;
   a.inputs = MakeShape(shapes, 4);
@@ -165,21 +194,38 @@ __attribute__((visibility("default"))) const char* tf_deformable_roi_pool(
   roi_pool::Geometry g;
   const Status parsed = roi_pool::Parse(a, &g);
   if (!parsed.ok()) return Report(parsed);
-  const CudaOptions options = MakeOptions(1, deterministic);
   return Report(ForType(type, [&](auto element) {
     using T = decltype(element);
     const Pointers pointers(tensors, wide_sampling != 0);
     if (gradient == 0) {
-      return RunOrMeasure(roi_pool::cuda::ForwardPlan<T>(g, options), workspace_bytes, workspace,
-                          [&](const auto& plan) {
+      return RunOrMeasure(roi_pool::cuda::ForwardPlan<T>(g, MakeOptions(options)), workspace_bytes,
+                          workspace, [&](const auto& plan) {
                             return plan.Run(MakeRoIPoolForward<T>(pointers), workspace, stream);
                           });
     }
-    return RunOrMeasure(roi_pool::cuda::BackwardPlan<T>(g, options), workspace_bytes, workspace,
-                        [&](const auto& plan) {
+    return RunOrMeasure(roi_pool::cuda::BackwardPlan<T>(g, MakeOptions(options)), workspace_bytes,
+                        workspace, [&](const auto& plan) {
                           return plan.Run(MakeRoIPoolBackward<T>(pointers), workspace, stream);
                         });
   }));
+}
+
+// from, to: `size` numbers, of float and double if the type is 0, of double and float if it is 1.
+__attribute__((visibility("default"))) const char* tf_deformable_convert_boxes(
+    int type, const void* from, int64_t size, void* to, void* stream) {
+  if (type == 0) {
+    return Report(roi_pool::cuda::ConvertBoxes(static_cast<const float*>(from), size,
+                                               static_cast<double*>(to), stream));
+  }
+  return Report(roi_pool::cuda::ConvertBoxes(static_cast<const double*>(from), size,
+                                             static_cast<float*>(to), stream));
+}
+
+// The symbols of the kernels that were launched so far, one a line; valid until the next call.
+__attribute__((visibility("default"))) const char* tf_deformable_launched() {
+  launched_names.clear();
+  for (const void* kernel : launched) launched_names += NameOf(kernel) + "\n";
+  return launched_names.c_str();
 }
 
 // Memory of the device. A failure, that of a kernel before too, ends the process.

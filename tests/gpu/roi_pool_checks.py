@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 
-from tests.gpu.deformable_conv2d_checks import Arrays, assert_close, sampling_dtypes
+from tests.gpu.deformable_conv2d_checks import Arrays, assert_close, rounded, sampling_dtypes
 from tests.gpu.kernels import Kernels
 from tests.oracles import roi_pool as oracle
 
@@ -84,14 +85,11 @@ CASES = {
 }
 
 
-def evaluate(
-    kernels: Kernels, case: Case, arrays: Arrays, dtype: str, **options: bool
-) -> tuple[Arrays, Arrays]:
-    """Results of the kernels, and the arguments as rounded to `dtype`."""
+def evaluate(kernels: Kernels, case: Case, arrays: Arrays, dtype: str, **options: Any) -> Arrays:
+    """Results of the kernels on the arguments as rounded to `dtype`."""
     memory = kernels.memory
-    of_positions = "float64" if dtype == "float64" else "float32"
-    of_boxes = {"boxes": of_positions, "box_indices": "int32"}
-    dtypes = of_boxes | (sampling_dtypes(dtype) if options.get("wide_sampling") else {})
+    dtypes = _dtypes(dtype, options.get("wide_sampling", False))
+    of_boxes = ("boxes", "box_indices")
     put = {
         name: memory.put(array, dtypes.get(name, dtype), case.misaligned and name not in of_boxes)
         for name, array in arrays.items()
@@ -119,9 +117,7 @@ def evaluate(
     kernels.roi_pool([*arguments, results["output"]], dtype, gradient=False, **common)
     gradients = [results.get(name) for name in ("inputs", "offsets", "mask")]
     kernels.roi_pool([*arguments, put["grad_output"], *gradients], dtype, gradient=True, **common)
-    rounded = {name: memory.get(tensor) for name, tensor in put.items()}
-    rounded["box_indices"] = arrays["box_indices"]
-    return {name: memory.get(tensor) for name, tensor in results.items()}, rounded
+    return {name: memory.get(tensor) for name, tensor in results.items()}
 
 
 def expect(case: Case, arrays: Arrays) -> Arrays:
@@ -136,14 +132,32 @@ def expect(case: Case, arrays: Arrays) -> Arrays:
     )
 
 
-def check(kernels: Kernels, case: Case, dtype: str, seed: int = 0, **options: bool) -> None:
+def _dtypes(dtype: str, wide_sampling: bool) -> dict[str, str]:
+    of_positions = "float64" if dtype == "float64" else "float32"
+    dtypes = {"boxes": of_positions, "box_indices": "int32"}
+    return dtypes | (sampling_dtypes(dtype) if wide_sampling else {})
+
+
+def _expect_rounded(case: Case, arrays: Arrays, dtype: str, wide_sampling: bool) -> Arrays:
+    of_kernels = rounded(arrays, dtype, _dtypes(dtype, wide_sampling))
+    of_kernels["box_indices"] = arrays["box_indices"]
+    return expect(case, of_kernels)
+
+
+# As in deformable_conv2d_checks.py.
+@functools.lru_cache(maxsize=8)
+def _expected(case: Case, dtype: str, seed: int, wide_sampling: bool) -> Arrays:
+    return _expect_rounded(case, case.arrays(seed), dtype, wide_sampling)
+
+
+def check(kernels: Kernels, case: Case, dtype: str, seed: int = 0, **options: Any) -> None:
     """Compares output and gradients with the oracle's."""
-    got, rounded = evaluate(kernels, case, case.arrays(seed), dtype, **options)
-    assert_close(got, expect(case, rounded), dtype, tensor_float_32=False)
+    got = evaluate(kernels, case, case.arrays(seed), dtype, **options)
+    expected = _expected(case, dtype, seed, options.get("wide_sampling", False))
+    assert_close(got, expected, dtype, tensor_float_32=False)
 
 
-def check_odd_boxes(kernels: Kernels, case: Case, dtype: str, **options: bool) -> None:
-    """The same with odd boxes and offsets; in float64, since they hang on rounding."""
+def _with_odd_boxes(case: Case) -> tuple[Case, Arrays]:
     # With a sample to each pixel the oracle would not come to an end of the huge ones.
     odd = [box for box in ODD if case.samples_per_bin > 0 or not max(map(abs, box)) > 1e9]
     case = dataclasses.replace(case, boxes=len(odd))
@@ -153,8 +167,18 @@ def check_odd_boxes(kernels: Kernels, case: Case, dtype: str, **options: bool) -
     if "offsets" in arrays:
         arrays["offsets"].flat[::17] = np.nan
         arrays["offsets"].flat[1::13] = 0
-    got, rounded = evaluate(kernels, case, arrays, dtype, **options)
-    assert_close(got, expect(case, rounded), dtype, tensor_float_32=False)
+    return case, arrays
+
+
+@functools.lru_cache(maxsize=2)
+def _expected_of_odd_boxes(case: Case, dtype: str) -> Arrays:
+    return _expect_rounded(*_with_odd_boxes(case), dtype, wide_sampling=False)
+
+
+def check_odd_boxes(kernels: Kernels, case: Case, dtype: str, **options: Any) -> None:
+    """The same with odd boxes and offsets; in float64, since they hang on rounding."""
+    got = evaluate(kernels, *_with_odd_boxes(case), dtype, **options)
+    assert_close(got, _expected_of_odd_boxes(case, dtype), dtype, tensor_float_32=False)
 
 
 def check_indices(kernels: Kernels, dtype: str) -> None:
@@ -162,7 +186,20 @@ def check_indices(kernels: Kernels, dtype: str) -> None:
     case = Case(boxes=4)
     arrays = case.arrays()
     arrays["box_indices"] = np.array([0, case.batch, -2, 1], np.int32)
-    got, rounded = evaluate(kernels, case, arrays, dtype)
-    rounded["box_indices"] = np.array([0, 0, 0, 1], np.int32)
-    rounded["boxes"][1:3] = np.nan
-    assert_close(got, expect(case, rounded), dtype, tensor_float_32=False)
+    got = evaluate(kernels, case, arrays, dtype)
+    arrays["box_indices"] = np.array([0, 0, 0, 1], np.int32)
+    arrays["boxes"][1:3] = np.nan
+    expected = _expect_rounded(case, arrays, dtype, wide_sampling=False)
+    assert_close(got, expected, dtype, tensor_float_32=False)
+
+
+def check_converted_boxes(kernels: Kernels) -> None:
+    """Boxes are converted to the type in which positions are computed."""
+    boxes = Case().arrays()["boxes"].astype(np.float64) / 3
+    memory = kernels.memory
+    for source, target in (("float64", "float32"), ("float32", "float64")):
+        put = memory.put(boxes, source)
+        converted = memory.put(np.full(boxes.shape, np.nan), target)
+        kernels.convert_boxes(put, converted, boxes.size, source)
+        want = memory.get(put).astype(target)
+        np.testing.assert_array_equal(memory.get(converted), want)

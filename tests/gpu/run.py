@@ -1,162 +1,436 @@
 """Builds the CUDA kernels, checks them on this machine's GPU, and times them: one command.
 
-    python tests/gpu/run.py [--steps build check sanitize large bench] [--output FOLDER]
+    python tests/gpu/run.py [--steps STEP ...] [--output FOLDER] [--library PATH]
 
-Needs nvcc, NumPy and ml_dtypes; PyTorch and torchvision for the steps `large` and `bench`, which
-compare with them; not TensorFlow. Steps:
+Needs NumPy and ml_dtypes, and nvcc where no --library is given; PyTorch and torchvision for what
+compares with them; not TensorFlow. Steps, in the order in which they are done:
 
-    build     compiles cc/kernels for the GPU, into FOLDER
-    check     every case, dtype and gradient against the float64 oracles and the golden vectors
-    sanitize  some of these under compute-sanitizer: memcheck, racecheck, initcheck, synccheck
-    large     shapes as in use, against torchvision in float64
-    bench     benchmarks/gpu/kernels.py; its table comes last
+    build     compiles cc/kernels for the GPU; left out if there is a --library
+    probe     says what device there is, and runs one small kernel
+    micro     rates of the device that bound the kernels: copies, products, atomic additions
+    check     every case, dtype and gradient against the float64 oracles and the golden vectors;
+              every kernel must have been among them
+    large     shapes as in use, against torchvision in float64; tensors of 2^31 elements and more
+    bench     benchmarks/gpu/kernels.py
+    tiles     the forward pass with each of its tiles
+    ncu       what Nsight Compute says about each kernel, on two shapes
+    sanitize  small cases under compute-sanitizer: memcheck, racecheck
 
-Ends with status 1 if a check failed; what failed is printed, and the other steps are done.
+Every step, and every dtype of `check`, is a process of its own, or several one after another: one
+that dies or hangs is a failure of the case that it was at, and the next one goes on behind it (see
+isolation.py). The output folder gets, as they come, events.jsonl: how each case ended; log.txt;
+gpu.json: what was measured; ncu.txt; and summary.txt. `--emulate` takes the emulation for the GPU.
+
+Ends with status 1 if anything failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import shutil
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+# These folders have no __init__.py: a package of the same name, installed by whatever, would win.
+for _name in ("tests", "benchmarks"):
+    sys.modules[_name] = types.ModuleType(_name)
+    sys.modules[_name].__path__ = [str(ROOT / _name)]
 
 from tests.gpu import deformable_conv2d_checks as conv2d  # noqa: E402
+from tests.gpu import isolation  # noqa: E402
 from tests.gpu import kernels as gpu  # noqa: E402
 from tests.gpu import roi_pool_checks as roi_pool  # noqa: E402
+from tests.gpu.isolation import Item, Skipped, Worker  # noqa: E402
 
-STEPS = ("build", "check", "sanitize", "large", "bench")
-SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-# Small, and every kernel is among them.
-SANITIZED = ("lopsided", "vectors", "groups", "misaligned", "depthwise", "depthwise, odd")
+STEPS = ("build", "probe", "micro", "check", "large", "bench", "tiles", "ncu", "sanitize")
+# What a process may take, in seconds: all of it, and one item.
+LIMITS = {
+    "probe": (60, 40),
+    "micro": (60, 40),
+    "check": (100, 30),
+    "large": (120, 45),
+    "bench": (200, 60),
+    "tiles": (60, 40),
+    "ncu": (90, 80),
+    "sanitize": (90, 60),
+}
+FORWARD_TILES = ((64, 64), (64, 128), (128, 64), (128, 128), (128, 256))
+# Cases that have these tiles: read 16 bytes at a time, not depthwise.
+TILED = ("vectors", "wide", "groups", "square tiles", "many taps")
 
+SANITIZERS = ("memcheck", "racecheck")
+SANITIZED_DTYPES = ("float32", "bfloat16")
+# Small, and every kernel of these dtypes is among them.
+SANITIZED = (
+    ("vectors", {}),
+    ("square tiles", {}),
+    *(("wide", {"forward_tile": tile}) for tile in FORWARD_TILES),
+    ("lopsided", {}),
+    ("groups", {}),
+    ("misaligned", {}),
+    ("depthwise", {}),
+    ("depthwise, odd", {}),
+    ("vectors", {"deterministic": True}),
+    ("many channels", {"multiprocessors": 1}),
+)
+SANITIZED_ROI = ("lopsided", "vectors", "more channels than lanes")
 
-class Checks:
-    """Runs checks and remembers which failed."""
-
-    def __init__(self) -> None:
-        self.done, self.failed = 0, 0
-
-    def run(
-        self, name: str, function: Callable[..., None], *arguments: Any, **options: Any
-    ) -> None:
-        """Calls the function; prints what it raises."""
-        self.done += 1
-        try:
-            function(*arguments, **options)
-        except Exception as error:  # whatever it is, the others are worth running
-            self.failed += 1
-            lines = str(error).strip().splitlines() or [repr(error)]
-            print(f"FAILED {name}: {lines[0]}", flush=True)
-            if not isinstance(error, AssertionError):
-                traceback.print_exc()
-
-
-def check_small(checks: Checks, library: pathlib.Path, names: tuple[str, ...] | None) -> None:
-    """All cases, or those of these names, against the oracles."""
-    kernels = gpu.Kernels(library, gpu.DeviceMemory(library))
-    for dtype in gpu.TYPES:
-        modes: list[dict[str, bool]] = [{}, {"deterministic": True}]
-        if dtype in ("float16", "bfloat16"):
-            modes.append({"wide_sampling": True})
-        roi_modes = list(modes)
-        if dtype == "float32":
-            modes.append({"tensor_float_32": False})
-        for name, case in conv2d.CASES.items():
-            if names is not None and name not in names:
-                continue
-            for options in modes:
-                title = f"deformable_conv2d, {name}, {dtype}, {options}"
-                checks.run(title, conv2d.check, kernels, case, dtype, **options)
-                title += ", hostile positions"
-                checks.run(title, conv2d.check_hostile, kernels, case, dtype, **options)
-        for name, roi_case in roi_pool.CASES.items():
-            if names is not None and name not in names:
-                continue
-            for options in roi_modes:
-                title = f"roi_pool, {name}, {dtype}, {options}"
-                checks.run(title, roi_pool.check, kernels, roi_case, dtype, **options)
-                if dtype == "float64" and roi_case.batch > 0:
-                    title += ", odd boxes"
-                    checks.run(title, roi_pool.check_odd_boxes, kernels, roi_case, dtype, **options)
-        checks.run(f"roi_pool, indices, {dtype}", roi_pool.check_indices, kernels, dtype)
-    for path in conv2d.GOLDEN if names is None else []:
-        checks.run(path.stem, conv2d.check_golden, kernels, path)
+NCU_OPTIONS = ["--clock-control", "none", "--profile-from-start", "off", "--set", "basic"]
+for _section in ("SpeedOfLight", "Occupancy", "LaunchStats", "MemoryWorkloadAnalysis"):
+    NCU_OPTIONS += ["--section", _section]
+for _section in ("ComputeWorkloadAnalysis", "WarpStateStats", "SchedulerStats"):
+    NCU_OPTIONS += ["--section", _section]
 
 
-def sanitize(checks: Checks, library: pathlib.Path) -> None:
-    """The small checks once more, each under the sanitizers."""
-    if shutil.which("compute-sanitizer") is None:
-        print("There is no compute-sanitizer: left out.")
-        return
-    command = [sys.executable, __file__, "--steps", "check", "--library", str(library)]
-    for tool in SANITIZERS:
-        start = time.time()
-        run = subprocess.run(
-            ["compute-sanitizer", "--tool", tool, "--error-exitcode", "99", *command]
-            + ["--cases", *SANITIZED],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        checks.done += 1
-        print(f"{tool}: status {run.returncode}, {time.time() - start:.0f} s", flush=True)
+# --- What the workers run -------------------------------------------------------------------------
+
+
+def _modes(dtype: str, case: str, tiled: bool) -> list[dict[str, Any]]:
+    """The options with which a case is checked."""
+    # A plan for a small device gives a block several chunks of channels, and many tiles.
+    modes: list[dict[str, Any]] = [{}, {"deterministic": True}, {"multiprocessors": 1}]
+    if dtype in ("float16", "bfloat16"):
+        modes.append({"wide_sampling": True})
+    if tiled and dtype == "float32":
+        modes.append({"tensor_float_32": False})
+    if tiled and dtype != "float64" and case in TILED:
+        modes += [{"forward_tile": tile} for tile in FORWARD_TILES]
+    return modes
+
+
+class _Checks:
+    """Makes items that call a function with the kernels, and say which of these it launched."""
+
+    def __init__(self, library: pathlib.Path) -> None:
+        self.kernels = gpu.Kernels(library, gpu.DeviceMemory(library))
+        self.known: set[str] = set()
+
+    def item(self, title: str, function: Callable[..., Any], *of: Any, **options: Any) -> Item:
+        def run() -> list[str]:
+            function(self.kernels, *of, **options)
+            launched = self.kernels.launched()
+            new, self.known = launched - self.known, launched
+            return sorted(new)
+
+        return Item(", ".join([title, *(f"{k}={v}" for k, v in options.items())]), run)
+
+
+def check_items(arguments: argparse.Namespace, dtype: str) -> Iterator[Item]:
+    """All cases, or those of the wanted names, against the oracles."""
+    checks = _Checks(arguments.library)
+    names = arguments.cases
+    for name, case in conv2d.CASES.items():
+        if names and name not in names:
+            continue
+        for options in _modes(dtype, name, tiled=True):
+            title = f"deformable_conv2d, {name}, {dtype}"
+            yield checks.item(title, conv2d.check, case, dtype, **options)
+            yield checks.item(title, conv2d.check, case, dtype, hostile=True, **options)
+    for name, roi_case in roi_pool.CASES.items():
+        if names and name not in names:
+            continue
+        for options in _modes(dtype, name, tiled=False):
+            title = f"roi_pool, {name}, {dtype}"
+            yield checks.item(title, roi_pool.check, roi_case, dtype, **options)
+            if dtype == "float64" and roi_case.batch > 0:
+                title += ", odd boxes"
+                yield checks.item(title, roi_pool.check_odd_boxes, roi_case, dtype, **options)
+    yield checks.item(f"roi_pool, indices, {dtype}", roi_pool.check_indices, dtype)
+    if dtype == "float64":
+        yield checks.item("roi_pool, converted boxes", roi_pool.check_converted_boxes)
+        for path in [] if names else conv2d.GOLDEN:
+            yield checks.item(path.stem, conv2d.check_golden, path)
+
+
+def sanitize_items(arguments: argparse.Namespace, dtype: str) -> Iterator[Item]:
+    """Some small cases; nothing looks at their results, which `check` has done."""
+    checks = _Checks(arguments.library)
+    for name, options in SANITIZED:
+        case = conv2d.CASES[name]
+        title = f"deformable_conv2d, {name}, {dtype}"
+        yield checks.item(title, conv2d.evaluate, case, case.arrays(), dtype, **options)
+    for name in SANITIZED_ROI:
+        roi_case, arrays = roi_pool.CASES[name], roi_pool.CASES[name].arrays()
+        for deterministic in (False, True):
+            options = {"deterministic": deterministic}
+            title = f"roi_pool, {name}, {dtype}"
+            yield checks.item(title, roi_pool.evaluate, roi_case, arrays, dtype, **options)
+
+
+def probe_items(arguments: argparse.Namespace) -> Iterator[Item]:
+    """What the device is; and whether anything runs on it."""
+
+    def describe() -> dict[str, str]:
+        if arguments.emulate:
+            return {"name": "emulation"}
+        names = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
+        command = ["nvidia-smi", f"--query-gpu={names}", "--format=csv,noheader"]
+        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
         if run.returncode != 0:
-            checks.failed += 1
-            print((run.stdout + run.stderr)[-3000:], flush=True)
+            raise Skipped(f"nvidia-smi: {run.stdout}{run.stderr}"[:500])
+        values = run.stdout.strip().splitlines()[0].split(", ")
+        described = dict(zip(names.split(","), values, strict=True))
+        print(described, flush=True)
+        return described
+
+    yield Item("device", describe)
+    checks = _Checks(arguments.library)
+    yield checks.item("one channel", conv2d.check, conv2d.CASES["one channel"], "float32")
 
 
-def check_large(checks: Checks, library: pathlib.Path) -> None:
-    """Shapes as in use, against torchvision in float64; and the same bits when asked for."""
-    from benchmarks.gpu import kernels as benchmark
+def _benchmark(arguments: argparse.Namespace) -> Any:
+    try:
+        from benchmarks.gpu import kernels as benchmark
+    except ImportError as error:
+        raise Skipped(f"needs PyTorch: {error}") from error
+    if arguments.emulate:
+        benchmark.use_the_emulation()
+    return benchmark
 
-    kernels = gpu.Kernels(library, gpu.TorchMemory())
-    for case in benchmark.CASES:
-        for dtype in ("float32", "bfloat16", "float16"):
-            name = f"{case.name}, {dtype}"
-            checks.run(name, benchmark.check_against_torchvision, kernels, case, dtype)
-    checks.run("in order", benchmark.check_same_bits, kernels, benchmark.CASES[2])
+
+def items_of(worker: str, arguments: argparse.Namespace) -> Iterator[Item]:
+    """The items of a worker: a step, or one and a dtype behind a colon."""
+    step, _, dtype = worker.partition(":")
+    if step == "check":
+        yield from check_items(arguments, dtype)
+    elif step == "sanitize":
+        yield from sanitize_items(arguments, dtype)
+    elif step == "probe":
+        yield from probe_items(arguments)
+    else:
+        yield from _benchmark(arguments).items(
+            worker, arguments.library, arguments.output / "gpu.json", _commit(arguments)
+        )
+
+
+def _work(arguments: argparse.Namespace, events: isolation.Events) -> int:
+    worker = arguments.worker
+    try:
+        items = list(items_of(worker, arguments))
+    except Skipped as reason:
+        why = reason
+
+        def skip() -> None:
+            raise why
+
+        items = [Item("all of it", skip)]
+    # compute-sanitizer runs a worker for two tools.
+    name = arguments.alias or worker
+    return isolation.work(name, items, events, arguments.first, arguments.plant)
+
+
+# --- What supervises them -------------------------------------------------------------------------
+
+
+def _commit(arguments: argparse.Namespace) -> str:
+    """What the option says, or git, if there is one and this is a repository."""
+    if arguments.commit:
+        return str(arguments.commit)
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
+    return run.stdout.strip() or "unknown"
+
+
+def _worker(
+    arguments: argparse.Namespace, name: str, prefix: list[str] | None = None, alias: str = ""
+) -> Worker:
+    step = name.partition(":")[0]
+    command = [*(prefix or []), *isolation.python(pathlib.Path(__file__))]
+    command += ["--worker", name, "--library", str(arguments.library)]
+    command += ["--output", str(arguments.output), "--commit", _commit(arguments)]
+    if alias:
+        command += ["--alias", alias]
+    if arguments.emulate:
+        command += ["--emulate"]
+    if arguments.cases:
+        command += ["--cases", *arguments.cases]
+    if arguments.plant:
+        command += ["--plant", arguments.plant]
+    seconds, seconds_per_item = LIMITS[step]
+    if arguments.emulate:
+        seconds, seconds_per_item = (
+            20 * seconds,
+            arguments.seconds_per_item or 10 * seconds_per_item,
+        )
+    elif arguments.seconds_per_item:
+        seconds_per_item = arguments.seconds_per_item
+    # A profiler's report is that of one process.
+    return Worker(alias or name, command, seconds, seconds_per_item, 0 if step == "ncu" else 3)
+
+
+def _check_that_all_kernels_were_reached(
+    library: pathlib.Path, events: isolation.Events, workers: list[Worker]
+) -> None:
+    reached: set[str] = set()
+    for worker in workers:
+        for event in events.read(worker.name):
+            reached.update(event.get("result") or [])
+    missing = gpu.demangle(gpu.kernel_names(library) - reached)
+    error = None
+    if missing:
+        error = f"{len(missing)} kernels were not: " + "; ".join(missing)
+    events.append(
+        event="end",
+        worker="check",
+        title="every kernel is reached",
+        result=len(reached),
+        error=error,
+        skipped=None,
+    )
+
+
+def _skip(events: isolation.Events, step: str, why: str) -> None:
+    print(f"[{step}] skipped: {why}", flush=True)
+    events.append(event="end", worker=step, title=step, result=None, error=None, skipped=why)
+
+
+def _tool_error(arguments: argparse.Namespace, prefix: list[str]) -> str | None:
+    """Why a tool of CUDA cannot be used here, if so: it is tried on one small kernel."""
+    if arguments.emulate:
+        return "not with the emulation"
+    if shutil.which(prefix[0]) is None:
+        return f"there is no {prefix[0]}"
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests' / 'gpu')!r}); import kernels, pathlib;"
+        "import numpy; memory = kernels.DeviceMemory(pathlib.Path(sys.argv[1]));"
+        "memory.get(memory.put(numpy.ones(8), 'float32'))"
+    )
+    command = [*prefix, sys.executable, "-c", code, str(arguments.library)]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    except subprocess.TimeoutExpired:
+        return "it does not end"
+    text = run.stdout + run.stderr
+    with (arguments.output / "log.txt").open("a") as log:
+        log.write(text)
+    if run.returncode != 0 or "not supported" in text.lower():
+        return f"status {run.returncode}: {text[-1000:]}"
+    return None
+
+
+def run_step(step: str, arguments: argparse.Namespace, events: isolation.Events) -> None:
+    """Does one step to its end."""
+    log = arguments.output / "log.txt"
+    if step == "check":
+        workers = [_worker(arguments, f"check:{dtype}") for dtype in gpu.TYPES]
+        isolation.supervise(workers, events, log)
+        if not arguments.cases:
+            _check_that_all_kernels_were_reached(arguments.library, events, workers)
+    elif step == "sanitize":
+        prefix = ["compute-sanitizer", "--error-exitcode", "99"]
+        why = _tool_error(arguments, prefix)
+        if why is not None:
+            _skip(events, step, why)
+            return
+        workers = [
+            _worker(arguments, f"sanitize:{dtype}", [*prefix, "--tool", tool], f"{tool}:{dtype}")
+            for tool in SANITIZERS
+            for dtype in SANITIZED_DTYPES
+        ]
+        isolation.supervise(workers, events, log)
+    elif step == "ncu":
+        why = _tool_error(arguments, ["ncu"])
+        if why is not None:
+            _skip(events, step, why)
+            return
+        report = ["--log-file", str(arguments.output / "ncu.txt")]
+        worker = _worker(arguments, "ncu", ["ncu", *NCU_OPTIONS, *report])
+        isolation.supervise([worker], events, log)
+    else:
+        isolation.supervise([_worker(arguments, step)], events, log)
+
+
+def _build(arguments: argparse.Namespace) -> None:
+    folder = arguments.library.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments.emulate:
+        gpu.build_emulation(folder)
+    else:
+        gpu.build_cuda(folder, arguments.architecture)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    build = ROOT / "build" / "gpu"
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
+    parser.add_argument("--output", type=pathlib.Path, default=build / "results")
+    parser.add_argument("--library", type=pathlib.Path, help="one that was built before")
+    parser.add_argument("--architecture", default="native", help="for nvcc -arch")
+    parser.add_argument("--cases", nargs="+", help="of the step check, by name")
+    parser.add_argument("--commit", default=os.environ.get("TF_DEFORMABLE_COMMIT", ""))
+    parser.add_argument("--emulate", action="store_true", help="no GPU, but its emulation")
+    # Of this script to itself.
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--alias", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
+    # Of its tests.
+    parser.add_argument("--plant", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds-per-item", type=float, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.steps = [
+        step
+        for step in STEPS
+        if step in arguments.steps and not (step == "build" and arguments.library)
+    ]
+    name = "libkernels_emulated.so" if arguments.emulate else "libkernels_cuda.so"
+    arguments.library = (arguments.library or build / name).resolve()
+    arguments.output = arguments.output.resolve()
+    return arguments
 
 
 def main() -> int:
     """Runs the steps; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
-    parser.add_argument("--output", type=pathlib.Path, default=ROOT / "build" / "gpu")
-    parser.add_argument("--library", type=pathlib.Path, help="one that was built before")
-    parser.add_argument("--architecture", default="native", help="for nvcc -arch")
-    parser.add_argument("--cases", nargs="+", help="of the step check, by name")
-    arguments = parser.parse_args()
+    arguments = _parse()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    library = arguments.library or arguments.output / "libkernels_cuda.so"
-    checks = Checks()
-    for step in STEPS:
-        if step not in arguments.steps:
-            continue
-        start = time.time()
+    events = isolation.Events(arguments.output / "events.jsonl")
+    if arguments.worker:
+        return _work(arguments, events)
+    for name in ("events.jsonl", "log.txt"):  # of an earlier run, which would be taken for this one
+        (arguments.output / name).unlink(missing_ok=True)
+    for step in arguments.steps:
+        start = time.monotonic()
         if step == "build":
-            library = gpu.build_cuda(arguments.output, arguments.architecture)
-        elif step == "check":
-            check_small(checks, library, arguments.cases and tuple(arguments.cases))
-        elif step == "sanitize":
-            sanitize(checks, library)
-        elif step == "large":
-            check_large(checks, library)
+            _build(arguments)
         else:
-            from benchmarks.gpu import kernels as benchmark
+            try:
+                run_step(step, arguments, events)
+            except Exception as error:  # the other steps are worth running
+                what = f"{type(error).__name__}: {error}"
+                print(f"[{step}] FAILED: {what}", flush=True)
+                events.append(
+                    event="end", worker=step, title=step, result=None, error=what, skipped=None
+                )
+        print(f"== {step}: {time.monotonic() - start:.0f} s", flush=True)
+        _summarise(arguments, isolation.ends(events))
+    ends = isolation.ends(events)
+    failed = sum(bool(event["error"]) for event in ends)
+    print(_summarise(arguments, ends))
+    print(f"{len(ends)} checks, {failed} failed")
+    return 1 if failed else 0
 
-            benchmark.run(library, arguments.output / "gpu.json")
-        print(f"== {step}: {time.time() - start:.0f} s", flush=True)
-    print(f"{checks.done} checks, {checks.failed} failed")
-    return 1 if checks.failed else 0
+
+def _summarise(arguments: argparse.Namespace, ends: list[dict[str, Any]]) -> str:
+    """Writes what failed and what was skipped to summary.txt, and returns it."""
+    lines = [
+        f"{kind} {event['worker']}: {event['title']}: {event[key]}"
+        for key, kind in (("error", "FAILED"), ("skipped", "skipped"))
+        for event in ends
+        if event[key]
+    ]
+    text = "\n".join([*lines, f"{len(ends)} items ended"])
+    (arguments.output / "summary.txt").write_text(text + "\n")
+    return text
 
 
 if __name__ == "__main__":

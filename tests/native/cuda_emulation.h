@@ -28,6 +28,7 @@
 
 #include "kernels/base/float_types.h"
 #include "kernels/base/status.h"
+#include "kernels/cuda/options.h"
 
 #define TF_DEFORMABLE_KERNEL(threads, blocks)
 #define TF_DEFORMABLE_DEVICE inline
@@ -460,9 +461,16 @@ void MultiplyAdd(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) 
 
 // --- Launching -----------------------------------------------------------------------------------
 
+#if defined(TF_DEFORMABLE_OBSERVE_LAUNCHES)
+void ObserveLaunch(const void* kernel);
+#endif
+
 template <typename... Parameters>
 [[nodiscard]] Status Launch(const char*, void (*kernel)(Parameters...), int64_t blocks, int threads,
                             int64_t shared_bytes, void*, const Parameters&... parameters) {
+#if defined(TF_DEFORMABLE_OBSERVE_LAUNCHES)
+  ObserveLaunch(reinterpret_cast<const void*>(kernel));
+#endif
   emulation::Machine::Get().Run(blocks, threads, shared_bytes, [&] { kernel(parameters...); });
   return Status();
 }
@@ -477,8 +485,9 @@ struct DeviceLimits {
   int shared_bytes_per_block;
   int shared_bytes_per_multiprocessor;
 };
-[[nodiscard]] inline Status GetDeviceLimits(const char*, DeviceLimits* limits) {
-  *limits = {3, 227 << 10, 228 << 10};
+[[nodiscard]] inline Status GetDeviceLimits(const char*, const CudaOptions& options,
+                                            DeviceLimits* limits) {
+  *limits = {options.multiprocessors > 0 ? options.multiprocessors : 3, 227 << 10, 228 << 10};
   return Status();
 }
 

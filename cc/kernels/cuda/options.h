@@ -9,6 +9,10 @@ struct CudaOptions {
   bool tensor_float_32 = true;
   // The same bits in every run, on the same device.
   bool deterministic = false;
+  // For tests and measurements, which have to reach what a plan chooses by the size of the device;
+  // 0: as the device has it, as is estimated to be fastest.
+  int multiprocessors = 0;
+  int forward_tile_rows = 0, forward_tile_columns = 0;  // where the tile is a choice
 };
 
 }  // namespace tf_deformable

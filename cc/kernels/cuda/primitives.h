@@ -11,6 +11,7 @@
 #include "kernels/base/float_types.h"
 #include "kernels/base/host_device.h"
 #include "kernels/base/status.h"
+#include "kernels/cuda/options.h"
 
 #if defined(TF_DEFORMABLE_CUDA_EMULATION)
 #include "cuda_emulation.h"
@@ -194,12 +195,20 @@ inline Status ToStatus(const char* op, cudaError_t error) {
   return Status(code, std::string(op) + ": CUDA failed: " + cudaGetErrorString(error));
 }
 
+#if defined(TF_DEFORMABLE_OBSERVE_LAUNCHES)
+// Of a test, which wants to know which kernels it has reached.
+void ObserveLaunch(const void* kernel);
+#endif
+
 // `blocks` up to 2^31 - 1; no blocks: no launch.
 template <typename... Parameters>
 [[nodiscard]] Status Launch(const char* op, void (*kernel)(Parameters...), int64_t blocks,
                             int threads, int64_t shared_bytes, void* stream,
                             const Parameters&... parameters) {
   if (blocks == 0) return Status();
+#if defined(TF_DEFORMABLE_OBSERVE_LAUNCHES)
+  ObserveLaunch(reinterpret_cast<const void*>(kernel));
+#endif
   if (shared_bytes > 48 * 1024) {
     const cudaError_t error =
         cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
@@ -222,7 +231,8 @@ struct DeviceLimits {
   int shared_bytes_per_block;  // the most that a block may ask for
   int shared_bytes_per_multiprocessor;
 };
-[[nodiscard]] inline Status GetDeviceLimits(const char* op, DeviceLimits* limits) {
+[[nodiscard]] inline Status GetDeviceLimits(const char* op, const CudaOptions& options,
+                                            DeviceLimits* limits) {
   int device;
   cudaError_t error = cudaGetDevice(&device);
   const auto get = [&](cudaDeviceAttr attribute, int* value) {
@@ -231,6 +241,7 @@ struct DeviceLimits {
   get(cudaDevAttrMultiProcessorCount, &limits->multiprocessors);
   get(cudaDevAttrMaxSharedMemoryPerBlockOptin, &limits->shared_bytes_per_block);
   get(cudaDevAttrMaxSharedMemoryPerMultiprocessor, &limits->shared_bytes_per_multiprocessor);
+  if (options.multiprocessors > 0) limits->multiprocessors = options.multiprocessors;
   return ToStatus(op, error);
 }
 

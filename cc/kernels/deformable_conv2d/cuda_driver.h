@@ -23,7 +23,7 @@ BackwardPlan<T>::BackwardPlan(const Geometry& geometry, const CudaOptions& optio
   Convolution c;
   DeviceLimits limits;
   status_ = MakeConvolution(g, &c);
-  if (status_.ok()) status_ = GetDeviceLimits(kOp, &limits);
+  if (status_.ok()) status_ = GetDeviceLimits(kOp, options_, &limits);
   if (!status_.ok()) return;
   multiprocessors_ = limits.multiprocessors;
   shared_bytes_ = limits.shared_bytes_per_block;
@@ -80,17 +80,6 @@ BackwardPlan<T>::BackwardPlan(const Geometry& geometry, const CudaOptions& optio
 template <typename T>
 Status BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, void* workspace,
                             void* stream) const {
-  const Geometry& g = geometry_;
-  if (!status_.ok()) return status_;
-  const int64_t inputs_bytes = g.batch * g.height * g.width * g.channels * sizeof(T);
-  if (std::is_same_v<T, ComputeType<T>> || g.output_pixels() == 0) {
-    const Status status = FillZeros(kOp, tensors.grad_inputs, inputs_bytes, stream);
-    if (!status.ok()) return status;
-  }
-  if (g.output_pixels() == 0) {
-    const int64_t filters_bytes = g.taps() * g.group_channels() * g.filters * sizeof(T);
-    return FillZeros(kOp, tensors.grad_filters, filters_bytes, stream);
-  }
   const Status status = RunInputs(tensors, workspace, stream);
   return status.ok() ? RunFilters(tensors, workspace, stream) : status;
 }

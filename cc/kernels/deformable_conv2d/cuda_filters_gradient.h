@@ -217,6 +217,11 @@ Status BackwardPlan<T>::RunFilters(const BackwardTensors<T>& tensors, void* work
                                    void* stream) const {
   using A = ComputeType<T>;
   const Geometry& g = geometry_;
+  if (!status_.ok()) return status_;
+  if (g.output_pixels() == 0) {
+    const int64_t filters_bytes = g.taps() * g.group_channels() * g.filters * sizeof(T);
+    return FillZeros(kOp, tensors.grad_filters, filters_bytes, stream);
+  }
   Convolution c;
   if (const Status status = MakeConvolution(g, &c); !status.ok()) return status;
   A* const partials = splits_ > 1 || depthwise_ ? static_cast<A*>(workspace) : nullptr;

@@ -191,20 +191,29 @@ Status LaunchForward(Convolution c, const ForwardTensors<typename Tile::T>& tens
 // Launches the kernel with the cheapest of some tiles.
 template <typename First, typename... Others>
 Status LaunchCheapestForward(const Convolution& c, const DeviceLimits& limits,
+                             const CudaOptions& options,
                              const ForwardTensors<typename First::T>& tensors, void* stream) {
   using T = typename First::T;
   Status (*launch)(Convolution, const ForwardTensors<T>&, void*) = nullptr;
   int64_t least = std::numeric_limits<int64_t>::max();
-  const auto consider = [&](int64_t cost, int64_t bytes, auto* candidate) {
+  const auto consider = [&](auto tile) {
+    using Tile = decltype(tile);
+    const int rows = options.forward_tile_rows, columns = options.forward_tile_columns;
+    if (rows != 0 && (rows != Tile::kRows || columns != Tile::kColumns)) return;
+    const int64_t cost = ForwardCost<Tile>(c, limits.multiprocessors);
+    const int64_t bytes = ForwardShared<Tile>(nullptr, c.taps).bytes;
     if (cost >= least || bytes > limits.shared_bytes_per_block) return;
     least = cost;
-    launch = candidate;
+    launch = &LaunchForward<Tile>;
   };
-  consider(ForwardCost<First>(c, limits.multiprocessors),
-           ForwardShared<First>(nullptr, c.taps).bytes, &LaunchForward<First>);
-  (consider(ForwardCost<Others>(c, limits.multiprocessors),
-            ForwardShared<Others>(nullptr, c.taps).bytes, &LaunchForward<Others>),
-   ...);
+  consider(First());
+  (consider(Others()), ...);
+  if (launch == nullptr) {
+    return Status(Status::Code::kInvalidArgument,
+                  std::string(kOp) +
+                      ": there is no tile that fits the device and has the rows and columns " +
+                      ToString({options.forward_tile_rows, options.forward_tile_columns}));
+  }
   return launch(c, tensors, stream);
 }
 
@@ -214,7 +223,7 @@ Status ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, void*, void* stream
   Convolution c;
   Status status = MakeConvolution(geometry_, &c);
   DeviceLimits limits;
-  if (status.ok()) status = GetDeviceLimits(kOp, &limits);
+  if (status.ok()) status = GetDeviceLimits(kOp, options_, &limits);
   if (!status.ok()) return status;
   const bool depthwise = geometry_.is_depthwise();
   const bool vectorised =
@@ -231,7 +240,7 @@ Status ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, void*, void* stream
       return LaunchCheapestForward<
           Tile<T, false, 64, 64, 32, 16, true>, Tile<T, false, 64, 128, 32, 32, true>,
           Tile<T, false, 128, 64, 32, 32, true>, Tile<T, false, 128, 128, 64, 32, true>,
-          Tile<T, false, 128, 256, 64, 64, true>>(c, limits, tensors, stream);
+          Tile<T, false, 128, 256, 64, 64, true>>(c, limits, options_, tensors, stream);
     }
   }
   return WithTile<T, 64, 64, 32, 16>(uses_fma, vectorised && !depthwise, [&](auto tile) {

@@ -381,7 +381,13 @@ Status BackwardPlan<T>::RunInputs(const BackwardTensors<T>& tensors, void* works
   using A = ComputeType<T>;
   constexpr bool kWidened = !std::is_same_v<T, A>;
   const Geometry& g = geometry_;
+  if (!status_.ok()) return status_;
   const int64_t image_size = g.height * g.width * g.channels;
+  if (!kWidened || g.output_pixels() == 0) {
+    const Status status =
+        FillZeros(kOp, tensors.grad_inputs, g.batch * image_size * sizeof(T), stream);
+    if (!status.ok() || g.output_pixels() == 0) return status;
+  }
   Convolution c;
   if (const Status status = MakeConvolution(g, &c); !status.ok()) return status;
   // Scattering reads four channels at a time.

@@ -40,12 +40,13 @@ class BackwardPlan {
   int64_t workspace_bytes() const { return workspace_bytes_; }
   [[nodiscard]] Status Run(const BackwardTensors<T>& tensors, void* workspace, void* stream) const;
 
- private:
+  // The two parts of Run: the gradients of inputs, offsets and mask, and that of the filters.
   [[nodiscard]] Status RunInputs(const BackwardTensors<T>& tensors, void* workspace,
                                  void* stream) const;
   [[nodiscard]] Status RunFilters(const BackwardTensors<T>& tensors, void* workspace,
                                   void* stream) const;
 
+ private:
   Geometry geometry_;
   CudaOptions options_;
   Status status_;  // of planning: Run returns it, if it is an error

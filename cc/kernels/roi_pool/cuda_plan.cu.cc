@@ -88,10 +88,10 @@ Job MakeJob(const Geometry& g, int64_t class_bins_per_block, int64_t blocks, cha
 }  // namespace
 
 template <typename T>
-ForwardPlan<T>::ForwardPlan(const Geometry& geometry, const CudaOptions&)
+ForwardPlan<T>::ForwardPlan(const Geometry& geometry, const CudaOptions& options)
     : geometry_(geometry), status_(CheckFits(geometry)) {
   DeviceLimits limits;
-  if (status_.ok()) status_ = GetDeviceLimits(kOp, &limits);
+  if (status_.ok()) status_ = GetDeviceLimits(kOp, options, &limits);
   if (!status_.ok() || geometry.boxes == 0) return;
   const Blocks blocks = ChooseBlocks<ComputeType<T>>(geometry, limits.multiprocessors);
   class_bins_per_block_ = blocks.class_bins_per_block;
@@ -118,7 +118,7 @@ BackwardPlan<T>::BackwardPlan(const Geometry& g, const CudaOptions& options)
     : geometry_(g), deterministic_(options.deterministic), status_(CheckFits(g)) {
   using A = ComputeType<T>;
   DeviceLimits limits;
-  if (status_.ok()) status_ = GetDeviceLimits(kOp, &limits);
+  if (status_.ok()) status_ = GetDeviceLimits(kOp, options, &limits);
   if (!status_.ok() || g.boxes == 0) return;
   const Blocks blocks = ChooseBlocks<A>(g, limits.multiprocessors);
   class_bins_per_block_ = blocks.class_bins_per_block;
