@@ -35,7 +35,7 @@ except (ImportError, RuntimeError):  # the latter if it was built for another Py
     torchvision = None
 
 from tests.gpu.isolation import Item, Skipped
-from tests.gpu.kernels import Kernels, TorchMemory
+from tests.gpu.kernels import FORWARD_TILES, Kernels, TorchMemory
 
 Tensors = dict[str, Any]
 
@@ -114,7 +114,6 @@ class RoICase:
 # The first five in the precisions that matter most, then the rest.
 USUAL, UNUSUAL = ("float32", "bfloat16"), ("float32, exact", "float16")
 FIVE = 5
-FORWARD_TILES = ((64, 64), (64, 128), (128, 64), (128, 128), (128, 256))
 # Inputs and outputs have more elements than 32 bits count.
 HUGE = Case("beyond 2^31 elements", 130, 512, 512, 64, 64)
 
@@ -375,14 +374,14 @@ class Timer:
         cycles = CYCLES_AHEAD
         while True:
             for _ in range(3):
-                time = self.once(call, cycles)
-            calls = min(max(int(SECONDS_PER_TIME / time.seconds), FEWEST_CALLS), MOST_CALLS)
-            times = [] if time.late else [self.once(call, cycles) for _ in range(calls)]
-            good = [time for time in times if not time.late]
+                warm = self.once(call, cycles)
+            calls = min(max(int(SECONDS_PER_TIME / warm.seconds), FEWEST_CALLS), MOST_CALLS)
+            times = [] if warm.late else [self.once(call, cycles) for _ in range(calls)]
+            good = [t for t in times if not t.late]
             if len(good) >= FEWEST_CALLS:
                 return {
-                    "seconds": [time.seconds for time in good],
-                    "clock": statistics.median(time.clock for time in good),
+                    "seconds": [t.seconds for t in good],
+                    "clock": statistics.median(t.clock for t in good),
                 }
             if cycles >= MOST_CYCLES_AHEAD:
                 raise RuntimeError("the processor takes longer than the GPU sleeps")

@@ -16,6 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- gpu: begin -->\n", "<!-- gpu: end -->"
 
+# Their titles, and how many products of the size of the forward pass they have.
+MODES = {
+    "forward": ("Forward", 1),
+    "inputs gradient": ("Gradient of inputs, offsets and mask", 1),
+    "filters gradient": ("Gradient of the filters", 1),
+    "step": ("A training step", 3),
+}
+
 HEADER = (
     "case, dtype",
     "ms",
@@ -24,7 +32,7 @@ HEADER = (
     "times as fast",
     "conv2d ms",
     "times conv2d",
-    "extra memory MB (torchvision)",
+    "scratch memory MB (torchvision)",
 )
 
 
@@ -51,7 +59,7 @@ def tables(results: dict[str, Any]) -> str:
     }
     operations = {case["name"]: case["operations"] for case in results["cases"]}
     parts = [_about(results["machine"])]
-    for mode in ("forward", "step"):
+    for mode, (title, operations_of) in MODES.items():
         rows = []
         for case, dtype, of_mode, framework in records:
             if of_mode != mode or framework != "tf_deformable":
@@ -66,9 +74,9 @@ def tables(results: dict[str, Any]) -> str:
 
             mine, theirs, floor = map(seconds, ("tf_deformable", "torchvision", "conv2d"))
             assert mine is not None
-            work = operations.get(case, 0) * (1 if mode == "forward" else 3)
+            work = operations.get(case, 0) * operations_of
             memory = [record(name) for name in ("tf_deformable", "torchvision")]
-            megabytes = [f"{r['extra_bytes'] / 2**20:.0f}" if r else "" for r in memory]
+            megabytes = [f"{r['scratch_bytes'] / 2**20:.0f}" if r else "" for r in memory]
             rows.append(
                 [
                     f"{case}, {dtype}",
@@ -81,7 +89,6 @@ def tables(results: dict[str, Any]) -> str:
                     f"{megabytes[0]} ({megabytes[1]})",
                 ]
             )
-        title = "Forward" if mode == "forward" else "A training step"
         parts += [f"\n{title}:\n\n", _table(HEADER, rows)]
     failed = [r for r in results["records"] if "error" in r]
     for r in failed:

@@ -130,8 +130,18 @@ def sampling_dtypes(dtype: str) -> dict[str, str]:
     return dict.fromkeys(("offsets", "mask"), "float64" if dtype == "float64" else "float32")
 
 
-def evaluate(kernels: Kernels, case: Case, arrays: Arrays, dtype: str, **options: Any) -> Arrays:
-    """Results of the kernels on the arguments as rounded to `dtype`."""
+def evaluate(
+    kernels: Kernels,
+    case: Case,
+    arrays: Arrays,
+    dtype: str,
+    part: bool | str = True,
+    **options: Any,
+) -> Arrays:
+    """Results of the kernels on the arguments as rounded to `dtype`.
+
+    `part` is that of the gradient, see Kernels.conv2d; what is not computed is NaN.
+    """
     memory = kernels.memory
     shapes = case.shapes()
     dtypes = sampling_dtypes(dtype) if options.get("wide_sampling") else {}
@@ -156,7 +166,7 @@ def evaluate(kernels: Kernels, case: Case, arrays: Arrays, dtype: str, **options
     kernels.conv2d(
         [*arguments, put["grad_output"], *(results.get(name) for name in NAMES)],
         dtype,
-        gradient=True,
+        gradient=part,
         **common,
     )
     return {name: memory.get(tensor) for name, tensor in results.items()}

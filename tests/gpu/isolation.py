@@ -56,9 +56,12 @@ class Events:
         """All events, or those of one worker, in their order."""
         if not self.path.exists():
             return []
-        # A process that was ended while it wrote may have left a piece of a line.
-        lines = self.path.read_text().splitlines()
-        events = [json.loads(line) for line in lines if line.endswith("}")]
+        events = []
+        for line in self.path.read_text().splitlines():
+            try:
+                events.append(json.loads(line))
+            except ValueError:  # a piece, of a process that was ended while it wrote
+                continue
         return [e for e in events if worker is None or e["worker"] == worker]
 
 
@@ -115,8 +118,8 @@ class Worker:
     name: str
     command: Sequence[str]
     seconds: float  # for all of its items, in all of its processes
-    seconds_per_item: float = 30  # also until the first item starts
-    most_restarts: int = 3
+    seconds_per_item: float  # also until the first item starts
+    most_restarts: int
 
 
 class _Process:

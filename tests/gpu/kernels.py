@@ -31,6 +31,9 @@ HOST_SOURCES = (
     "roi_pool/geometry",
 )
 
+# Rows and columns of those that the forward pass has on the tensor cores.
+FORWARD_TILES = ((64, 64), (64, 128), (128, 64), (128, 128), (128, 256))
+
 TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests.gpu import deformable_conv2d_checks as conv2d
+from tests.gpu import isolation
 from tests.gpu import kernels as gpu
 from tests.gpu import roi_pool_checks as roi_pool
 
@@ -152,18 +153,78 @@ def test_the_order_of_threads_does_not_matter(library: pathlib.Path, seed: int) 
     assert run.returncode == 0, run.stderr
 
 
-def test_what_runs_on_a_gpu_runs(library: pathlib.Path) -> None:
+def run_as_on_a_gpu(
+    library: pathlib.Path, output: pathlib.Path, *arguments: str
+) -> subprocess.CompletedProcess[str]:
     """The command of the GPU's machine, with the emulation in place of the device."""
-    command = [sys.executable, str(ROOT / "tests" / "gpu" / "run.py"), "--steps", "check"]
-    run = subprocess.run(
-        [*command, "--library", str(library), "--cases", "one channel", "no boxes"],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    command = [sys.executable, str(ROOT / "tests" / "gpu" / "run.py"), "--steps", "probe", "check"]
+    command += ["--emulate", "--library", str(library), "--output", str(output), "--commit", "none"]
+    command += ["--cases", "one channel", "no boxes", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_what_runs_on_a_gpu_runs(library: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    run = run_as_on_a_gpu(library, tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.endswith("checks, 0 failed\n")
+
+
+def ended(output: pathlib.Path) -> dict[str, str | None]:
+    """What went wrong with each item, by title."""
+    return {event["title"]: event["error"] for event in isolation.ends(isolation.Events(output))}
+
+
+@pytest.mark.parametrize(
+    ("planted", "error"),
+    [("crash", "the process ended with status -6"), ("hang", "it took more than 10 s")],
+)
+def test_a_case_that_ends_its_process_is_the_only_one_that_fails(
+    library: pathlib.Path, tmp_path: pathlib.Path, planted: str, error: str
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_as_on_a_gpu(library, whole)
+    title = "roi_pool, no boxes, float32, deterministic=True"
+    run = run_as_on_a_gpu(
+        library, broken, "--plant", f"{planted}:{title}", "--seconds-per-item", "10"
+    )
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert run.stdout.endswith("checks, 1 failed\n")
+    expected = {**ended(whole / "events.jsonl"), title: error}
+    assert ended(broken / "events.jsonl") == expected
+    assert f"{title}: {error}" in (broken / "summary.txt").read_text()
+
+
+def test_a_process_that_ends_at_every_case_is_given_up(
+    library: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run = run_as_on_a_gpu(library, tmp_path, "--plant", "crash:float64")
+    assert run.returncode == 1
+    errors = ended(tmp_path / "events.jsonl")
+    assert errors["what comes after it"] == "too many restarts"
+    # Other dtypes go on.
+    assert errors["roi_pool, indices, bfloat16"] is None
+
+
+@pytest.mark.parametrize("part", ["inputs", "filters"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["vectors", "depthwise", "empty map"])
+def test_parts_of_the_gradient(kernels: gpu.Kernels, name: str, dtype: str, part: str) -> None:
+    """They write theirs, as the whole gradient does, and leave the other's alone."""
+    case = conv2d.CASES[name]
+    arrays = case.arrays()
+    whole = conv2d.evaluate(kernels, case, arrays, dtype, deterministic=True)
+    got = conv2d.evaluate(kernels, case, arrays, dtype, part=part, deterministic=True)
+    for result, array in got.items():
+        if result == "output" or (result == "filters") == (part == "filters"):
+            np.testing.assert_array_equal(array, whole[result], err_msg=result)
+        else:
+            assert np.isnan(array).all(), result
+
+
+def test_a_tile_that_does_not_exist_is_an_error(kernels: gpu.Kernels) -> None:
+    case = conv2d.CASES["vectors"]
+    with pytest.raises(gpu.KernelError, match=r"there is no tile .* \[64,32\]"):
+        conv2d.evaluate(kernels, case, case.arrays(), "float32", forward_tile=(64, 32))
 
 
 def test_same_bits_in_order(kernels: gpu.Kernels) -> None:
