@@ -128,14 +128,16 @@ def use_the_emulation() -> None:
     """Small shapes, tensors of the processor: to try this file where there is no GPU."""
     global DEVICE, HUGE
     DEVICE = "cpu"
-    small = {"batch": 2, "height": 6, "width": 5, "channels": 16, "filters": 16}
-    for cases in (CASES, ROI_CASES):
-        for i, case in enumerate(cases):
-            changes: dict[str, Any] = {"batch": 2, "height": 6, "width": 5, "boxes": 3}
-            if isinstance(case, Case):
-                changes = small | ({"groups": 16} if case.groups > 1 else {})
-            cases[i] = dataclasses.replace(case, **changes)
-    HUGE = dataclasses.replace(HUGE, **small | {"batch": 10})
+
+    def smaller(case: Case) -> Case:
+        groups = 16 if case.groups > 1 else 1
+        sizes = {"height": 6, "width": 5, "channels": 16, "filters": 16}
+        return dataclasses.replace(case, batch=10 if case is HUGE else 2, groups=groups, **sizes)
+
+    CASES[:] = map(smaller, CASES)
+    HUGE = smaller(HUGE)
+    sizes = {"batch": 2, "height": 6, "width": 5, "boxes": 3}
+    ROI_CASES[:] = [dataclasses.replace(case, **sizes) for case in ROI_CASES]
 
 
 def make_data(case: Case, dtype: torch.dtype) -> Tensors:

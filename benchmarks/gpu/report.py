@@ -1,6 +1,6 @@
 """Puts the results of the GPU's benchmark into docs/benchmarks.md.
 
-python benchmarks/gpu/report.py [build/gpu/gpu.json]
+python benchmarks/gpu/report.py [build/gpu/results/gpu.json]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "build" / "gpu" / "results" / "gpu.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- gpu: begin -->\n", "<!-- gpu: end -->"
 
@@ -99,7 +100,9 @@ def tables(results: dict[str, Any]) -> str:
 
 def main() -> None:
     """Replaces what is between the markers."""
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "gpu" / "gpu.json"
+    path = (
+        Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "gpu" / "results" / "gpu.json"
+    )
     text = PAGE.read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -55,8 +55,8 @@ STEPS = ("build", "probe", "micro", "check", "large", "bench", "tiles", "ncu", "
 # What a worker may take, in seconds: all of it, and one item; and how often it may start anew.
 LIMITS = {
     "probe": (60, 40, 1),
-    "micro": (60, 30, 4),
-    "check": (90, 20, 4),
+    "micro": (100, 60, 4),  # the first to load PyTorch, from a cold disk
+    "check": (100, 30, 4),
     "large": (120, 40, 8),
     "bench": (200, 40, 8),
     "tiles": (60, 30, 4),
