@@ -13,7 +13,8 @@ steers it:
                                  and a GPU; they take minutes to compile)
     TF_DEFORMABLE_CUDA_ARCHITECTURES
                                  compute capabilities to compile for, the last one as PTX too, for
-                                 what comes after it (default: "80,90"; code for 80 runs on 86, 89)
+                                 what comes after it (default: "80,90,100,120"; code for 80 runs on
+                                 86 and 89)
     CUDA_HOME                    where bin/nvcc is, if it is not on the PATH
     NVCC_APPEND_FLAGS            flags for nvcc, which reads them itself
 """
@@ -54,7 +55,7 @@ OR_PURE_PYTHON = (
     "or set TF_DEFORMABLE_PURE_PYTHON=1 to install the pure-Python package "
     "(the reference implementation alone, which is slower)"
 )
-DEFAULT_CUDA_ARCHITECTURES = "80,90"
+DEFAULT_CUDA_ARCHITECTURES = "80,90,100,120"  # those of them that nvcc knows
 
 
 def fail(message: str) -> NoReturn:
@@ -164,10 +165,15 @@ def find_nvcc() -> str | None:
     return nvcc
 
 
-def cuda_architectures() -> str:
+def cuda_architectures(nvcc: str) -> str:
     """Returns the compute capabilities to compile for, as CMake takes them."""
-    wanted = os.environ.get("TF_DEFORMABLE_CUDA_ARCHITECTURES") or DEFAULT_CUDA_ARCHITECTURES
-    architectures = wanted.replace(",", " ").split()
+    wanted = os.environ.get("TF_DEFORMABLE_CUDA_ARCHITECTURES", "")
+    architectures = (wanted or DEFAULT_CUDA_ARCHITECTURES).replace(",", " ").split()
+    if not wanted:
+        command = [nvcc, "--list-gpu-arch"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        known = re.findall(r"compute_(\d+)", listed)
+        architectures = [name for name in architectures if name in known] or architectures
     if not all(re.fullmatch(r"\d+[af]?", name) for name in architectures):
         fail(
             "TF_DEFORMABLE_CUDA_ARCHITECTURES must list compute capabilities as in "
@@ -195,7 +201,7 @@ def build_libraries(jobs: int | None) -> list[Path]:
     if nvcc:
         options["CMAKE_CUDA_COMPILER"] = nvcc
         options["CMAKE_CUDA_HOST_COMPILER"] = options["CMAKE_CXX_COMPILER"]
-        options["TF_DEFORMABLE_CUDA_ARCHITECTURES"] = cuda_architectures()
+        options["TF_DEFORMABLE_CUDA_ARCHITECTURES"] = cuda_architectures(nvcc)
     cmake = find_tool("cmake")
     configure = [cmake, "-S", "cc", "-B", str(folder), "-G", "Ninja", "--log-level=NOTICE"]
     configure += [f"-D{name}={value}" for name, value in options.items()]

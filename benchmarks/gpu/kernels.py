@@ -36,6 +36,7 @@ except (ImportError, RuntimeError):  # the latter if it was built for another Py
 
 from tests.gpu.isolation import Item, Skipped
 from tests.gpu.kernels import FORWARD_TILES, Kernels, TorchMemory
+from tests.gpu.kernels import WARPGROUP_FORWARD_TILES as WARPGROUP_TILES
 
 Tensors = dict[str, Any]
 
@@ -704,10 +705,13 @@ class _Suite:
             data = make_data(case, getattr(torch, dtype))
             key = {"case": case.name, "dtype": dtype, "framework": "tf_deformable"}
             forwards = {
-                f"forward, tiles of {rows}x{columns}": ours(
-                    self.kernels, case, data, dtype, forward_tile=(rows, columns)
+                f"forward, {kind} {rows}x{columns}": ours(
+                    *(self.kernels, case, data, dtype),
+                    warpgroup_products=kind == "warpgroups",
+                    forward_tile=(rows, columns),
                 )["forward"]
-                for rows, columns in FORWARD_TILES
+                for kind, tiles in (("warps", FORWARD_TILES), ("warpgroups", WARPGROUP_TILES))
+                for rows, columns in tiles
             }
             _measure(self.results, self.timer, forwards, key)
 

@@ -120,6 +120,21 @@ CASES = {
         size=(5, 6), channels=10, filters=10, groups=10, offset_groups=2, mask=True
     ),
     "channel multiplier": plain(size=(5, 6), channels=6, filters=12, groups=6),
+    # The upstream gradient of a block fits into shared memory, or not; with 392 filters, by dtype.
+    "resident": plain(batch=1, size=(6, 7), channels=32, filters=200, mask=True),
+    "streamed": plain(batch=1, size=(5, 6), channels=16, filters=640),
+    "runs across taps": plain(size=(6, 5), channels=12, filters=8),
+    # Teams of 8, 16 and 32 threads gather channels, these several times if need be.
+    "ranges": plain(size=(6, 5), channels=264, filters=8, mask=True),
+    "misaligned, 50 channels": plain(size=(4, 5), channels=50, filters=8, misaligned=True),
+    "misaligned, 100 channels": plain(size=(4, 5), channels=100, filters=8, misaligned=True),
+    "misaligned, 140 channels": plain(size=(4, 5), channels=140, filters=8, misaligned=True),
+    "depthwise, 48 channels": plain(size=(4, 5), channels=48, filters=48, groups=48),
+    "depthwise, 96 channels": plain(size=(4, 5), channels=96, filters=96, groups=96),
+    "depthwise, 272 channels": plain(size=(4, 5), channels=272, filters=272, groups=272, mask=True),
+    "depthwise, 49 channels": plain(size=(4, 5), channels=49, filters=49, groups=49),
+    "depthwise, 99 channels": plain(size=(4, 5), channels=99, filters=99, groups=99),
+    "depthwise, 131 channels": plain(size=(4, 5), channels=131, filters=131, groups=131),
     "empty batch": plain(batch=0, channels=8, filters=8),
     "empty map": plain(size=(0, 4), channels=8, filters=8, padding=((2, 2), (1, 1))),
 }

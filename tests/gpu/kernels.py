@@ -33,6 +33,7 @@ HOST_SOURCES = (
 
 # Rows and columns of those that the forward pass has on the tensor cores.
 FORWARD_TILES = ((64, 64), (64, 128), (128, 64), (128, 128), (128, 256))
+WARPGROUP_FORWARD_TILES = ((128, 64), (128, 128), (128, 256))  # on Hopper
 
 TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
 
@@ -104,16 +105,24 @@ def build_emulation(
     return library
 
 
+def _code(architecture: str) -> list[str]:
+    """Options of nvcc, which takes some architectures in its short form only, some in the long."""
+    if not architecture.startswith("sm_"):
+        return [f"-arch={architecture}"]
+    number = architecture.removeprefix("sm_")
+    return [f"-gencode=arch=compute_{number},code=sm_{number}"]
+
+
 def build_cuda(folder: pathlib.Path, architecture: str, jobs: int | None = None) -> pathlib.Path:
-    """Compiles the kernels with nvcc, e.g. for the architecture "sm_90"; returns the library."""
+    """Compiles the kernels with nvcc, e.g. for the architecture "sm_90a"; returns the library."""
     nvcc = os.environ.get("NVCC", "nvcc")
-    options = ["-x", "cu", "-std=c++17", "-O3", f"-arch={architecture}", "-lineinfo"]
+    options = ["-x", "cu", "-std=c++17", "-O3", *_code(architecture), "-lineinfo"]
     options += ["-Xcompiler=-fPIC", f"-I{ROOT / 'cc'}", "-DTF_DEFORMABLE_OBSERVE_LAUNCHES"]
     objects = _objects([*_sources(), MICROBENCHMARKS], folder)
     library = folder / "libkernels_cuda.so"
     _compile(
         [[nvcc, *options, "-c", str(s), "-o", str(o)] for o, s in objects.items()],
-        [nvcc, "-shared", f"-arch={architecture}", "-cudart=static", *map(str, objects)]
+        [nvcc, "-shared", *_code(architecture), "-cudart=static", *map(str, objects)]
         + ["-o", str(library)],
         jobs,
     )
@@ -262,11 +271,17 @@ GRADIENTS: dict[bool | str, int] = {False: 0, True: 1, "inputs": 2, "filters": 3
 def _options(
     tensor_float_32: bool = True,
     deterministic: bool = False,
+    warpgroup_products: bool = True,
     multiprocessors: int = 0,
+    columns_bytes: int = 0,
     forward_tile: tuple[int, int] = (0, 0),
 ) -> Any:
     """CudaOptions of cc/kernels/cuda/options.h, as the C functions take them."""
-    return (ctypes.c_int * 5)(tensor_float_32, deterministic, multiprocessors, *forward_tile)
+    numbers = (
+        *(tensor_float_32, deterministic, warpgroup_products),
+        *(multiprocessors, columns_bytes, *forward_tile),
+    )
+    return (ctypes.c_int * len(numbers))(*numbers)
 
 
 class Kernels:

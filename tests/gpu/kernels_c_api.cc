@@ -105,9 +105,11 @@ CudaOptions MakeOptions(const int* of) {
   CudaOptions options;
   options.tensor_float_32 = of[0] != 0;
   options.deterministic = of[1] != 0;
-  options.multiprocessors = of[2];
-  options.forward_tile_rows = of[3];
-  options.forward_tile_columns = of[4];
+  options.warpgroup_products = of[2] != 0;
+  options.multiprocessors = of[3];
+  options.columns_bytes = of[4];
+  options.forward_tile_rows = of[5];
+  options.forward_tile_columns = of[6];
   return options;
 }
 

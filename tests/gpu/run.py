@@ -68,18 +68,25 @@ TILED = ("vectors", "wide", "groups", "square tiles", "many taps")
 
 SANITIZERS = ("memcheck", "racecheck")
 SANITIZED_DTYPES = ("float32", "bfloat16")
+_WARPS = {"warpgroup_products": False}  # as on devices before Hopper
 _EXACT = {"tensor_float_32": False}  # of float32 only: to others it is the same
 # Small, and every kernel of these dtypes is among them.
 SANITIZED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("vectors", {}),
     ("square tiles", {}),
-    *(("wide", {"forward_tile": tile}) for tile in gpu.FORWARD_TILES),
+    *(("wide", _WARPS | {"forward_tile": tile}) for tile in gpu.FORWARD_TILES),
+    *(("wide", {"forward_tile": tile}) for tile in gpu.WARPGROUP_FORWARD_TILES),
+    ("resident", _WARPS),
+    ("streamed", {}),
+    ("streamed", _WARPS),
+    ("ranges", {}),
+    ("square tiles", {"columns_bytes": 1}),
+    ("misaligned, 100 channels", {}),
     ("lopsided", {}),
     ("groups", {}),
     ("misaligned", {}),
     ("depthwise", {}),
     ("depthwise, odd", {}),
-    ("vectors", {"deterministic": True}),
     ("many channels", {"multiprocessors": 1}),
     ("vectors", _EXACT),
     ("lopsided", _EXACT),
@@ -101,13 +108,17 @@ for _section in ("ComputeWorkloadAnalysis", "WarpStateStats", "SchedulerStats"):
 def _modes(dtype: str, case: str, tiled: bool) -> list[dict[str, Any]]:
     """The options with which a case is checked."""
     # A plan for a small device gives a block several chunks of channels, and many tiles.
-    modes: list[dict[str, Any]] = [{}, {"deterministic": True}, {"multiprocessors": 1}]
+    modes: list[dict[str, Any]] = [{}, {"multiprocessors": 1}]
+    modes += [{"columns_bytes": 1}] if tiled else [{"deterministic": True}]
     if dtype in ("float16", "bfloat16"):
         modes.append({"wide_sampling": True})
     if tiled and dtype == "float32":
         modes.append({"tensor_float_32": False})
-    if tiled and dtype != "float64" and case in TILED:
-        modes += [{"forward_tile": tile} for tile in gpu.FORWARD_TILES]
+    if tiled and dtype != "float64":
+        modes.append(_WARPS)
+        if case in TILED:
+            modes += [_WARPS | {"forward_tile": tile} for tile in gpu.FORWARD_TILES]
+            modes += [{"forward_tile": tile} for tile in gpu.WARPGROUP_FORWARD_TILES]
     return modes
 
 

@@ -28,6 +28,7 @@
 
 #include "kernels/base/float_types.h"
 #include "kernels/base/status.h"
+#include "kernels/cuda/device_limits.h"
 #include "kernels/cuda/options.h"
 
 #define TF_DEFORMABLE_KERNEL(threads, blocks)
@@ -107,6 +108,7 @@ struct Fiber {
   State state;
   int collectives;                        // that the thread has taken part in
   std::vector<std::vector<Copy>> copies;  // in the background, by commit; the last is open
+  std::vector<std::vector<std::function<void()>>> products;  // of its warpgroup, likewise
 };
 
 // What the lanes of a warp show each other; two, for a lane may be one collective ahead.
@@ -131,7 +133,7 @@ class Machine {
     threads_ = threads;
     kernel_ = std::move(kernel);
     // The end of what was asked for is the end of a page.
-    shared_ = arena_ + SharedPages() - (shared_bytes + 127) / 128 * 128;
+    shared_ = arena_ + SharedPages() - (shared_bytes + 1023) / 1024 * 1024;
     std::vector<int64_t> order(blocks);
     for (int64_t i = 0; i < blocks; ++i) order[i] = i;
     std::shuffle(order.begin(), order.end(), random_);
@@ -191,6 +193,7 @@ class Machine {
       fiber.state = State::kReady;
       fiber.collectives = 0;
       fiber.copies.assign(1, {});
+      fiber.products.assign(1, {});
       Prepare(&fiber.context, stacks_ + i * kStackBytes, kStackBytes, Enter);
       ready_.push_back(i);
     }
@@ -325,6 +328,11 @@ void WaitForCopies() {
 
 inline void AtomicAdd(float* to, float value) { *to += value; }
 inline void AtomicAdd(double* to, double value) { *to += value; }
+inline int32_t AtomicAdd(int32_t* to, int32_t value) {
+  const int32_t before = *to;
+  *to += value;
+  return before;
+}
 inline void AtomicAdd4(float* to, const float (&values)[4]) {
   emulation::CheckAligned(to, 16);
   for (int i = 0; i < 4; ++i) to[i] += values[i];
@@ -459,6 +467,62 @@ void MultiplyAdd(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) 
   }
 }
 
+// --- Warpgroups ----------------------------------------------------------------------------------
+
+inline constexpr bool kHasWarpgroupProducts = true;
+
+class SwizzledTile {
+ public:
+  explicit SwizzledTile(const void* tile) : tile_(static_cast<const char*>(tile)) {
+    emulation::CheckAligned(tile, 1024);
+  }
+  const char* Columns(int step) const { return tile_ + 32 * step; }
+
+ private:
+  const char* tile_;
+};
+
+inline void ShowToWarpgroups() {}
+inline void BeginWarpgroupProducts() { SyncWarp(); }
+inline void CommitWarpgroupProducts() { emulation::Machine::Get().fiber().products.emplace_back(); }
+// Products happen here, as late as they may.
+template <int kPending>
+void WaitForWarpgroupProducts() {
+  auto& products = emulation::Machine::Get().fiber().products;
+  while (products.size() > kPending + 1) {
+    for (const auto& product : products.front()) product();
+    products.erase(products.begin());
+  }
+}
+
+template <typename T, int kColumns>
+struct WarpgroupMultiplyAdd {
+  static void Run(float (&d)[kColumns / 2], const char* a, const char* b) {
+    const int lane = ThreadIndex() % 32, warp = ThreadIndex() / 32 % 4;
+    float* const sums = d;
+    emulation::Machine::Get().fiber().products.back().push_back([=] {
+      for (int i = 0; i < kColumns / 2; ++i) {
+        const int row = warp * 16 + i / 2 % 2 * 8 + lane / 4;
+        const int column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+        float sum = sums[i];
+        for (int k = 0; k < 32 / static_cast<int>(sizeof(T)); ++k) {
+          sum += Element(a, row, k) * Element(b, column, k);
+        }
+        sums[i] = sum;
+      }
+    });
+  }
+
+ private:
+  static float Element(const char* tile, int row, int k) {
+    auto at = reinterpret_cast<uintptr_t>(tile) + row * 128 + k * sizeof(T);
+    at ^= (at >> 7 & 7) << 4;
+    uint32_t word = 0;
+    std::memcpy(&word, reinterpret_cast<const void*>(at), sizeof(T));
+    return emulation::Element(T{}, word, 0);
+  }
+};
+
 // --- Launching -----------------------------------------------------------------------------------
 
 #if defined(TF_DEFORMABLE_OBSERVE_LAUNCHES)
@@ -480,14 +544,12 @@ template <typename... Parameters>
   return Status();
 }
 
-struct DeviceLimits {
-  int multiprocessors;
-  int shared_bytes_per_block;
-  int shared_bytes_per_multiprocessor;
-};
 [[nodiscard]] inline Status GetDeviceLimits(const char*, const CudaOptions& options,
                                             DeviceLimits* limits) {
-  *limits = {options.multiprocessors > 0 ? options.multiprocessors : 3, 227 << 10, 228 << 10};
+  limits->multiprocessors = options.multiprocessors > 0 ? options.multiprocessors : 3;
+  limits->shared_bytes_per_block = 227 << 10;
+  limits->shared_bytes_per_multiprocessor = 228 << 10;
+  limits->has_warpgroup_products = options.warpgroup_products;
   return Status();
 }
 

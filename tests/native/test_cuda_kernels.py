@@ -5,7 +5,6 @@ tests/gpu/run.py does the same, and more of it, on a GPU.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pathlib
 import platform
@@ -25,7 +24,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 # Others differ from these in their types only.
 OF_16_BITS = ("lopsided", "vectors", "groups", "depthwise")
-IN_ORDER = ("lopsided", "square tiles", "groups", "depthwise")
+SEVERAL_WAYS = ("lopsided", "square tiles", "groups", "depthwise", "ranges")
+WITHOUT_WARPGROUPS = ("vectors", "wide", "resident", "square tiles", "groups", "runs across taps")
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +67,27 @@ def test_deformable_conv2d_without_tf32(kernels: gpu.Kernels, name: str) -> None
     conv2d.check(kernels, conv2d.CASES[name], "float32", tensor_float_32=False)
 
 
-@pytest.mark.parametrize("name", IN_ORDER)
+@pytest.mark.parametrize("name", WITHOUT_WARPGROUPS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_deformable_conv2d_in_order(kernels: gpu.Kernels, name: str, dtype: str) -> None:
-    conv2d.check(kernels, conv2d.CASES[name], dtype, deterministic=True)
+def test_deformable_conv2d_on_devices_before_hopper(
+    kernels: gpu.Kernels, name: str, dtype: str
+) -> None:
+    conv2d.check(kernels, conv2d.CASES[name], dtype, warpgroup_products=False)
+
+
+@pytest.mark.parametrize("tile", gpu.WARPGROUP_FORWARD_TILES, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_tiles_of_warpgroups(kernels: gpu.Kernels, tile: tuple[int, int], dtype: str) -> None:
+    for name in ("vectors", "wide", "many taps"):
+        conv2d.check(kernels, conv2d.CASES[name], dtype, forward_tile=tile)
+
+
+@pytest.mark.parametrize("name", SEVERAL_WAYS)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_the_gradient_of_the_inputs_in_small_steps(
+    kernels: gpu.Kernels, name: str, dtype: str
+) -> None:
+    conv2d.check(kernels, conv2d.CASES[name], dtype, columns_bytes=1)
 
 
 @pytest.mark.parametrize("name", ["lopsided", "vectors", "depthwise", "square tiles"])
@@ -227,10 +244,28 @@ def test_a_tile_that_does_not_exist_is_an_error(kernels: gpu.Kernels) -> None:
         conv2d.evaluate(kernels, case, case.arrays(), "float32", forward_tile=(64, 32))
 
 
-def test_same_bits_in_order(kernels: gpu.Kernels) -> None:
-    case = dataclasses.replace(conv2d.CASES["square tiles"], batch=1)
+@pytest.mark.parametrize("name", SEVERAL_WAYS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_same_bits_whatever_the_order_of_threads(
+    kernels: gpu.Kernels, name: str, dtype: str
+) -> None:
+    """The emulation draws the order of blocks and threads anew in every launch."""
+    case = conv2d.CASES[name]
     arrays = case.arrays()
-    first = conv2d.evaluate(kernels, case, arrays, "float32", deterministic=True)
-    again = conv2d.evaluate(kernels, case, arrays, "float32", deterministic=True)
-    for name, array in first.items():
-        np.testing.assert_array_equal(array, again[name], err_msg=name)
+    first = conv2d.evaluate(kernels, case, arrays, dtype)
+    again = conv2d.evaluate(kernels, case, arrays, dtype)
+    for result, array in first.items():
+        np.testing.assert_array_equal(array, again[result], err_msg=result)
+
+
+def test_all_samples_in_one_cell(kernels: gpu.Kernels) -> None:
+    """The longest list that there can be is gathered as any other."""
+    case = conv2d.plain(batch=1, size=(9, 8), channels=16, filters=8)
+    arrays = case.arrays()
+    y, x = np.meshgrid(np.arange(9), np.arange(8), indexing="ij")
+    offsets = arrays["offsets"].reshape(9, 8, 3, 3, 2)
+    taps = np.arange(3) - 1
+    offsets[..., 0] = 4.25 - y[:, :, None, None] - taps[:, None]
+    offsets[..., 1] = 2.75 - x[:, :, None, None] - taps
+    got = conv2d.evaluate(kernels, case, arrays, "float64")
+    conv2d.assert_close(got, conv2d.expect(case, arrays), "float64")

@@ -27,19 +27,66 @@ struct alignas(16) Elements {
   }
 };
 
+// 16 bytes as elements of T, widened.
+template <typename T>
+TF_DEFORMABLE_DEVICE void Widen(const Vector16& from, ComputeType<T> (&values)[16 / sizeof(T)]) {
+  if constexpr (std::is_same_v<T, BFloat16>) {  // one instruction each, by whole words
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      values[2 * i] = BitsToFloat(from.words[i] << 16);
+      values[2 * i + 1] = BitsToFloat(from.words[i] & 0xffff0000u);
+    }
+  } else {
+    const Elements<T> elements(from);
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(16 / sizeof(T)); ++i) {
+      values[i] = ToCompute(elements.values[i]);
+    }
+  }
+}
+
+// Rounds four neighbours to TF32; they are aligned to 16 bytes.
+TF_DEFORMABLE_DEVICE void RoundInPlace(float* values) {
+  Vector16 v = *reinterpret_cast<const Vector16*>(values);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) v.words[k] = ToTensorFloat32(BitsToFloat(v.words[k]));
+  *reinterpret_cast<Vector16*>(values) = v;
+}
+
 template <typename A>
 TF_DEFORMABLE_DEVICE A NotANumber() {
   return static_cast<A>(BitsToFloat(0x7fc00000));
 }
 
+// An offset or a mask, widened; in two halves, so that what is loaded early is not waited for
+// before it is used, which converting it would do.
 template <typename E>
-TF_DEFORMABLE_DEVICE ComputeType<std::remove_const_t<E>> LoadSampling(const SamplingTensor<E>& from,
-                                                                      int64_t i) {
+using RawSampling =
+    std::conditional_t<SamplingTensor<E>::kAlwaysWide, std::remove_const_t<E>, uint32_t>;
+
+template <typename E>
+TF_DEFORMABLE_DEVICE RawSampling<E> LoadRawSampling(const SamplingTensor<E>& from, int64_t i) {
   if constexpr (SamplingTensor<E>::kAlwaysWide) {
     return from.wide[i];
   } else {
-    return from.wide != nullptr ? from.wide[i] : ToCompute(from.narrow[i]);
+    return from.wide != nullptr ? FloatToBits(from.wide[i]) : from.narrow[i].bits;
   }
+}
+template <typename E>
+TF_DEFORMABLE_DEVICE ComputeType<std::remove_const_t<E>> FromRawSampling(
+    const SamplingTensor<E>& from, RawSampling<E> raw) {
+  if constexpr (SamplingTensor<E>::kAlwaysWide) {
+    return raw;
+  } else {
+    using T = std::remove_const_t<E>;
+    return from.wide != nullptr ? BitsToFloat(raw) : ToCompute(T{static_cast<uint16_t>(raw)});
+  }
+}
+
+template <typename E>
+TF_DEFORMABLE_DEVICE ComputeType<std::remove_const_t<E>> LoadSampling(const SamplingTensor<E>& from,
+                                                                      int64_t i) {
+  return FromRawSampling(from, LoadRawSampling(from, i));
 }
 template <typename T>
 TF_DEFORMABLE_DEVICE void StoreSampling(const SamplingTensor<T>& to, int64_t i,
@@ -76,15 +123,21 @@ TF_DEFORMABLE_DEVICE void LoadRun(const T* from, ComputeType<T> (&values)[kLanes
   }
 }
 
-// The reverse, rounded; runs are aligned.
+// The reverse, rounded; runs are aligned as far as the widest store goes.
 template <typename T, int kLanes>
 TF_DEFORMABLE_DEVICE void StoreElements(const ComputeType<T> (&values)[kLanes], T* to) {
-  struct alignas(kLanes * sizeof(T)) Run {
-    T values[kLanes];
-  } run;
+  constexpr int kBytes = kLanes * static_cast<int>(sizeof(T)), kMost = 16 / sizeof(T);
+  constexpr int kRun = kBytes > 16 ? kMost : kLanes;
+  struct alignas(kRun * sizeof(T)) Run {
+    T values[kRun];
+  };
 #pragma unroll
-  for (int k = 0; k < kLanes; ++k) run.values[k] = FromCompute<T>(values[k]);
-  *reinterpret_cast<Run*>(to) = run;
+  for (int first = 0; first < kLanes; first += kRun) {
+    Run run;
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) run.values[k] = FromCompute<T>(values[first + k]);
+    *reinterpret_cast<Run*>(to + first) = run;
+  }
 }
 
 // Adds a run to global memory; four floats are aligned to 16 bytes.

@@ -11,7 +11,9 @@ struct CudaOptions {
   bool deterministic = false;
   // For tests and measurements, which have to reach what a plan chooses by the size of the device;
   // 0: as the device has it, as is estimated to be fastest.
+  bool warpgroup_products = true;  // to use them where the device has them
   int multiprocessors = 0;
+  int columns_bytes = 0;  // of a step of the gradient of a convolution's inputs
   int forward_tile_rows = 0, forward_tile_columns = 0;  // where the tile is a choice
 };
 

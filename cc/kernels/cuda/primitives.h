@@ -11,7 +11,6 @@
 #include "kernels/base/float_types.h"
 #include "kernels/base/host_device.h"
 #include "kernels/base/status.h"
-#include "kernels/cuda/options.h"
 
 #if defined(TF_DEFORMABLE_CUDA_EMULATION)
 #include "cuda_emulation.h"
@@ -46,7 +45,7 @@ TF_DEFORMABLE_DEVICE T ShuffleXor(T value, int lanes) {
 }
 
 TF_DEFORMABLE_DEVICE char* SharedMemory() {
-  extern __shared__ __align__(128) char shared_memory[];
+  extern __shared__ __align__(1024) char shared_memory[];
   return shared_memory;
 }
 
@@ -82,6 +81,8 @@ TF_DEFORMABLE_DEVICE void WaitForCopies() {
 // Adds to global memory; nothing is returned, nobody waits.
 TF_DEFORMABLE_DEVICE void AtomicAdd(float* to, float value) { atomicAdd(to, value); }
 TF_DEFORMABLE_DEVICE void AtomicAdd(double* to, double value) { atomicAdd(to, value); }
+// Returns what was there.
+TF_DEFORMABLE_DEVICE int32_t AtomicAdd(int32_t* to, int32_t value) { return atomicAdd(to, value); }
 
 // Four neighbours, aligned to 16 bytes. The kernels do not read what they add to, so that loads may
 // move across it.
@@ -187,12 +188,22 @@ TF_DEFORMABLE_DEVICE void MultiplyAdd<float>(float (&d)[4], const uint32_t (&a)[
 
 // --- Launching -----------------------------------------------------------------------------------
 
-// What a call of CUDA says, on behalf of the operator of that name.
+// What a call of CUDA says, on behalf of the operator of that name. CUDA forgets the error, if the
+// device can go on: it is not to be found again by whoever asks next.
 inline Status ToStatus(const char* op, cudaError_t error) {
   if (error == cudaSuccess) return Status();
+  cudaGetLastError();
   const auto code =
       error == cudaErrorMemoryAllocation ? Status::Code::kOutOfMemory : Status::Code::kDeviceFailed;
-  return Status(code, std::string(op) + ": CUDA failed: " + cudaGetErrorString(error));
+  std::string message = std::string(op) + ": CUDA failed: " + cudaGetErrorString(error);
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
+    message += "; the kernels need compute capability 8.0 or later, one they were compiled for";
+  }
+  if (error == cudaErrorInsufficientDriver) {
+    message += "; the kernels were compiled with CUDA " + std::to_string(CUDART_VERSION / 1000) +
+               "." + std::to_string(CUDART_VERSION % 1000 / 10);
+  }
+  return Status(code, message);
 }
 
 #if defined(TF_DEFORMABLE_OBSERVE_LAUNCHES)
@@ -206,43 +217,26 @@ template <typename... Parameters>
                             int threads, int64_t shared_bytes, void* stream,
                             const Parameters&... parameters) {
   if (blocks == 0) return Status();
+  const void* const function = reinterpret_cast<const void*>(kernel);
 #if defined(TF_DEFORMABLE_OBSERVE_LAUNCHES)
-  ObserveLaunch(reinterpret_cast<const void*>(kernel));
+  ObserveLaunch(function);
 #endif
+  cudaError_t error = cudaSuccess;
   if (shared_bytes > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (error != cudaSuccess) return ToStatus(op, error);
+    error =
+        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   }
-  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes,
-           static_cast<cudaStream_t>(stream)>>>(parameters...);
-  return ToStatus(op, cudaGetLastError());
+  if (error == cudaSuccess) {
+    void* arguments[] = {const_cast<void*>(static_cast<const void*>(&parameters))...};
+    error = cudaLaunchKernel(function, dim3(static_cast<unsigned>(blocks)), dim3(threads),
+                             arguments, shared_bytes, static_cast<cudaStream_t>(stream));
+  }
+  return ToStatus(op, error);
 }
 
 [[nodiscard]] inline Status FillZeros(const char* op, void* memory, int64_t bytes, void* stream) {
   if (bytes == 0) return Status();
   return ToStatus(op, cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
-}
-
-// Of the current device.
-struct DeviceLimits {
-  int multiprocessors;
-  int shared_bytes_per_block;  // the most that a block may ask for
-  int shared_bytes_per_multiprocessor;
-};
-[[nodiscard]] inline Status GetDeviceLimits(const char* op, const CudaOptions& options,
-                                            DeviceLimits* limits) {
-  int device;
-  cudaError_t error = cudaGetDevice(&device);
-  const auto get = [&](cudaDeviceAttr attribute, int* value) {
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, device);
-  };
-  get(cudaDevAttrMultiProcessorCount, &limits->multiprocessors);
-  get(cudaDevAttrMaxSharedMemoryPerBlockOptin, &limits->shared_bytes_per_block);
-  get(cudaDevAttrMaxSharedMemoryPerMultiprocessor, &limits->shared_bytes_per_multiprocessor);
-  if (options.multiprocessors > 0) limits->multiprocessors = options.multiprocessors;
-  return ToStatus(op, error);
 }
 
 }  // namespace cuda

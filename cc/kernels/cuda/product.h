@@ -24,6 +24,14 @@ constexpr int PaddedRow(int elements, bool read_across) {
   return elements + (read_across && sizeof(T) == 4 ? 32 : 16) / static_cast<int>(sizeof(T));
 }
 
+// A lane holds two neighbouring columns of every eight. To have it hold eight neighbours of each 32
+// columns, which it can store at once, b's column `column` is put where column Interleaved(column)
+// would be.
+inline constexpr int kInterleavedColumns = 32, kInterleavedRun = 8;
+TF_DEFORMABLE_DEVICE int Interleaved(int column) {
+  return (column & ~31) | (column & 6) << 2 | (column & 24) >> 2 | (column & 1);
+}
+
 template <typename T, int kRows_, int kColumns_>
 class WarpProduct {
  public:
@@ -45,16 +53,16 @@ class WarpProduct {
   }
 
   // a and b begin at the warp's first row and column, and at the step's first element in depth.
-  // kRounded: the elements of a have been rounded to TF32 (irrelevant for 16-bit elements).
-  template <Contiguous kA, Contiguous kB, bool kRounded>
+  // kRoundedA, kRoundedB: these elements have been rounded to TF32 (irrelevant in 16 bits).
+  template <Contiguous kA, Contiguous kB, bool kRoundedA, bool kRoundedB>
   TF_DEFORMABLE_DEVICE void Step(const T* a, int a_row, const T* b, int b_row, int lane) {
     uint32_t fb[kColumnTiles][2];
-    LoadB<kB>(b, b_row, lane, fb);
+    LoadB<kB, kRoundedB>(b, b_row, lane, fb);
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
       uint32_t fa[4];
       LoadA<kA>(a + i * 16 * (kA == Contiguous::kDepth ? a_row : 1), a_row, lane, fa);
-      if constexpr (sizeof(T) == 4 && !kRounded) {
+      if constexpr (sizeof(T) == 4 && !kRoundedA) {
 #pragma unroll
         for (int k = 0; k < 4; ++k) fa[k] = ToTensorFloat32(BitsToFloat(fa[k]));
       }
@@ -73,6 +81,28 @@ class WarpProduct {
         const int row = i * 16 + lane / 4, column = j * 8 + lane % 4 * 2;
         f(row, column, &sums_[i][j][0]);
         f(row + 8, column, &sums_[i][j][2]);
+      }
+    }
+  }
+
+  // The same for a product whose columns are interleaved (see Interleaved): f gets runs of
+  // kInterleavedRun columns that are neighbours outside of the tile, column by column.
+  template <typename F>
+  TF_DEFORMABLE_DEVICE void ForEachInterleavedRun(int lane, const F& f) const {
+#pragma unroll
+    for (int q = 0; q < kColumns / kInterleavedColumns; ++q) {
+#pragma unroll
+      for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float sums[kInterleavedRun];
+#pragma unroll
+          for (int k = 0; k < kInterleavedRun; ++k) {
+            sums[k] = sums_[i][q * 4 + k / 2][half * 2 + k % 2];
+          }
+          f(i * 16 + half * 8 + lane / 4, q * kInterleavedColumns + lane % 4 * kInterleavedRun,
+            sums);
+        }
       }
     }
   }
@@ -96,15 +126,20 @@ class WarpProduct {
     }
   }
 
-  template <Contiguous kB>
+  template <bool kRounded>
+  static TF_DEFORMABLE_DEVICE uint32_t Rounded(uint32_t bits) {
+    return sizeof(T) == 4 && !kRounded ? ToTensorFloat32(BitsToFloat(bits)) : bits;
+  }
+
+  template <Contiguous kB, bool kRounded>
   static TF_DEFORMABLE_DEVICE void LoadB(const T* b, int b_row, int lane,
                                          uint32_t (&fb)[kColumnTiles][2]) {
     if constexpr (kB == Contiguous::kOutput && sizeof(T) == 4) {
 #pragma unroll
       for (int j = 0; j < kColumnTiles; ++j) {
         const T* const at = b + lane % 4 * b_row + j * 8 + lane / 4;
-        fb[j][0] = ToTensorFloat32(at[0]);
-        fb[j][1] = ToTensorFloat32(at[4 * b_row]);
+        fb[j][0] = Rounded<kRounded>(FloatToBits(at[0]));
+        fb[j][1] = Rounded<kRounded>(FloatToBits(at[4 * b_row]));
       }
     } else {
 #pragma unroll
@@ -116,15 +151,11 @@ class WarpProduct {
           LoadMatrices(b + (j * 8 + lane / 16 * 8 + lane % 8) * b_row +
                            lane / 8 % 2 * (16 / static_cast<int>(sizeof(T))),
                        r);
-          if constexpr (sizeof(T) == 4) {
-#pragma unroll
-            for (int k = 0; k < 4; ++k) r[k] = ToTensorFloat32(BitsToFloat(r[k]));
-          }
         }
-        fb[j][0] = r[0];
-        fb[j][1] = r[1];
-        fb[j + 1][0] = r[2];
-        fb[j + 1][1] = r[3];
+        fb[j][0] = Rounded<kRounded>(r[0]);
+        fb[j][1] = Rounded<kRounded>(r[1]);
+        fb[j + 1][0] = Rounded<kRounded>(r[2]);
+        fb[j + 1][1] = Rounded<kRounded>(r[3]);
       }
     }
   }
@@ -150,7 +181,7 @@ class FmaProduct {
   }
 
   // As WarpProduct's. Lanes are 8 x 4.
-  template <Contiguous kA, Contiguous kB, bool kRounded>
+  template <Contiguous kA, Contiguous kB, bool kRoundedA, bool kRoundedB>
   TF_DEFORMABLE_DEVICE void Step(const T* a, int a_row, const T* b, int b_row, int lane) {
 #pragma unroll
     for (int k = 0; k < kDepth; ++k) {

@@ -22,6 +22,14 @@ void SumKernel(const ComputeType<T>* from, int64_t size, int32_t summands, T* to
   to[i] = FromCompute<T>(sum);
 }
 
+// Rounds to TF32.
+template <typename T>
+TF_DEFORMABLE_KERNEL(kReduceThreads, 1)
+void RoundKernel(const T* from, int64_t size, T* to) {
+  const int64_t i = BlockIndex() * kReduceThreads + ThreadIndex();
+  if (i < size) to[i] = BitsToFloat(ToTensorFloat32(from[i]));
+}
+
 template <typename From, typename To>
 TF_DEFORMABLE_KERNEL(kReduceThreads, 1)
 void ConvertKernel(const From* from, int64_t size, To* to) {

@@ -34,9 +34,7 @@ TF_DEFORMABLE_DEVICE void LoadLanes(const T* from, int left,
                                     ComputeType<T> (&values)[16 / sizeof(T)]) {
   constexpr int kLanes = 16 / sizeof(T);
   if constexpr (kVectors) {
-    const Elements<T> elements(left > 0 ? LoadGlobal16(from) : Vector16{{0, 0, 0, 0}});
-#pragma unroll
-    for (int i = 0; i < kLanes; ++i) values[i] = ToCompute(elements.values[i]);
+    Widen<T>(left > 0 ? LoadGlobal16(from) : Vector16{{0, 0, 0, 0}}, values);
   } else {
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) values[i] = i < left ? ToCompute(from[i]) : ComputeType<T>{0};
@@ -64,7 +62,7 @@ void DepthwiseForwardKernel(Convolution g, ForwardTensors<T> tensors, ChannelRan
   SyncThreads();
   for (int i = thread; i < g.taps * kDepthwisePixels; i += kThreads) {
     const int row = i / g.taps, tap = i - row * g.taps;
-    shared.corners[tap * kDepthwisePixels + row] = MakeWeightedCorners(
+    shared.corners[tap * kDepthwisePixels + row] = MakeWeightedCorners<T, kVectors>(
         g, shared.pixels[row], tap,
         LoadOffset(g, tensors.offsets, tensors.mask, shared.pixels[row], offset_group, tap));
   }
@@ -76,15 +74,16 @@ void DepthwiseForwardKernel(Convolution g, ForwardTensors<T> tensors, ChannelRan
     const int32_t at = chunk * kDepth + thread % (kDepth / kLanes) * kLanes;
     const int32_t channel = segment * g.segment + at, left = g.segment - at;
     A sums[kLanes] = {};
+    Sampler<T, kVectors, false> sampler(g, tensors.inputs, channel, left);
 #pragma unroll 3
     for (int32_t tap = 0; tap < g.taps; ++tap) {
       const WeightedCorners<A>& corners = shared.corners[tap * kDepthwisePixels + row];
-      Sampler<T, kVectors, false> sampler;
       A values[kLanes], weights[kLanes];
-      sampler.Load(g, tensors.inputs, corners.packed, channel, left);
+      typename Sampler<T, kVectors, false>::Loaded loaded;
+      sampler.Load(corners, &loaded);
       LoadLanes<T, kVectors>(tensors.filters + static_cast<int64_t>(tap) * g.channels + channel,
                              left, weights);
-      sampler.Sum(g, tensors.inputs, corners, channel, left, values);
+      sampler.Sum(corners, loaded, values);
 #pragma unroll
       for (int i = 0; i < kLanes; ++i) sums[i] += weights[i] * values[i];
     }
@@ -121,16 +120,17 @@ void DepthwiseFiltersGradientKernel(Convolution g, BackwardTensors<T> tensors,
   const int64_t last_pixel = end < g.last_pixel ? end : g.last_pixel;
 
   A sums[kLanes] = {};
+  Sampler<T, kVectors, false> sampler(g, tensors.inputs, channel, left);
 #pragma unroll 2
   for (int64_t pixel = first_pixel + row; pixel < last_pixel; pixel += kDepthwisePixels) {
     const TilePixel p = MakeTilePixel(g, pixel);
-    const WeightedCorners<A> corners = MakeWeightedCorners(
+    const WeightedCorners<A> corners = MakeWeightedCorners<T, kVectors>(
         g, p, tap, LoadOffset(g, tensors.offsets, tensors.mask, p, offset_group, tap));
-    Sampler<T, kVectors, false> sampler;
     A values[kLanes], gradients[kLanes];
-    sampler.Load(g, tensors.inputs, corners.packed, channel, left);
+    typename Sampler<T, kVectors, false>::Loaded loaded;
+    sampler.Load(corners, &loaded);
     LoadLanes<T, kVectors>(tensors.grad_output + pixel * g.channels + channel, left, gradients);
-    sampler.Sum(g, tensors.inputs, corners, channel, left, values);
+    sampler.Sum(corners, loaded, values);
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) sums[i] += gradients[i] * values[i];
   }

@@ -98,20 +98,23 @@ void FiltersGradientKernel(Convolution g, BackwardTensors<typename Tile::T> tens
   const int32_t point_offset_group =
       (group * g.group_channels + point.channel) / g.offset_group_channels;
   // Read when a turn begins and used when it ends, so that nobody waits for them.
-  TilePixel point_pixel = {-1, 0, 0, 0};
-  Offset<A> point_offset = {0, 0, 0};
-  const auto read_offsets = [&](int32_t turn) {
-    if (point_slot > 1 || turn >= turns) return;
+  const auto point_pixel = [&](int32_t turn) {
     const int64_t pixel =
         first_pixel + static_cast<int64_t>(turn) * Shared::kPixels + thread % Shared::kPixels;
-    point_pixel = MakeTilePixel(g, pixel < last_pixel ? pixel : -1);
-    point_offset =
-        LoadOffset(g, tensors.offsets, tensors.mask, point_pixel, point_offset_group, point.tap);
+    return MakeTilePixel(g, pixel < last_pixel ? pixel : -1);
+  };
+  RawOffset<T> point_offset = {0, 0, 0};
+  const auto read_offsets = [&](int32_t turn) {
+    if (point_slot > 1 || turn >= turns) return;
+    point_offset = LoadRawOffset(g, tensors.offsets, tensors.mask, point_pixel(turn),
+                                 point_offset_group, point.tap);
   };
   const auto store_corners = [&](int32_t turn) {
     if (point_slot > 1 || turn >= turns) return;
     shared.corners[(turn % 2 * 2 + point_slot) * Shared::kPixels + thread % Shared::kPixels] =
-        MakeWeightedCorners(g, point_pixel, point.tap, point_offset);
+        MakeWeightedCorners<T, Tile::kVectors>(
+            g, point_pixel(turn), point.tap,
+            FromRawOffset(tensors.offsets, tensors.mask, point_offset));
   };
   const auto copy_grad_output = [&](int32_t turn) {
     if (turn < turns) {
@@ -127,25 +130,27 @@ void FiltersGradientKernel(Convolution g, BackwardTensors<typename Tile::T> tens
   };
 
   // Sampling: 16 bytes of one slot at a time.
-  Sampler<T, Tile::kVectors, Tile::kRound> sampler;
   const int sample_slot = thread / kSlotVectors % 2;
   const int vector = thread % kSlotVectors * Tile::kLanes;
   const int first_row = thread / (2 * kSlotVectors);
   const FilterSlot slot = MakeFilterSlot(g, job.slots, 2 * pair + sample_slot);
   const int32_t channel = group * g.group_channels + slot.channel + vector;
   const int32_t left = slot.width - vector;
+  using TileSampler = Sampler<T, Tile::kVectors, Tile::kRound>;
+  const TileSampler sampler(g, tensors.inputs, channel, left);
+  typename TileSampler::Loaded loaded;
   const auto corners_of = [&](int32_t turn, int thread_row) -> const WeightedCorners<A>& {
     return shared.corners[(turn % 2 * 2 + sample_slot) * Shared::kPixels + first_row +
                           thread_row * kRowsAtOnce];
   };
   const auto load = [&](int32_t turn, int thread_row) {
-    sampler.Load(g, tensors.inputs, corners_of(turn, thread_row).packed, channel, left);
+    sampler.Load(corners_of(turn, thread_row), &loaded);
   };
   const auto finish = [&](int32_t turn, int thread_row) {
     const int row = turn % 2 * Shared::kPixels + first_row + thread_row * kRowsAtOnce;
     *reinterpret_cast<Vector16*>(shared.samples + row * Shared::kSamplesRow +
                                  sample_slot * kSlotChannels + vector) =
-        sampler.Finish(g, tensors.inputs, corners_of(turn, thread_row), channel, left);
+        sampler.Finish(corners_of(turn, thread_row), loaded);
   };
 
   typename Tile::Product product;
@@ -179,7 +184,7 @@ void FiltersGradientKernel(Convolution g, BackwardTensors<typename Tile::T> tens
     for (int k = 0; k < Tile::kSteps; ++k) {
       constexpr int kDepth = Tile::Product::kDepth;
       if (k < kThreadRows && more) load(turn + 1, k);
-      product.template Step<Contiguous::kOutput, Contiguous::kOutput, true>(
+      product.template Step<Contiguous::kOutput, Contiguous::kOutput, true, false>(
           a + k * kDepth * Shared::kSamplesRow, Shared::kSamplesRow,
           b + k * kDepth * Shared::kGradOutputRow, Shared::kGradOutputRow, lane);
       if (k < kThreadRows && more) finish(turn + 1, k);
@@ -211,6 +216,20 @@ void FiltersGradientKernel(Convolution g, BackwardTensors<typename Tile::T> tens
 }
 
 // --- Launching -----------------------------------------------------------------------------------
+
+// How many blocks there are to a split of the pixels, and how many places for blocks the device
+// has, for the tiles that RunFilters takes if it can read them 16 bytes at a time.
+struct FiltersGradientBlocks {
+  int64_t blocks, places;
+};
+template <typename T>
+FiltersGradientBlocks CountFiltersGradientBlocks(const Convolution& c, bool uses_fma,
+                                                 int multiprocessors) {
+  const int64_t slots = c.taps * (c.group_channels / c.segment) * CeilDiv(c.segment, kSlotChannels);
+  const int columns = uses_fma || c.group_filters <= 64 ? 64 : c.group_filters <= 128 ? 128 : 256;
+  return {c.channels / c.group_channels * CeilDiv(slots, 2) * CeilDiv(c.group_filters, columns),
+          static_cast<int64_t>(columns > 128 ? 1 : 2) * multiprocessors};
+}
 
 template <typename T>
 Status BackwardPlan<T>::RunFilters(const BackwardTensors<T>& tensors, void* workspace,
@@ -260,6 +279,8 @@ Status BackwardPlan<T>::RunFilters(const BackwardTensors<T>& tensors, void* work
           using Small = decltype(small);
           if constexpr (!Small::kFma && Small::kVectors) {
             using Medium = Tile<T, false, 2 * kSlotChannels, 128, 64, 32, true>;
+            using Large = Tile<T, false, 2 * kSlotChannels, 256, 64, 64, true>;
+            if (c.group_filters > 128) return launch(Large());
             if (c.group_filters > 64) return launch(Medium());
           }
           return launch(small);

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "kernels/deformable_conv2d/cuda_depthwise.h"
+#include "kernels/deformable_conv2d/cuda_forward_warpgroups.h"
 #include "kernels/deformable_conv2d/cuda_launch.h"
 #include "kernels/deformable_conv2d/cuda_plan.h"
 
@@ -71,10 +72,10 @@ void ForwardKernel(Convolution g, ForwardTensors<typename Tile::T> tensors, int3
       SyncThreads();  // the last segment's tiles have been read
       for (int i = thread; i < taps * Tile::kRows; i += kThreads) {
         const int row = i / taps, tap = i - row * taps;
-        shared.corners[tap * Tile::kRows + row] =
-            MakeWeightedCorners(g, shared.pixels[row], first_tap + tap,
-                                LoadOffset(g, tensors.offsets, tensors.mask, shared.pixels[row],
-                                           offset_group, first_tap + tap));
+        shared.corners[tap * Tile::kRows + row] = MakeWeightedCorners<T, Tile::kVectors>(
+            g, shared.pixels[row], first_tap + tap,
+            LoadOffset(g, tensors.offsets, tensors.mask, shared.pixels[row], offset_group,
+                       first_tap + tap));
       }
 
       // Chunks of the segment, and for each all taps.
@@ -92,7 +93,9 @@ void ForwardKernel(Convolution g, ForwardTensors<typename Tile::T> tensors, int3
         }
         CommitCopies();
       };
-      Sampler<T, Tile::kVectors, Tile::kRound> sampler;
+      using TileSampler = Sampler<T, Tile::kVectors, Tile::kRound>;
+      TileSampler sampler;
+      typename TileSampler::Loaded loaded;
       const int vector = thread % (Shared::kDepth / Tile::kLanes) * Tile::kLanes;
       const int first_row = thread / (Shared::kDepth / Tile::kLanes);
       const auto corners_of = [&](int tap,
@@ -101,15 +104,13 @@ void ForwardKernel(Convolution g, ForwardTensors<typename Tile::T> tensors, int3
       };
       const auto load = [&](int chunk, int tap, int thread_row) {
         const int32_t at = chunk * Shared::kDepth + vector;
-        sampler.Load(g, tensors.inputs, corners_of(tap, thread_row).packed, first_channel + at,
-                     g.segment - at);
+        sampler = TileSampler(g, tensors.inputs, first_channel + at, g.segment - at);
+        sampler.Load(corners_of(tap, thread_row), &loaded);
       };
-      const auto finish = [&](int chunk, int tap, int thread_row, int stage) {
-        const int32_t at = chunk * Shared::kDepth + vector;
+      const auto finish = [&](int tap, int thread_row, int stage) {
         const int row = stage * Tile::kRows + first_row + thread_row * kRowsAtOnce;
         *reinterpret_cast<Vector16*>(shared.samples + row * Shared::kSamplesRow + vector) =
-            sampler.Finish(g, tensors.inputs, corners_of(tap, thread_row), first_channel + at,
-                           g.segment - at);
+            sampler.Finish(corners_of(tap, thread_row), loaded);
       };
 
 #pragma unroll
@@ -118,7 +119,7 @@ void ForwardKernel(Convolution g, ForwardTensors<typename Tile::T> tensors, int3
 #pragma unroll
       for (int thread_row = 0; thread_row < kThreadRows; ++thread_row) {
         load(0, 0, thread_row);
-        finish(0, 0, thread_row, 0);
+        finish(0, thread_row, 0);
       }
       int32_t next_chunk = 0, next_tap = 0;
       for (int32_t turn = 0; turn < turns; ++turn) {
@@ -139,10 +140,10 @@ void ForwardKernel(Convolution g, ForwardTensors<typename Tile::T> tensors, int3
         for (int k = 0; k < Tile::kSteps; ++k) {
           constexpr int kDepth = Tile::Product::kDepth;
           if (k < kThreadRows && more) load(next_chunk, next_tap, k);
-          product.template Step<Contiguous::kDepth, Contiguous::kOutput, true>(
+          product.template Step<Contiguous::kDepth, Contiguous::kOutput, true, false>(
               a + k * kDepth, Shared::kSamplesRow, b + k * kDepth * Shared::kFiltersRow,
               Shared::kFiltersRow, lane);
-          if (k < kThreadRows && more) finish(next_chunk, next_tap, k, (turn + 1) % 2);
+          if (k < kThreadRows && more) finish(next_tap, k, (turn + 1) % 2);
         }
       }
     }
@@ -169,14 +170,16 @@ void ForwardKernel(Convolution g, ForwardTensors<typename Tile::T> tensors, int3
 // To sample a value costs about as much as to multiply it with so many filters.
 inline constexpr int64_t kSamplingCost = 128;
 
+// The same where the product costs the threads nothing (cuda_forward_warpgroups.h).
+inline constexpr int64_t kWarpgroupSamplingCost = 1000;
+
 // Estimated time of a forward pass that is cut into such tiles.
-template <typename Tile>
-int64_t ForwardCost(const Convolution& c, int multiprocessors) {
+inline int64_t ForwardCost(const Convolution& c, int rows, int columns, int64_t sampling_cost,
+                           int multiprocessors) {
   Convolution copy = c;
-  const int64_t column_tiles = CeilDiv(c.group_filters, Tile::kColumns);
-  const int64_t blocks =
-      ChooseTiles(Tile::kRows, &copy) * column_tiles * (c.channels / c.group_channels);
-  return CeilDiv(blocks, multiprocessors) * Tile::kRows * (kSamplingCost + Tile::kColumns);
+  const int64_t blocks = ChooseTiles(rows, &copy) * CeilDiv(c.group_filters, columns) *
+                         (c.channels / c.group_channels);
+  return CeilDiv(blocks, multiprocessors) * rows * (sampling_cost + columns);
 }
 
 template <typename Tile>
@@ -200,7 +203,8 @@ Status LaunchCheapestForward(const Convolution& c, const DeviceLimits& limits,
     using Tile = decltype(tile);
     const int rows = options.forward_tile_rows, columns = options.forward_tile_columns;
     if (rows != 0 && (rows != Tile::kRows || columns != Tile::kColumns)) return;
-    const int64_t cost = ForwardCost<Tile>(c, limits.multiprocessors);
+    const int64_t cost =
+        ForwardCost(c, Tile::kRows, Tile::kColumns, kSamplingCost, limits.multiprocessors);
     const int64_t bytes = ForwardShared<Tile>(nullptr, c.taps).bytes;
     if (cost >= least || bytes > limits.shared_bytes_per_block) return;
     least = cost;
@@ -217,30 +221,83 @@ Status LaunchCheapestForward(const Convolution& c, const DeviceLimits& limits,
   return launch(c, tensors, stream);
 }
 
+// How many filters a warpgroup's tile has; 0: warpgroups are not used.
 template <typename T>
-Status ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, void*, void* stream) const {
-  if (geometry_.output_pixels() == 0) return Status();
-  Convolution c;
-  Status status = MakeConvolution(geometry_, &c);
-  DeviceLimits limits;
-  if (status.ok()) status = GetDeviceLimits(kOp, options_, &limits);
+int32_t WarpgroupForwardColumns(const Convolution& c, const DeviceLimits& limits,
+                                const CudaOptions& options) {
+  const int rows = options.forward_tile_rows;
+  if (std::is_same_v<T, double> || !limits.has_warpgroup_products || UsesFma<T>(options) ||
+      (rows != 0 && rows != kWarpgroupRows)) {
+    return 0;
+  }
+  int32_t best = 0;
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (const int32_t columns : {64, 128, 256}) {
+    if (rows != 0 && columns != options.forward_tile_columns) continue;
+    const int64_t cost =
+        ForwardCost(c, kWarpgroupRows, columns, kWarpgroupSamplingCost, limits.multiprocessors);
+    if (cost < least) {
+      least = cost;
+      best = columns;
+    }
+  }
+  return best;
+}
+
+template <typename T, int kColumns>
+Status LaunchWarpgroupForward(Convolution c, const ForwardTensors<T>& tensors, void* workspace,
+                              void* stream) {
+  const PackedFilters packed = PackForForward(c, kColumns);
+  const Status status = PackFilters(packed, tensors.filters, workspace, stream);
   if (!status.ok()) return status;
+  const int64_t tiles = ChooseTiles(kWarpgroupRows, &c);
+  return Launch(kOp, WarpgroupForwardKernel<T, kColumns>,
+                tiles * packed.groups * packed.column_tiles(), kThreads,
+                WarpgroupForwardShared<T, kColumns>(nullptr, c.taps).bytes, stream, c, tensors,
+                static_cast<const char*>(workspace), packed.column_tiles());
+}
+
+template <typename T>
+ForwardPlan<T>::ForwardPlan(const Geometry& geometry, const CudaOptions& options)
+    : geometry_(geometry), options_(options) {
+  if (geometry_.output_pixels() == 0) return;
+  Convolution c;
+  status_ = MakeConvolution(geometry_, &c);
+  if (status_.ok()) status_ = GetDeviceLimits(kOp, options_, &limits_);
+  if (!status_.ok() || geometry_.is_depthwise()) return;
+  warpgroup_columns_ = WarpgroupForwardColumns<T>(c, limits_, options_);
+  if (warpgroup_columns_ > 0) {
+    workspace_bytes_ = PackForForward(c, warpgroup_columns_).template bytes<T>();
+  }
+}
+
+template <typename T>
+Status ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, void* workspace, void* stream) const {
+  if (!status_.ok() || geometry_.output_pixels() == 0) return status_;
+  Convolution c;
+  if (const Status status = MakeConvolution(geometry_, &c); !status.ok()) return status;
   const bool depthwise = geometry_.is_depthwise();
   const bool vectorised =
       IsVectorised(c, depthwise, 16 / sizeof(T), {tensors.inputs, tensors.filters, tensors.output});
-  if (depthwise && DepthwiseShared<T>(nullptr, c.taps).bytes <= limits.shared_bytes_per_block) {
+  if (depthwise && DepthwiseShared<T>(nullptr, c.taps).bytes <= limits_.shared_bytes_per_block) {
     return (vectorised
                 ? LaunchDepthwiseForward<T, true>
-                : LaunchDepthwiseForward<T, false>)(c, limits.multiprocessors, tensors, stream);
+                : LaunchDepthwiseForward<T, false>)(c, limits_.multiprocessors, tensors, stream);
   }
   if (depthwise) c.segment = 1;  // the general kernels take each channel for a group
   const bool uses_fma = UsesFma<T>(options_);
   if constexpr (!std::is_same_v<T, double>) {
+    if (vectorised && warpgroup_columns_ > 0) {
+      return (warpgroup_columns_ == 64 ? LaunchWarpgroupForward<T, 64>
+              : warpgroup_columns_ == 128
+                  ? LaunchWarpgroupForward<T, 128>
+                  : LaunchWarpgroupForward<T, 256>)(c, tensors, workspace, stream);
+    }
     if (!uses_fma && vectorised && !depthwise) {
       return LaunchCheapestForward<
           Tile<T, false, 64, 64, 32, 16, true>, Tile<T, false, 64, 128, 32, 32, true>,
           Tile<T, false, 128, 64, 32, 32, true>, Tile<T, false, 128, 128, 64, 32, true>,
-          Tile<T, false, 128, 256, 64, 64, true>>(c, limits, options_, tensors, stream);
+          Tile<T, false, 128, 256, 64, 64, true>>(c, limits_, options_, tensors, stream);
     }
   }
   return WithTile<T, 64, 64, 32, 16>(uses_fma, vectorised && !depthwise, [&](auto tile) {

@@ -92,6 +92,12 @@ inline bool IsVectorised(const Convolution& c, bool depthwise, int lanes,
   for (const void* tensor : tensors) {
     if (reinterpret_cast<uintptr_t>(tensor) % 16 != 0) return false;
   }
+  // What addresses count with 32 bits, pixels just off the map included.
+  const int64_t image_vectors = static_cast<int64_t>(c.height) * c.width * c.channels / lanes;
+  const int64_t row_vectors = static_cast<int64_t>(c.width) * c.channels / lanes;
+  const int64_t output_size = static_cast<int64_t>(c.output_height) * c.output_width;
+  const int64_t images = c.last_pixel / output_size;
+  if (images * image_vectors + 2 * row_vectors > std::numeric_limits<int32_t>::max()) return false;
   return c.segment % lanes == 0 && (depthwise || c.group_filters % lanes == 0);
 }
 
@@ -106,6 +112,25 @@ inline ChannelRanges ChooseRanges(const Convolution& c, int chunk, int64_t tiles
   ranges.ranges_per_segment = CeilDiv(chunks, ranges.chunks_per_range);
   ranges.ranges = ranges.ranges_per_segment * segments;
   return ranges;
+}
+
+// Into how many parts, at most `most`, the `units` of work of each of so many blocks are cut, so
+// that the device's places for blocks are busy, and do not wait long for the last ones. To begin
+// costs a block about as much as a unit.
+inline int32_t ChooseSplits(int64_t blocks, int64_t units, int64_t most, int64_t places) {
+  constexpr int64_t kMostTurns = 16;  // when places are taken that often, nobody waits long
+  int32_t best = 1;
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int64_t splits = 1; splits <= std::min(units, most); ++splits) {
+    const int64_t turns = CeilDiv(blocks * splits, places);
+    const int64_t time = turns * (CeilDiv(units, splits) + 1);
+    if (time < least) {
+      least = time;
+      best = splits;
+    }
+    if (turns > kMostTurns) break;
+  }
+  return best;
 }
 
 // Whether products are computed with plain multiply-adds.
@@ -135,13 +160,11 @@ Status WithTile(bool uses_fma, bool vectorised, const F& function) {
   return Status();
 }
 
-// Bounds of the parts of the workspace: the 16-bit gradient of the inputs as float, gradients of
-// offsets and mask that wait to be added up, and those of the filters.
-inline constexpr int64_t kInputsGradientBytes = 32 << 20;
-inline constexpr int64_t kPartialsBytes = 16 << 20;
+// Bounds of the parts of the workspace: ds of the pixels of a step, the lists of samples, and
+// gradients of the filters that wait to be added up.
+inline constexpr int64_t kColumnsBytes = 48 << 20;
+inline constexpr int64_t kListsBytes = 12 << 20;
 inline constexpr int64_t kFiltersPartialsBytes = 48 << 20;
-
-inline constexpr int kScatterRows = 64;  // pixels of a tile of the gradient for the inputs
 
 }  // namespace tf_deformable::deformable_conv2d::cuda
 

@@ -9,30 +9,47 @@
 #include <cstdint>
 
 #include "kernels/base/status.h"
+#include "kernels/cuda/device_limits.h"
 #include "kernels/cuda/options.h"
 #include "kernels/deformable_conv2d/geometry.h"
 #include "kernels/deformable_conv2d/tensors.h"
 
 namespace tf_deformable::deformable_conv2d::cuda {
 
-// Made for one call: plan, allocate, Run. All tensors and the workspace (aligned to 256 bytes) are
+// Made for one call: plan, allocate, Run. On Hopper the workspace has the filters once more, as its
+// tensor cores read them. All tensors and the workspace (aligned to 256 bytes) are
 // in the memory of the device; `stream` is a cudaStream_t. Run returns when the work is in the
 // stream.
 template <typename T>
 class ForwardPlan {
  public:
-  ForwardPlan(const Geometry& geometry, const CudaOptions& options)
-      : geometry_(geometry), options_(options) {}
-  int64_t workspace_bytes() const { return 0; }
+  ForwardPlan(const Geometry& geometry, const CudaOptions& options);
+  int64_t workspace_bytes() const { return workspace_bytes_; }
   [[nodiscard]] Status Run(const ForwardTensors<T>& tensors, void* workspace, void* stream) const;
 
  private:
   Geometry geometry_;
   CudaOptions options_;
+  Status status_;  // of planning: Run returns it, if it is an error
+  tf_deformable::cuda::DeviceLimits limits_;
+  int32_t warpgroup_columns_ = 0;  // of a tile that warpgroups multiply; 0: they are not used
+  int64_t workspace_bytes_ = 0;
 };
 
-// The workspace is bounded whatever the batch: 48 MiB, or what one image needs, if that is more
-// (16-bit gradients of the inputs are added up as float, some images at a time).
+// How the gradient of the inputs is computed in steps, which bounds its workspace.
+struct InputsGradientSteps {
+  // Samples are listed for so many images at a time, of which a step has some; or for a part of an
+  // image, so many pixels, which is a step.
+  int64_t images_per_list, images_per_step, pixels_per_part;  // 0: images are whole
+  int32_t team;    // threads that gather the channels of a range
+  int32_t ranges;  // of an offset group
+  // Parts of the workspace, in bytes from its begin.
+  int64_t sums_at, lists_at, passing_at, partials_at;
+  int64_t workspace_bytes;
+};
+
+// The workspace is bounded whatever the batch: 64 MiB, or, if that is more, what it takes to list
+// the cells of one image (8 bytes to a pixel and offset group).
 template <typename T>
 class BackwardPlan {
  public:
@@ -50,14 +67,10 @@ class BackwardPlan {
   Geometry geometry_;
   CudaOptions options_;
   Status status_;  // of planning: Run returns it, if it is an error
-  int multiprocessors_ = 0, shared_bytes_ = 0, shared_bytes_for_two_ = 0;
+  tf_deformable::cuda::DeviceLimits limits_;
   bool depthwise_;
-  // Gradients of inputs, offsets and mask: steps of some images, or of some pixels of one.
-  int64_t images_per_step_, pixels_per_step_;
-  int32_t chunks_per_range_, ranges_per_segment_, ranges_;
-  int64_t partials_at_;  // in bytes, like the next one
-  // Gradient of the filters; it reuses the workspace.
-  int32_t splits_;
+  InputsGradientSteps steps_;
+  int32_t splits_;  // of the pixels, for the gradient of the filters
   int64_t workspace_bytes_ = 0;
 };
 

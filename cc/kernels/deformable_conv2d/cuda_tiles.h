@@ -54,6 +54,14 @@ inline constexpr int kChunkBytes = 128;  // a chunk: neighbouring channels of so
 
 // --- Pixels --------------------------------------------------------------------------------------
 
+// a / b, which is below 2^31. Divisions of 32 bits take a fifth of the time of those of 64.
+TF_DEFORMABLE_DEVICE int32_t Quotient(int64_t a, int32_t b) {
+  if (a >> 32 == 0) {
+    return static_cast<int32_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
+  }
+  return static_cast<int32_t>(a / b);
+}
+
 struct TilePixel {
   int64_t pixel;  // of the output [N*Ho*Wo, F]; -1: none
   int32_t image;
@@ -62,9 +70,9 @@ struct TilePixel {
 
 TF_DEFORMABLE_DEVICE TilePixel MakeTilePixel(const Convolution& g, int64_t pixel) {
   if (pixel < g.first_pixel || pixel >= g.last_pixel) return {-1, 0, 0, 0};
-  const int64_t size = static_cast<int64_t>(g.output_height) * g.output_width;
-  const int32_t image = static_cast<int32_t>(pixel / size);
-  const int32_t within = static_cast<int32_t>(pixel - image * size);
+  const int32_t size = g.output_height * g.output_width;
+  const int32_t image = Quotient(pixel, size);
+  const int32_t within = static_cast<int32_t>(pixel - static_cast<int64_t>(image) * size);
   const int32_t oy = within / g.output_width, ox = within % g.output_width;
   return {pixel, image, oy * g.stride_y - g.pad_top, ox * g.stride_x - g.pad_left};
 }
@@ -90,33 +98,51 @@ struct Offset {
   A dy, dx, mask;
 };
 
+// As it is loaded: see LoadRawSampling.
+template <typename T>
+struct RawOffset {
+  RawSampling<const T> dy, dx, mask;
+};
+
+template <typename T>
+TF_DEFORMABLE_DEVICE RawOffset<T> LoadRawOffset(const Convolution& g,
+                                                const SamplingTensor<const T>& offsets,
+                                                const SamplingTensor<const T>& mask,
+                                                const TilePixel& p, int32_t offset_group,
+                                                int32_t tap) {
+  if (p.pixel < 0) return {0, 0, 0};
+  const int64_t at = (p.pixel * g.offset_groups + offset_group) * g.taps + tap;
+  RawOffset<T> raw = {LoadRawSampling(offsets, 2 * at), LoadRawSampling(offsets, 2 * at + 1), 0};
+  if (mask) raw.mask = LoadRawSampling(mask, at);
+  return raw;
+}
+template <typename T>
+TF_DEFORMABLE_DEVICE Offset<ComputeType<T>> FromRawOffset(const SamplingTensor<const T>& offsets,
+                                                          const SamplingTensor<const T>& mask,
+                                                          const RawOffset<T>& raw) {
+  using A = ComputeType<T>;
+  return {FromRawSampling(offsets, raw.dy), FromRawSampling(offsets, raw.dx),
+          mask ? FromRawSampling(mask, raw.mask) : A{1}};
+}
+
 template <typename T>
 TF_DEFORMABLE_DEVICE Offset<ComputeType<T>> LoadOffset(const Convolution& g,
                                                        const SamplingTensor<const T>& offsets,
                                                        const SamplingTensor<const T>& mask,
                                                        const TilePixel& p, int32_t offset_group,
                                                        int32_t tap) {
-  using A = ComputeType<T>;
-  if (p.pixel < 0) return {0, 0, 0};
-  const int64_t at = (p.pixel * g.offset_groups + offset_group) * g.taps + tap;
-  return {LoadSampling(offsets, 2 * at), LoadSampling(offsets, 2 * at + 1),
-          mask ? LoadSampling(mask, at) : A{1}};
+  return FromRawOffset(offsets, mask, LoadRawOffset(g, offsets, mask, p, offset_group, tap));
 }
 
+// `row`: as MakeSamplingPoint's.
 template <typename A>
 TF_DEFORMABLE_DEVICE SamplingPoint<A> PointOf(const Convolution& g, const TilePixel& p, int32_t tap,
-                                              const Offset<A>& offset) {
+                                              const Offset<A>& offset, int32_t row) {
   if (p.pixel < 0) return {0, 0, 0, 0};
   const int32_t ky = tap / g.kernel_width, kx = tap - ky * g.kernel_width;
   return MakeSamplingPoint<A>(static_cast<A>(p.y + ky * g.dilation_y) + offset.dy,
                               static_cast<A>(p.x + kx * g.dilation_x) + offset.dx, g.height,
-                              g.width, g.width);
-}
-
-// A pixel of inputs [N*H*W, C] times 16, plus the bits of the corners that are on the map.
-TF_DEFORMABLE_DEVICE int64_t PackCorners(const Convolution& g, int32_t image, int32_t pixel,
-                                         uint32_t corners) {
-  return (static_cast<int64_t>(image) * g.height * g.width + pixel) * 16 + corners;
+                              g.width, row);
 }
 
 // How channels are shared out: a block has some chunks of a segment, a "range".
@@ -126,85 +152,105 @@ struct ChannelRanges {
 
 // --- Sampling ------------------------------------------------------------------------------------
 
-// What sampling reads of a SamplingPoint.
+// What sampling reads of a SamplingPoint: the weights of its corners, which of these are on the map
+// (bit j: corner j), and where in the inputs the first one is, which may be off the map. Read one
+// by one, that is a pixel; read 16 bytes at a time, so many times these from the first element on,
+// for then an address takes one multiplication of 32 bits (IsVectorised has seen to it that it
+// fits).
 template <typename A>
 struct alignas(8) WeightedCorners {
   A weight[4];
-  int64_t packed;
+  int64_t place;  // times 16, plus the bits
+
+  TF_DEFORMABLE_DEVICE uint32_t present() const { return static_cast<uint32_t>(place) & 15; }
+  TF_DEFORMABLE_DEVICE int64_t at() const { return place >> 4; }
 };
 
-template <typename A>
-TF_DEFORMABLE_DEVICE WeightedCorners<A> MakeWeightedCorners(const Convolution& g,
-                                                            const TilePixel& p, int32_t tap,
-                                                            const Offset<A>& offset) {
-  const SamplingPoint<A> point = PointOf(g, p, tap, offset);
+template <typename T, bool kVectors>
+TF_DEFORMABLE_DEVICE WeightedCorners<ComputeType<T>> MakeWeightedCorners(
+    const Convolution& g, const TilePixel& p, int32_t tap, const Offset<ComputeType<T>>& offset) {
+  using A = ComputeType<T>;
+  constexpr int kLanes = 16 / sizeof(T);
+  const SamplingPoint<A> point = PointOf(g, p, tap, offset, g.width);
   WeightedCorners<A> corners;
   CornerWeights(point.fraction_y, point.fraction_x, offset.mask, corners.weight);
-  corners.packed = PackCorners(g, p.image, point.pixel, point.corners);
+  const int64_t pixel = static_cast<int64_t>(p.image) * g.height * g.width + point.pixel;
+  corners.place = (kVectors ? pixel * (g.channels / kLanes) : pixel) * 16 + point.corners;
   return corners;
 }
 
-// Samples 16 bytes of channels: Load, and when the loads have had time, Finish. kVectors: all runs
+// Samples 16 bytes of channels: Load, and when the loads have had time, Finish with what they
+// brought, of which there may be several. kVectors: all runs
 // of channels are whole and aligned to 16 bytes. kRound: the samples are rounded to TF32.
 template <typename T, bool kVectors, bool kRound>
 class Sampler {
  public:
+  using A = ComputeType<T>;
   static constexpr int kLanes = 16 / sizeof(T);
 
-  TF_DEFORMABLE_DEVICE void Load(const Convolution& g, const T* inputs, int64_t packed,
-                                 int32_t channel, int32_t left) {
+  Sampler() = default;
+  // For channels from `channel` on, of which there are `left`; what is beyond has no meaning in
+  // sums of vectors, and is 0 elsewhere.
+  TF_DEFORMABLE_DEVICE Sampler(const Convolution& g, const T* inputs, int32_t channel, int32_t left)
+      : left_(left), pixel_(g.channels) {
+    const int64_t row = static_cast<int64_t>(g.width) * g.channels;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      first_[j] = inputs + channel + (j & 1) * g.channels + (j >> 1) * row;
+    }
+  }
+
+  struct Loaded {
+    Vector16 values[4];  // at the corners; not used without kVectors
+  };
+
+  TF_DEFORMABLE_DEVICE void Load(const WeightedCorners<A>& corners, Loaded* loaded) const {
     if constexpr (kVectors) {
-      const T* const first = inputs + (packed >> 4) * g.channels + channel;
-      const int64_t row = static_cast<int64_t>(g.width) * g.channels;
+      const int32_t at = static_cast<int32_t>(corners.at());
+      const uint32_t present = left_ > 0 ? corners.present() : 0;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const bool present = (packed >> j & 1) != 0 && left > 0;
-        const T* const at = first + (j & 1) * g.channels + (j >> 1) * row;
-        corners_[j] = present ? LoadGlobal16(at) : Vector16{{0, 0, 0, 0}};
+        loaded->values[j] = (present >> j & 1) != 0
+                                ? LoadGlobal16(reinterpret_cast<const Vector16*>(first_[j]) + at)
+                                : Vector16{{0, 0, 0, 0}};
       }
     }
   }
 
-  // The sampled values; 0 from the channel `left` on.
-  TF_DEFORMABLE_DEVICE void Sum(const Convolution& g, const T* inputs,
-                                const WeightedCorners<ComputeType<T>>& corners, int32_t channel,
-                                int32_t left, ComputeType<T> (&sums)[kLanes]) const {
-    using A = ComputeType<T>;
+  TF_DEFORMABLE_DEVICE void Sum(const WeightedCorners<A>& corners, const Loaded& loaded,
+                                A (&sums)[kLanes]) const {
     if constexpr (kVectors) {
 #pragma unroll
-      for (int i = 0; i < kLanes; ++i) sums[i] = 0;
-      if (left <= 0) return;  // not even a NaN weight may reach channels that do not exist
-#pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const Elements<T> elements(corners_[j]);
+        A values[kLanes];
+        Widen<T>(loaded.values[j], values);
 #pragma unroll
         for (int i = 0; i < kLanes; ++i) {
-          sums[i] += corners.weight[j] * ToCompute(elements.values[i]);
+          sums[i] =
+              j == 0 ? corners.weight[j] * values[i] : sums[i] + corners.weight[j] * values[i];
         }
       }
     } else {
-      const int64_t first = (corners.packed >> 4) * g.channels + channel;
-      const int64_t row = static_cast<int64_t>(g.width) * g.channels;
 #pragma unroll
       for (int i = 0; i < kLanes; ++i) {
         sums[i] = 0;
-        if (i >= left) continue;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const bool present = (corners.packed >> j & 1) != 0;
-          const int64_t at = first + (j & 1) * g.channels + (j >> 1) * row + i;
-          sums[i] += corners.weight[j] * (present ? ToCompute(inputs[at]) : A{0});
+          const bool present = i < left_ && (corners.present() >> j & 1) != 0;
+          const A value = present ? ToCompute(first_[j][corners.at() * pixel_ + i]) : A{0};
+          if (i < left_) sums[i] += corners.weight[j] * value;
         }
       }
     }
   }
 
   // The same, as elements of a tile that will be multiplied.
-  TF_DEFORMABLE_DEVICE Vector16 Finish(const Convolution& g, const T* inputs,
-                                       const WeightedCorners<ComputeType<T>>& corners,
-                                       int32_t channel, int32_t left) const {
-    ComputeType<T> sums[kLanes];
-    Sum(g, inputs, corners, channel, left, sums);
+  TF_DEFORMABLE_DEVICE Vector16 Finish(const WeightedCorners<A>& corners,
+                                       const Loaded& loaded) const {
+    // Not even a NaN weight may reach channels that do not exist.
+    if (kVectors && left_ <= 0) return {{0, 0, 0, 0}};
+    A sums[kLanes];
+    Sum(corners, loaded, sums);
     Elements<T> elements;
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) {
@@ -218,14 +264,16 @@ class Sampler {
   }
 
  private:
-  Vector16 corners_[4];
+  int32_t left_, pixel_;  // channels, and elements from a pixel to the next
+  const T* first_[4];     // of the channels, at the corners of pixel 0
 };
 
 // --- Copying tiles into shared memory ------------------------------------------------------------
 
 // Starts to copy rows [0, rows) of columns [0, columns) of a matrix into a tile of kRows x
-// kColumns, whose rows are `to_row` apart; the rest of the tile becomes 0.
-template <typename T, int kRows, int kColumns, bool kVectors>
+// kColumns, whose rows are `to_row` apart; the rest of the tile becomes 0. kInterleaved: the rows,
+// which are columns of a product, are put where Interleaved says.
+template <typename T, int kRows, int kColumns, bool kVectors, bool kInterleaved = false>
 TF_DEFORMABLE_DEVICE void CopyTile(const T* from, int64_t from_row, int rows, int columns, T* to,
                                    int to_row) {
   constexpr int kLanes = 16 / sizeof(T);
@@ -236,7 +284,7 @@ TF_DEFORMABLE_DEVICE void CopyTile(const T* from, int64_t from_row, int rows, in
     const int i = first + ThreadIndex();
     if (kVectorsInAll % kThreads != 0 && i >= kVectorsInAll) break;
     const int row = i / kRowVectors, column = i % kRowVectors * kLanes;
-    T* const target = to + row * to_row + column;
+    T* const target = to + (kInterleaved ? Interleaved(row) : row) * to_row + column;
     if constexpr (kVectors) {
       const bool present = row < rows && column < columns;
       CopyAsync16(target, present ? from + row * from_row + column : from, present);
@@ -276,6 +324,8 @@ struct Tile {
   static constexpr int kWarpRows = kWarpRows_, kWarpColumns = kWarpColumns_;
   static constexpr bool kVectors = kVectors_;
   static constexpr bool kRound = std::is_same_v<T, float> && !kFma;
+  // Whether lanes can hold longer runs of the result.
+  static constexpr bool kInterleaves = !kFma && kVectors && kWarpColumns % kInterleavedColumns == 0;
   using Product = std::conditional_t<kFma, FmaProduct<T, kWarpRows, kWarpColumns>,
                                      WarpProduct<T, kWarpRows, kWarpColumns>>;
   static constexpr int kLanes = 16 / sizeof(T);

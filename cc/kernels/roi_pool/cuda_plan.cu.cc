@@ -5,6 +5,7 @@
 
 #include "kernels/base/integers.h"
 #include "kernels/cuda/reduce.h"
+#include "kernels/cuda/warpgroup.h"
 #include "kernels/roi_pool/cuda_kernels.h"
 
 namespace tf_deformable::roi_pool::cuda {
