@@ -82,7 +82,11 @@ float Value(float scale, bool hostile) {
   constexpr float kHostile[] = {NAN,     kInfinity, -kInfinity, 1e30f, -1e30f,
                                 3.4e38f, 3e9f,      -1,         -0.5f};
   if (hostile && Chance(6)) return kHostile[Between(0, std::size(kHostile) - 1)];
-  return std::normal_distribution<float>(0, scale)(random_state);
+  // Nearly normal, and the same on every machine, which logarithms of float are not.
+  const uint32_t bits = random_state();
+  double sum = -509.5 + random_state() * 0x1p-32;
+  for (int i = 0; i < 32; i += 8) sum += bits >> i & 255;
+  return static_cast<float>(sum / 148 * scale);
 }
 
 void Put(float value, float* to) { *to = value; }
