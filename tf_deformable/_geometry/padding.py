@@ -76,6 +76,13 @@ def resolve_axes(
     return y, x
 
 
+def explicit_padding(padding: Padding) -> str | list[list[int]]:
+    """Returns a padding as the operators take it for "NHWC"."""
+    if isinstance(padding, str):
+        return padding
+    return [[0, 0], *map(list, padding), [0, 0]]
+
+
 def same_padding(input_size: Any, kernel_size: Pair, strides: Pair, dilations: Pair) -> tf.Tensor:
     """Returns TensorFlow's "SAME" padding, int32 `[[top, bottom], [left, right]]`.
 

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from tf_deformable._geometry.padding import explicit_padding
 from tf_deformable.graphs.layer_calls import LayerCall, inlined_functions, listening
 from tf_deformable.layers.deformable_conv2d import DeformableConv2D
 from tf_deformable.ops.sampling import sampling_positions
@@ -143,7 +144,7 @@ def samples_of(call: LayerCall) -> LayerSamples:
                 kernel_size=layer.kernel_size,
                 input_size=(height, width),
                 strides=layer.strides,
-                padding=layer.padding.upper(),
+                padding=explicit_padding(layer.padding_of_both_axes),
                 dilations=layer.dilation_rate,
             )
         )

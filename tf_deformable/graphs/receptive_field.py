@@ -455,10 +455,12 @@ def _through_layer(call: LayerCall, fields: dict[Any, Field]) -> Field | None:
     axes = axes_of(layer)
     if field is None or field.axes != axes:
         return None
-    pads = [0.0, 0.0]
-    if layer.padding == "same":
+    padding, pads = layer.padding_of_both_axes, [0.0, 0.0]
+    if padding == "SAME":
         size = size_of(call.features, axes)
         pads = _same(size, layer.kernel_size, layer.strides, layer.dilation_rate)
+    elif padding != "VALID":
+        pads = [float(before) for before, _ in padding]
     return _windows(field, layer.kernel_size, layer.strides, layer.dilation_rate, pads)
 
 

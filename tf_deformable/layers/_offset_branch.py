@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_deformable._geometry.padding import same_padding
+from tf_deformable._geometry.padding import Padding, explicit_padding, same_padding
 
 
 def convolution(
@@ -16,7 +16,7 @@ def convolution(
     filters: tf.Tensor,
     *,
     strides: tuple[int, int],
-    padding: str,
+    padding: Padding,
     dilations: tuple[int, int],
 ) -> tf.Tensor:
     """Dense 2D convolution, with gradients where strides and dilations both exceed 1.
@@ -30,12 +30,14 @@ def convolution(
         inputs: `[N, H, W, C]`.
         filters: `[kh, kw, C, F]`.
         strides: y and x.
-        padding: "SAME" or "VALID".
+        padding: "SAME", "VALID" or ((top, bottom), (left, right)).
         dilations: y and x.
 
     Returns:
         `[N, Ho, Wo, F]`.
     """
+    if not isinstance(padding, str):
+        inputs, padding = _padded(inputs, filters, strides, padding, dilations)
     if max(strides) == 1 or max(dilations) == 1:
         return _convolution(inputs, filters, strides, padding, dilations)
     if padding == "SAME":
@@ -54,6 +56,23 @@ def convolution(
     # Both remain, as in stride 2 with dilation 3: every position is computed, some are kept.
     outputs = _convolution(inputs, filters, (1, 1), "VALID", dilations)
     return outputs[:, ::stride_y, ::stride_x]
+
+
+def _padded(
+    inputs: tf.Tensor,
+    filters: tf.Tensor,
+    strides: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+    dilations: tuple[int, int],
+) -> tuple[tf.Tensor, Padding]:
+    """Returns the inputs and the padding "SAME" or "VALID" that stand for explicit padding."""
+    extents = [(size - 1) * rate for size, rate in zip(filters.shape[:2], dilations, strict=True)]
+    same = tuple((extent // 2, extent - extent // 2) for extent in extents)
+    if padding == same and max(strides) == 1:  # It spares a copy of the inputs.
+        return inputs, "SAME"
+    if padding == ((0, 0), (0, 0)):
+        return inputs, "VALID"
+    return tf.pad(inputs, explicit_padding(padding)), "VALID"
 
 
 def _convolution(
@@ -79,7 +98,7 @@ def wide_convolution(
     filters: tf.Tensor,
     *,
     strides: tuple[int, int] = (1, 1),
-    padding: str = "VALID",
+    padding: Padding = "VALID",
     dilations: tuple[int, int] = (1, 1),
 ) -> tf.Tensor:
     """`convolution` in the dtype of the filters, of inputs that may be narrower.

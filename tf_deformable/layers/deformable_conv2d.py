@@ -8,8 +8,9 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable._geometry import rules
-from tf_deformable._geometry.padding import resolve_axes
-from tf_deformable.layers._base import OperatorLayer, as_output_shape
+from tf_deformable._geometry.padding import Padding, explicit_padding, resolve_axes
+from tf_deformable._geometry.sizes import Pair
+from tf_deformable.layers._base import OperatorLayer, as_integer, as_output_shape
 from tf_deformable.layers._offset_branch import (
     mask_from_logits,
     scale_gradient,
@@ -71,7 +72,10 @@ class DeformableConv2D(OperatorLayer):
         filters: int, number of output channels.
         kernel_size: int or two ints (y, x), size of the kernel.
         strides: int or two ints (y, x).
-        padding: `"valid"` or `"same"` (case-insensitive), as TensorFlow pads.
+        padding: `"valid"` or `"same"` (case-insensitive), as TensorFlow pads; or the zeros around
+            the map, which `Conv2D` does not take: an int for all sides, two ints (above and below,
+            left and right), or `((top, bottom), (left, right))`. 1 is PyTorch's `padding=1`; with
+            strides above 1 `"same"` is something else.
         data_format: `"channels_last"`, `"channels_first"` or None for Keras' own setting. The
             operator works on channels_last, a channels_first input is transposed on the way.
         dilation_rate: int or two ints (y, x), distance between the taps of the kernel at rest.
@@ -159,7 +163,7 @@ class DeformableConv2D(OperatorLayer):
         filters: int,
         kernel_size: int | tuple[int, int],
         strides: int | tuple[int, int] = 1,
-        padding: str = "valid",
+        padding: str | int | tuple[Any, Any] = "valid",
         data_format: str | None = None,
         dilation_rate: int | tuple[int, int] = 1,
         groups: int = 1,
@@ -190,7 +194,7 @@ class DeformableConv2D(OperatorLayer):
         self.filters = self._positive_integer("filters", filters)
         self.kernel_size = self._positive_pair("kernel_size", kernel_size)
         self.strides = self._positive_pair("strides", strides)
-        self.padding = self._choice("padding", padding, ("valid", "same"))
+        self.padding = self._padding(padding)
         self.data_format = self._data_format(data_format)
         self.dilation_rate = self._positive_pair("dilation_rate", dilation_rate)
         self.groups = self._positive_integer("groups", groups)
@@ -296,7 +300,7 @@ class DeformableConv2D(OperatorLayer):
             mask,
             bias=self._cast(self.bias) if self.use_bias else None,
             strides=self.strides,
-            padding=self.padding.upper(),
+            padding=explicit_padding(self.padding_of_both_axes),
             dilations=self.dilation_rate,
         )
         return self.activation(self._in_data_format(outputs))
@@ -348,7 +352,7 @@ class DeformableConv2D(OperatorLayer):
             kernel_size=self.kernel_size,
             input_size=tf.shape(features)[1:3],
             strides=self.strides,
-            padding=self.padding.upper(),
+            padding=explicit_padding(self.padding_of_both_axes),
             dilations=self.dilation_rate,
         )
 
@@ -357,14 +361,13 @@ class DeformableConv2D(OperatorLayer):
         shapes = dict(zip(self._input_names, self._input_shapes(input_shape), strict=True))
         shape = shapes["inputs"]
         spatial = shape[2:] if self.data_format == "channels_first" else shape[1:3]
-        padding: Any = self.padding.upper()
         # Where a size is not known, one pixel stands for it.
         axes = resolve_axes(
             [1 if size is None else size for size in spatial],
             self.kernel_size,
             self.strides,
             self.dilation_rate,
-            padding,
+            self.padding_of_both_axes,
         )
         sized = list(zip(spatial, axes, strict=True))
         if any(size is not None and axis.padded < axis.extent for size, axis in sized):
@@ -447,6 +450,13 @@ class DeformableConv2D(OperatorLayer):
         }
 
     @property
+    def padding_of_both_axes(self) -> Padding:
+        """The padding as the package's rules of sizes take it."""
+        if isinstance(self.padding, tuple):
+            return self.padding
+        return "SAME" if self.padding == "same" else "VALID"
+
+    @property
     def _taps(self) -> int:
         """Samples of an output pixel."""
         return self.offset_groups * math.prod(self.kernel_size)
@@ -488,7 +498,7 @@ class DeformableConv2D(OperatorLayer):
             features,
             self._cast_sampling(self.offset_kernel),
             strides=self.strides,
-            padding=self.padding.upper(),
+            padding=self.padding_of_both_axes,
             dilations=self.dilation_rate,
         )
         outputs = tf.nn.bias_add(outputs, self._cast_sampling(self.offset_bias))
@@ -501,6 +511,26 @@ class DeformableConv2D(OperatorLayer):
         if self.max_offset is not None:
             outputs = self.max_offset * tf.tanh(outputs)
         return outputs, mask
+
+    def _padding(self, value: Any) -> str | tuple[Pair, Pair]:
+        """Returns the argument `padding`, explicit ones as ((top, bottom), (left, right))."""
+        if isinstance(value, str) and value.lower() in ("valid", "same"):
+            return value.lower()
+        axes = value if isinstance(value, (tuple, list)) else (value, value)
+        sides = [axis if isinstance(axis, (tuple, list)) else (axis, axis) for axis in axes]
+        pads = [[as_integer(side) for side in axis] for axis in sides]
+        try:
+            (top, bottom), (left, right) = pads
+        except ValueError:
+            top = None
+        if top is None or any(side is None or side < 0 for axis in pads for side in axis):
+            rule = (
+                'must be "valid", "same", a non-negative integer, two of them (y, x) or '
+                "((top, bottom), (left, right))"
+            )
+            raise self._error("padding", rule, value)
+        explicit = (top, bottom), (left, right)
+        return explicit if any(map(any, explicit)) else "valid"
 
     def _channels_last(self, tensor: Any) -> tf.Tensor:
         if self.data_format == "channels_first":

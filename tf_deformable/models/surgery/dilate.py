@@ -57,7 +57,13 @@ def dilation(network: Network) -> dict[int, dict[str, Any]]:
             if max(kernel_size(layer)) == 1:
                 continue
             rates = tuple(rate * f for rate, f in zip(layer.dilation_rate, factor, strict=True))
-            changes.setdefault(site.key, {})["dilation_rate"] = rates
+            change = changes.setdefault(site.key, {})
+            change["dilation_rate"] = rates
+            if not isinstance(layer.padding, str):  # The map keeps its size.
+                change["padding"] = tuple(
+                    (before * f, after * f)
+                    for (before, after), f in zip(layer.padding, factor, strict=True)
+                )
     for site in network.sites.values():
         if isinstance(site.layer, tf.keras.layers.ZeroPadding2D):
             change = _padding(network, site, changes, factor)

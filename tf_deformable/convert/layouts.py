@@ -1,16 +1,4 @@
-"""Conversions from and to what other packages call the same tensors.
-
-Everywhere in this package y comes before x, maps are NHWC, kernels HWIO, and boxes (y1, x1, y2, x2)
-with an index of their image. Others differ:
-
-- torchvision, mmcv, ONNX, PaddlePaddle and MXNet have maps NCHW and kernels OIHW; the channels of
-  their convolution offsets are ordered as here: (tap row, tap column, (dy, dx)).
-- DCNv3 and DCNv4 have maps NHWC and convolution offsets (tap column, tap row, (dx, dy)).
-- All but ONNX have boxes as rois (index of the image, x1, y1, x2, y2).
-- mmcv and MXNet have RoI offsets as planes, `[R, classes x (dx, dy), part_h, part_w]`, where here
-  they are `[R, part_h, part_w, classes, (dy, dx)]`.
-- mmcv, MXNet and OpenVINO order the channels of position-sensitive maps (D, row, column), this
-  package (row, column, D).
+"""Conversions between what packages call the same tensors: layouts, orders of channels, boxes.
 
 The functions only move and rename numbers, in any dtype. They take what TensorFlow can convert to a
 tensor, return tensors, and are differentiable.
@@ -25,24 +13,6 @@ import numpy as np
 import tensorflow as tf
 
 from tf_deformable.ops import _arguments
-
-__all__ = [
-    "boxes_from_normalized",
-    "boxes_from_rois",
-    "dcnv3_from_mask",
-    "dcnv3_from_offsets",
-    "depth_major_from_psroi_channels",
-    "hwio_from_oihw",
-    "mask_from_dcnv3",
-    "nchw_from_nhwc",
-    "nhwc_from_nchw",
-    "offsets_from_dcnv3",
-    "oihw_from_hwio",
-    "planes_from_roi_offsets",
-    "psroi_channels_from_depth_major",
-    "roi_offsets_from_planes",
-    "rois_from_boxes",
-]
 
 # --- Maps and kernels ---
 
