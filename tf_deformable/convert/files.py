@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import ml_dtypes
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
 from tf_deformable.convert.mxnet_file import parse_mxnet_params
@@ -23,7 +23,7 @@ _OLDEST_TORCH = (2, 6)
 # Under these keys training programs keep the weights, beside what else they save.
 _STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict")
 _SAFETENSORS_DTYPES: dict[str, Any] = {
-    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16},
+    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": tf.bfloat16.as_numpy_dtype},
     **{"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1"},
     **{"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?"},
 }
@@ -106,10 +106,12 @@ def _arrays(state_dict: Mapping[str, Any]) -> dict[str, Array]:
             value = value.detach().cpu()
             value = value.float() if str(value.dtype) == "torch.bfloat16" else value
         array = np.asarray(value)
-        if not isinstance(name, str) or array.dtype.kind not in "?biufV":
+        is_number = array.dtype.kind in "biuf" or array.dtype == tf.bfloat16.as_numpy_dtype
+        if not isinstance(name, str) or not is_number:
+            hint = f"; if that is the state dict, say key={name!r}" * isinstance(value, Mapping)
             raise ValueError(
                 "read_weights: a state dict must hold arrays of numbers by name, got "
-                f"{type(value).__name__} for {name!r}"
+                f"{type(value).__name__} for {name!r}{hint}"
             )
         arrays[name] = array
     return arrays
@@ -144,9 +146,7 @@ def import_torch(purpose: str) -> Any:
 
 
 def _read_safetensors(path: Path) -> dict[str, Array]:
-    safetensors = _import(
-        "safetensors", "safetensors", "read_weights: reading .safetensors files"
-    )
+    safetensors = _import("safetensors", "safetensors", "read_weights: reading .safetensors files")
     try:
         tensors = dict(safetensors.deserialize(path.read_bytes()))
     except Exception as error:  # Its own class of errors has changed its place.

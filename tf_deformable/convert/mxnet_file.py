@@ -24,15 +24,15 @@ import math
 import struct
 from typing import Any
 
-import ml_dtypes
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
 _FILE_MAGIC = 0x112
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 _DTYPES: dict[int, Any] = {
     **{0: "<f4", 1: "<f8", 2: "<f2", 3: "u1", 4: "<i4", 5: "i1", 6: "<i8", 7: "?"},
-    **{8: "<i2", 9: "<u2", 10: "<u4", 11: "<u8", 12: ml_dtypes.bfloat16},
+    **{8: "<i2", 9: "<u2", 10: "<u4", 11: "<u8", 12: tf.bfloat16.as_numpy_dtype},
 }
 _MAX_RANK = 32  # NumPy's; what is above is no rank, but a file that is broken
 
@@ -98,7 +98,7 @@ class _Reader:
         if magic in (_V2, _V3):
             storage = self.unpack("i")
             if storage != 0:
-                raise ValueError(f"it holds a sparse array (storage {storage}), dense ones are read")
+                raise ValueError(f"it holds a sparse array (storage {storage})")
         rank = magic if is_oldest else self.unpack("i")
         is_empty = rank < 0 if magic == _V3 else rank == 0
         if is_empty:

@@ -36,11 +36,10 @@ def convolution(
     Returns:
         `[N, Ho, Wo, F]`.
     """
-    if not isinstance(padding, str):
-        inputs, padding = _padded(inputs, filters, strides, padding, dilations)
+    inputs, scheme = _padded(inputs, filters, strides, padding, dilations)
     if max(strides) == 1 or max(dilations) == 1:
-        return _convolution(inputs, filters, strides, padding, dilations)
-    if padding == "SAME":
+        return _convolution(inputs, filters, strides, scheme, dilations)
+    if scheme == "SAME":
         pads = same_padding(tf.shape(inputs)[1:3], tuple(filters.shape[:2]), strides, dilations)
         inputs = tf.pad(inputs, tf.pad(pads, [[1, 1], [0, 0]]))
         if inputs.shape[3] is None:  # Padding by unknown sizes hides what LiteRT needs to know.
@@ -62,10 +61,12 @@ def _padded(
     inputs: tf.Tensor,
     filters: tf.Tensor,
     strides: tuple[int, int],
-    padding: tuple[tuple[int, int], tuple[int, int]],
+    padding: Padding,
     dilations: tuple[int, int],
-) -> tuple[tf.Tensor, Padding]:
-    """Returns the inputs and the padding "SAME" or "VALID" that stand for explicit padding."""
+) -> tuple[tf.Tensor, str]:
+    """Returns inputs with which "SAME" or "VALID" is what the padding is, and which of the two."""
+    if isinstance(padding, str):
+        return inputs, padding
     extents = [(size - 1) * rate for size, rate in zip(filters.shape[:2], dilations, strict=True)]
     same = tuple((extent // 2, extent - extent // 2) for extent in extents)
     if padding == same and max(strides) == 1:  # It spares a copy of the inputs.

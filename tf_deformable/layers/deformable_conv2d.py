@@ -517,20 +517,19 @@ class DeformableConv2D(OperatorLayer):
         if isinstance(value, str) and value.lower() in ("valid", "same"):
             return value.lower()
         axes = value if isinstance(value, (tuple, list)) else (value, value)
-        sides = [axis if isinstance(axis, (tuple, list)) else (axis, axis) for axis in axes]
-        pads = [[as_integer(side) for side in axis] for axis in sides]
-        try:
-            (top, bottom), (left, right) = pads
-        except ValueError:
-            top = None
-        if top is None or any(side is None or side < 0 for axis in pads for side in axis):
+        pads = []
+        for axis in axes:
+            sides = axis if isinstance(axis, (tuple, list)) else (axis, axis)
+            numbers = [n for n in map(as_integer, sides) if n is not None and n >= 0]
+            if len(numbers) == len(sides) == 2:
+                pads.append((numbers[0], numbers[1]))
+        if len(pads) != 2 or len(axes) != 2:
             rule = (
                 'must be "valid", "same", a non-negative integer, two of them (y, x) or '
                 "((top, bottom), (left, right))"
             )
             raise self._error("padding", rule, value)
-        explicit = (top, bottom), (left, right)
-        return explicit if any(map(any, explicit)) else "valid"
+        return (pads[0], pads[1]) if any(map(any, pads)) else "valid"
 
     def _channels_last(self, tensor: Any) -> tf.Tensor:
         if self.data_format == "channels_first":

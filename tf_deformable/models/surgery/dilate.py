@@ -57,10 +57,10 @@ def dilation(network: Network) -> dict[int, dict[str, Any]]:
             if max(kernel_size(layer)) == 1:
                 continue
             rates = tuple(rate * f for rate, f in zip(layer.dilation_rate, factor, strict=True))
-            change = changes.setdefault(site.key, {})
-            change["dilation_rate"] = rates
+            dilated = changes.setdefault(site.key, {})
+            dilated["dilation_rate"] = rates
             if not isinstance(layer.padding, str):  # The map keeps its size.
-                change["padding"] = tuple(
+                dilated["padding"] = tuple(
                     (before * f, after * f)
                     for (before, after), f in zip(layer.padding, factor, strict=True)
                 )
