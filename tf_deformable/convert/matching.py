@@ -50,6 +50,7 @@ class Matching:
         self._missing: list[str] = []
         self._wrong: list[str] = []
         self._used: set[str] = set()
+        self._found = False
         self._loads: list[tuple[Any, Array]] = []
 
     def __contains__(self, name: str) -> bool:
@@ -65,6 +66,7 @@ class Matching:
         if name not in self._arrays:
             self._missing.append(name)
             return None
+        self._found = True
         shape = self._arrays[name].shape
         if len(shape) != layout.count(",") + 1 or 0 in shape:
             self._used.add(name)
@@ -77,6 +79,7 @@ class Matching:
         if name not in self._arrays:
             self._missing.append(name)
             return np.zeros(shape, np.float32)
+        self._found = True
         self._used.add(name)
         array = self._arrays[name]
         if array.shape != tuple(shape):
@@ -114,7 +117,7 @@ class Matching:
         listed["not used"] = unused
         lines = [f"{self._operation}: the weights are not those of {target}; nothing is loaded"]
         lines += [f"{title}: {', '.join(names)}" for title, names in listed.items() if names]
-        if self._missing and not unused and not self._used:
+        if self._missing and not unused and not self._found:
             there = ", ".join(self._arrays) or "none"
             if len(there) > 1000:
                 there = f"{there[:1000]}... ({len(self._arrays)} in all)"

@@ -20,8 +20,9 @@ def layer_from_mxnet(
     `res5a_branch2b_weight`, and its offset convolution `res5a_branch2b_offset_weight` and `_bias`.
     Their arguments there: `padding=2, dilation_rate=2`, with 4 offset groups, as the file says.
 
-    MXNet's operator clamps a sample between the last pixel and the border to the last pixel, where
-    this package lets it fade to zero (see the page Conventions): there outputs differ.
+    A sample less than a pixel outside the map is something else in MXNet's operator: 0 above and
+    left, the last pixel below and right, where here it fades (see the page Conventions). Outputs
+    differ there.
 
     Example:
         >>> weights = {

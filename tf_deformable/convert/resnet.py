@@ -50,7 +50,8 @@ def resnet_from_torch(
     include_top=False))`, its layers have the same names, but it computes what PyTorch does: it
     pads both sides alike where Keras pads one, has the stride where `style` says, and an epsilon of
     1e-5. Batch normalization is frozen, as in these detectors: set `trainable` on its layers to
-    train it. Images are preprocessed as they were for the weights.
+    train it. Images are preprocessed as they were for the weights. Networks with a stem of several
+    convolutions, with average pooling in their shortcuts, or of ResNeXt are not read.
 
     Args:
         weights: a state dict (arrays or tensors by name) or a file, see `read_weights`.

@@ -13,9 +13,9 @@ from tf_deformable.convert.files import Array, WeightsSource, import_torch, read
 from tf_deformable.convert.matching import Matching, joined
 from tf_deformable.layers.deformable_conv2d import DeformableConv2D
 
-# What the convolution that predicts offsets is called, `{}` the deformable one's name: mmcv and
+# What the convolution that predicts offsets is called, after the deformable one's name: mmcv and
 # DCNv2, DCNv2 with a mask, detectron2 and mmdetection 1.
-_BRANCHES = ("{}.conv_offset", "{}.conv_offset_mask", "{}_offset")
+_BRANCHES = (".conv_offset", ".conv_offset_mask", "_offset")
 # What a file says of a layer, so that no argument can.
 _FROM_FILE = ("filters", "kernel_size", "use_bias")
 _ARGUMENTS = {*inspect.signature(DeformableConv2D).parameters, "dtype", "trainable"} - {"kwargs"}
@@ -44,8 +44,7 @@ class LayerNames:
 
 def branches_of(arrays: Mapping[str, Array], prefix: str) -> list[str]:
     """The names that known packages give the offset convolution, as far as they are there."""
-    candidates = [form.format(prefix).strip("._") for form in _BRANCHES]
-    return [name for name in dict.fromkeys(candidates) if f"{name}.weight" in arrays]
+    return [name for name in _branch_names(prefix) if f"{name}.weight" in arrays]
 
 
 def layer_from_torch(
@@ -299,6 +298,10 @@ def plan_layer(matching: Matching, layer: Any, names: LayerNames) -> None:
     matching.plan(layer.offset_bias, np.concatenate(biases))
 
 
+def _branch_names(prefix: str) -> list[str]:
+    return [f"{prefix}{end}" if prefix else end[1:] for end in _BRANCHES]
+
+
 def _names(
     op: str,
     arrays: Mapping[str, Array],
@@ -327,7 +330,7 @@ def _names(
             )
         offset_prefix = found[0] if found else joined(prefix, "conv_offset")
         if not found and joined(prefix, "weight") in arrays:
-            known = ", ".join(form.format(prefix).strip("._") for form in _BRANCHES)
+            known = ", ".join(_branch_names(prefix))
             raise ValueError(
                 f"{op}: the weights are not those of a deformable convolution {prefix!r}; nothing "
                 f"is loaded\n  missing: the offset convolution, none of {known} has a weight; "
