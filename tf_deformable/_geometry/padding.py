@@ -83,7 +83,9 @@ def explicit_padding(padding: Padding) -> str | list[list[int]]:
     return [[0, 0], *map(list, padding), [0, 0]]
 
 
-def same_padding(input_size: Any, kernel_size: Pair, strides: Pair, dilations: Pair) -> tf.Tensor:
+def same_padding(
+    input_size: Any, kernel_size: Sequence[Dim], strides: Pair, dilations: Pair
+) -> tf.Tensor:
     """Returns TensorFlow's "SAME" padding, int32 `[[top, bottom], [left, right]]`.
 
     Args:

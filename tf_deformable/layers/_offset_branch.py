@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable._geometry.padding import Padding, explicit_padding, same_padding
+from tf_deformable.ops._second_order import vector_jacobian_product
 
 
 def convolution(
@@ -114,23 +115,13 @@ def wide_convolution(
     def compute(wide: tf.Tensor, filters: tf.Tensor) -> tf.Tensor:
         return convolution(wide, filters, strides=strides, padding=padding, dilations=dilations)
 
-    def gradients_in_graph(wide: tf.Tensor, filters: tf.Tensor, upstream: tf.Tensor) -> Any:
-        return tf.gradients(compute(wide, filters), [wide, filters], upstream)
-
     @tf.custom_gradient
     def of_widened(inputs: tf.Tensor, filters: tf.Tensor) -> Any:
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             # After the upstream gradient, or TensorFlow would keep and use the one from before.
             with tf.control_dependencies([upstream]):
                 wide = tf.cast(inputs, dtype)
-            with tf.GradientTape() as tape:
-                tape.watch([wide, filters])
-                outputs = compute(wide, filters)
-            gradients = tape.gradient(outputs, [wide, filters], output_gradients=upstream)
-            if gradients[0] is None:  # Tapes pause while TensorFlow takes a forward derivative.
-                in_graph = tf.function(gradients_in_graph, autograph=False)
-                gradients = in_graph(wide, filters, upstream)
-            of_inputs, of_filters = gradients
+            of_inputs, of_filters = vector_jacobian_product(compute, [wide, filters], upstream)
             return tf.cast(of_inputs, inputs.dtype), of_filters
 
         return compute(tf.cast(inputs, dtype), filters), gradient

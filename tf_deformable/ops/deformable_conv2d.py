@@ -11,11 +11,12 @@ import tensorflow as tf
 
 from tf_deformable import _native, config
 from tf_deformable._geometry.padding import Padding
-from tf_deformable._geometry.sizes import Pair
+from tf_deformable._geometry.sizes import Dim, Pair, dims, shape_of
 from tf_deformable._registration import register_gradient
 from tf_deformable.ops import _arguments
-from tf_deformable.ops._second_order import gradients_of_gradients
+from tf_deformable.ops._second_order import hessian_product
 from tf_deformable.ops._symbolic import accepts_keras_tensors
+from tf_deformable.ops.sampling import regular_positions
 from tf_deformable.reference import deformable_conv2d as _reference
 
 _OP = "deformable_conv2d"
@@ -139,8 +140,20 @@ def deformable_conv2d(
                 if values[argument] is not None:
                     _arguments.check_rank(_OP, argument, axes, values[argument])
                     values[argument] = tf.transpose(values[argument], _TO_NHWC)
-        forward = _native_forward if config.get_backend() == "native" else _reference_forward
-        outputs = forward(**values, attributes=attributes)
+        inputs, filters, offsets, mask, bias = values.values()
+        if config.get_backend() == "native":
+            outputs = _native_forward(
+                inputs,
+                filters,
+                offsets,
+                [] if mask is None else [mask],
+                [] if bias is None else [bias],
+                attributes,
+            )
+        else:
+            outputs = _reference(
+                inputs, filters, offsets, mask, bias=bias, **attributes.for_reference()
+            )
         return tf.transpose(outputs, _TO_NCHW) if layout == "NCHW" else outputs
 
 
@@ -178,31 +191,20 @@ class _Attributes:
         )
 
 
-def _reference_forward(
-    inputs: tf.Tensor,
-    filters: tf.Tensor,
-    offsets: tf.Tensor,
-    mask: tf.Tensor | None,
-    bias: tf.Tensor | None,
-    attributes: _Attributes,
-) -> tf.Tensor:
-    return _reference(inputs, filters, offsets, mask, bias=bias, **attributes.for_reference())
-
-
 def _native_forward(
     inputs: tf.Tensor,
     filters: tf.Tensor,
     offsets: tf.Tensor,
-    mask: tf.Tensor | None,
-    bias: tf.Tensor | None,
+    mask: list[tf.Tensor],
+    bias: list[tf.Tensor],
     attributes: _Attributes,
 ) -> tf.Tensor:
     return _native.load().tf_deformable_conv2d(
         inputs=inputs,
         filters=filters,
         offsets=offsets,
-        mask=[] if mask is None else [mask],
-        bias=[] if bias is None else [bias],
+        mask=mask,
+        bias=bias,
         **attributes.for_native(),
     )
 
@@ -236,9 +238,103 @@ def _gradient(op: tf.Operation, grad_output: tf.Tensor) -> list[tf.Tensor]:
 
 
 def _second_gradient(op: tf.Operation, *upstream: tf.Tensor) -> list[tf.Tensor]:
-    *primals, grad_output = op.inputs
-    function = functools.partial(_reference, **_Attributes.of(op).for_reference())
-    return gradients_of_gradients(function, primals, grad_output, upstream)
+    attributes = _Attributes.of(op)
+    return hessian_product(
+        functools.partial(_hessian_along, attributes=attributes),
+        functools.partial(_reference, **attributes.for_reference()),
+        op.inputs,
+        [*upstream, tf.zeros_like(op.inputs[-1])],
+    )
+
+
+def _hessian_along(
+    number: int,
+    variables: Sequence[tf.Tensor],
+    direction: tf.Tensor,
+    attributes: _Attributes,
+) -> list[tf.Tensor | None]:
+    """The Hessian of `<grad_output, output>` times a direction of one of the variables.
+
+    `variables` are what the gradient operator reads. All of them but the offsets are factors of the
+    product: the derivative along one of them is the product with that factor replaced.
+    """
+    if number == 2:
+        return _hessian_along_offsets(variables, direction, attributes)
+    inputs, filters, offsets, *mask = [*variables[:number], direction, *variables[number + 1 :]]
+    grad_output = mask.pop()
+    terms: list[tf.Tensor | None] = [
+        *_native_backward(inputs, filters, offsets, mask, grad_output, attributes),
+        None,
+    ]
+    if number < len(variables) - 1:
+        terms[-1] = _native_forward(inputs, filters, offsets, mask, [], attributes)
+    terms[number] = None
+    return terms
+
+
+def _hessian_along_offsets(
+    variables: Sequence[tf.Tensor], direction: tf.Tensor, attributes: _Attributes
+) -> list[tf.Tensor | None]:
+    """As `_hessian_along`.
+
+    Between two rows of pixels a sample is linear in y: its derivative by y is the sample on the row
+    below minus the sample on the row above, at the same x. (With x and y exchanged likewise.) So
+    the derivative along the offsets is four more deformable convolutions, whose masks are the
+    direction.
+
+    They are nearly equal in pairs, and half precision would leave little of the differences: they
+    are computed in float32.
+    """
+    dtype = tf.float64 if variables[0].dtype == tf.float64 else tf.float32
+    inputs, filters, offsets, *mask, grad_output = (tf.cast(v, dtype) for v in variables)
+    batch, *output_size, channels = dims(offsets, 4)
+    kernel_size = dims(filters, 4)[:2]
+    taps = kernel_size[0] * kernel_size[1]
+    samples = [batch, *output_size, channels // (2 * taps), *kernel_size]
+
+    def by_axis(tensor: tf.Tensor) -> list[tf.Tensor]:
+        return tf.unstack(tf.reshape(tensor, shape_of(*samples, 2)), axis=-1)
+
+    def as_channels(tensor: tf.Tensor, depth: Dim) -> tf.Tensor:
+        return tf.reshape(tensor, shape_of(batch, *output_size, depth))
+
+    regular = regular_positions(
+        output_size,
+        kernel_size,
+        dims(inputs, 4)[1:3],
+        attributes.strides,
+        attributes.padding,
+        attributes.dilations,
+        dtype,
+    )
+    moved, directions = by_axis(offsets), by_axis(tf.cast(direction, dtype))
+    factor = tf.reshape(mask[0], shape_of(*samples)) if mask else None
+
+    of_inputs, of_filters, of_mask, of_grad_output = [], [], [], []
+    of_offsets: list[list[tf.Tensor]] = [[], []]
+    for axis, other in ((0, 1), (1, 0)):
+        before = tf.floor(regular[axis] + moved[axis]) - regular[axis]
+        for position, along in ((before, -directions[axis]), (before + 1, directions[axis])):
+            places = [position, moved[1]] if axis == 0 else [moved[0], position]
+            values = (
+                inputs,
+                filters,
+                as_channels(tf.stack(places, axis=-1), channels),
+                [as_channels(along if factor is None else along * factor, channels // 2)],
+            )
+            grads = _native_backward(*values, grad_output, attributes)
+            of_inputs.append(grads[0])
+            of_filters.append(grads[1])
+            of_offsets[other].append(by_axis(grads[2])[other])
+            of_mask.append(along * tf.reshape(grads[3], shape_of(*samples)))
+            of_grad_output.append(_native_forward(*values, [], attributes))
+    return [
+        tf.add_n(of_inputs),
+        tf.add_n(of_filters),
+        as_channels(tf.stack([tf.add_n(terms) for terms in of_offsets], axis=-1), channels),
+        *([as_channels(tf.add_n(of_mask), channels // 2)] if mask else []),
+        tf.add_n(of_grad_output),
+    ]
 
 
 # The second of each is that of version 0.1.

@@ -6,6 +6,7 @@ One registered operator serves them all.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from tf_deformable._geometry.roi_pool import OPERATORS
 from tf_deformable._geometry.sizes import Pair
 from tf_deformable._registration import register_gradient
 from tf_deformable.ops import _arguments
-from tf_deformable.ops._second_order import gradients_of_gradients
+from tf_deformable.ops._second_order import hessian_product, vector_jacobian_product
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.reference.roi_pool import roi_pool
 
@@ -297,18 +298,44 @@ def _pool(
     box_indices = _arguments.indices(op, "box_indices", box_indices)
     if config.get_backend() == "reference":
         return roi_pool(op, inputs, boxes, box_indices, offsets, mask, **attributes.for_reference())
+    return _native_forward(
+        inputs,
+        boxes,
+        box_indices,
+        [] if offsets is None else [offsets],
+        [] if mask is None else [mask],
+        attributes,
+    )
+
+
+def _native_forward(
+    inputs: tf.Tensor,
+    boxes: tf.Tensor,
+    box_indices: tf.Tensor,
+    offsets: list[tf.Tensor],
+    mask: list[tf.Tensor],
+    attributes: _Attributes,
+) -> tf.Tensor:
     return _native.load().tf_deformable_roi_pool(
         inputs=inputs,
         boxes=boxes,
         box_indices=box_indices,
-        offsets=[] if offsets is None else [offsets],
-        mask=[] if mask is None else [mask],
+        offsets=offsets,
+        mask=mask,
         **attributes.for_native(),
     )
 
 
-def _gradient(op: tf.Operation, grad_output: tf.Tensor) -> list[tf.Tensor | None]:
-    inputs, boxes, box_indices, offsets, mask = _split_inputs(op, op.inputs)
+def _native_backward(
+    inputs: tf.Tensor,
+    boxes: tf.Tensor,
+    box_indices: tf.Tensor,
+    offsets: list[tf.Tensor],
+    mask: list[tf.Tensor],
+    grad_output: tf.Tensor,
+    attributes: _Attributes,
+) -> list[tf.Tensor]:
+    """Gradients of inputs and of what there is of offsets and mask."""
     grads = _native.load().tf_deformable_roi_pool_grad(
         inputs=inputs,
         boxes=boxes,
@@ -316,23 +343,150 @@ def _gradient(op: tf.Operation, grad_output: tf.Tensor) -> list[tf.Tensor | None
         offsets=offsets,
         mask=mask,
         grad_output=grad_output,
-        **_Attributes.of(op).for_native(),
+        **attributes.for_native(),
     )
-    return [grads.grad_inputs, None, None, *grads.grad_offsets, *grads.grad_mask]
+    return [grads.grad_inputs, *grads.grad_offsets, *grads.grad_mask]
+
+
+def _gradient(op: tf.Operation, grad_output: tf.Tensor) -> list[tf.Tensor | None]:
+    inputs, boxes, box_indices, offsets, mask = _split_inputs(op, op.inputs)
+    of_inputs, *others = _native_backward(
+        inputs, boxes, box_indices, offsets, mask, grad_output, _Attributes.of(op)
+    )
+    return [of_inputs, None, None, *others]
 
 
 def _second_gradient(op: tf.Operation, *upstream: tf.Tensor) -> list[tf.Tensor | None]:
-    *primals, grad_output = op.inputs
-    inputs, boxes, box_indices, offsets, mask = _split_inputs(op, primals)
-    attributes = _Attributes.of(op).for_reference()
+    inputs, boxes, box_indices, *others = op.inputs
+    given = {
+        "boxes": boxes,
+        "box_indices": box_indices,
+        "num_offsets": op.get_attr("num_offsets"),
+        "attributes": _Attributes.of(op),
+    }
+    of_inputs, *of_others = hessian_product(
+        functools.partial(_hessian_along, **given),
+        functools.partial(_reference, **given),
+        [inputs, *others],
+        [*upstream, tf.zeros_like(others[-1])],
+    )
+    return [of_inputs, None, None, *of_others]
 
-    def function(inputs: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
-        values = [*(others[: len(offsets)] or [None]), *(others[len(offsets) :] or [None])]
-        return roi_pool(_PSROI_POOL, inputs, boxes, box_indices, *values, **attributes)
 
-    primals = [inputs, *offsets, *mask]
-    second, *others = gradients_of_gradients(function, primals, grad_output, upstream)
-    return [second, None, None, *others]
+def _reference(
+    inputs: tf.Tensor,
+    *others: tf.Tensor,
+    boxes: tf.Tensor,
+    box_indices: tf.Tensor,
+    num_offsets: int,
+    attributes: _Attributes,
+) -> tf.Tensor:
+    """The operator in plain TensorFlow, of inputs and of what there is of offsets and mask."""
+    offsets = others[0] if num_offsets else None
+    mask = others[num_offsets] if len(others) > num_offsets else None
+    return roi_pool(
+        _PSROI_POOL, inputs, boxes, box_indices, offsets, mask, **attributes.for_reference()
+    )
+
+
+def _hessian_along(
+    number: int,
+    variables: Sequence[tf.Tensor],
+    direction: tf.Tensor,
+    boxes: tf.Tensor,
+    box_indices: tf.Tensor,
+    num_offsets: int,
+    attributes: _Attributes,
+) -> list[tf.Tensor | None]:
+    """The Hessian of `<grad_output, output>` times a direction of one of the variables.
+
+    `variables` are what the gradient operator reads, but for the boxes. All of them but the offsets
+    are factors of the product: the derivative along one of them is the product with that factor
+    replaced.
+    """
+    if 1 <= number <= num_offsets:
+        return _hessian_along_offsets(variables, direction, boxes, box_indices, attributes)
+    inputs, *others = [*variables[:number], direction, *variables[number + 1 :]]
+    grad_output = others.pop()
+    arguments = inputs, boxes, box_indices, others[:num_offsets], others[num_offsets:]
+    terms: list[tf.Tensor | None] = [*_native_backward(*arguments, grad_output, attributes), None]
+    if number < len(variables) - 1:
+        terms[-1] = _native_forward(*arguments, attributes)
+    terms[number] = None
+    return terms
+
+
+# Values that the reference reads for a part of the boxes, unless the map has more.
+_VALUES_OF_PART = 1 << 22
+
+
+def _hessian_along_offsets(
+    variables: Sequence[tf.Tensor],
+    direction: tf.Tensor,
+    boxes: tf.Tensor,
+    box_indices: tf.Tensor,
+    attributes: _Attributes,
+) -> list[tf.Tensor]:
+    """As `_hessian_along`.
+
+    The samples of a bin move together, and where each of them lies between its pixels is another
+    matter for every one: no pooling gives this derivative. The reference does, for a part of the
+    boxes at a time, since it needs several tensors of all that it reads.
+    """
+    dtype = tf.float64 if variables[0].dtype == tf.float64 else tf.float32
+    inputs, *of_boxes = (tf.cast(variable, dtype) for variable in (*variables, direction))
+    of_boxes += [boxes, box_indices]
+    count = tf.shape(boxes)[0]
+    step = tf.minimum(_boxes_of_part(inputs, attributes), tf.maximum(count, 1))
+
+    def add_part(start: tf.Tensor, of_inputs: tf.Tensor, *done: tf.Tensor) -> list[tf.Tensor]:
+        offsets, *mask, grad_output, along, boxes, box_indices = (
+            tensor[start : start + step] for tensor in of_boxes
+        )
+
+        def of_offsets(inputs: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
+            offsets, *mask, grad_output = others
+
+            def output(offsets: tf.Tensor) -> tf.Tensor:
+                return _reference(
+                    inputs,
+                    offsets,
+                    *mask,
+                    boxes=boxes,
+                    box_indices=box_indices,
+                    num_offsets=1,
+                    attributes=attributes,
+                )
+
+            return vector_jacobian_product(output, [offsets], grad_output)[0]
+
+        part = [inputs, offsets, *mask, grad_output]
+        first, *others = vector_jacobian_product(of_offsets, part, along)
+        joined = [tf.concat(pair, axis=0) for pair in zip(done, others, strict=True)]
+        return [start + step, of_inputs + first, *joined]
+
+    nothing = [tensor[:0] for tensor in of_boxes[:-3]]
+    shapes = [[], inputs.shape, *(tf.TensorShape([None, *t.shape[1:]]) for t in nothing)]
+    _, *sums = tf.while_loop(
+        lambda start, *_: start < count,
+        add_part,
+        [0, tf.zeros_like(inputs), *nothing],
+        shape_invariants=[tf.TensorShape(shape) for shape in shapes],
+        parallel_iterations=1,  # so that there is one part at a time
+    )
+    return sums
+
+
+def _boxes_of_part(inputs: tf.Tensor, attributes: _Attributes) -> tf.Tensor:
+    """As many boxes as are worked through at a time."""
+    pixels = tf.cast(tf.shape(inputs)[1:3], tf.float32)
+    bins = tf.cast(attributes.output_size, tf.float32)
+    samples = attributes.samples_per_bin or tf.math.ceil(pixels / bins) + 1
+    maps = attributes.group_size**2
+    # A sample reads two pixels along each axis.
+    values = tf.reduce_prod(2 * samples * bins) * tf.cast(tf.shape(inputs)[3] // maps, tf.float32)
+    most = tf.maximum(_VALUES_OF_PART, tf.size(inputs))
+    return tf.cast(tf.maximum(tf.cast(most, tf.float32) // values, 1), tf.int32)
 
 
 # The second of each is that of version 0.1.

@@ -15,8 +15,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_deformable._geometry.padding import same_padding
+from tf_deformable._geometry.padding import Padding, same_padding
 from tf_deformable._geometry.roi_pool import box_extent
+from tf_deformable._geometry.sizes import Dim, Pair
 from tf_deformable.ops import _arguments
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 
@@ -64,22 +65,49 @@ def sampling_positions(
     dtype = tf.float64 if offsets.dtype == tf.float64 else tf.float32
     offsets = _split_channels(tf.cast(offsets, dtype), kernel_size)
 
+    y, x = regular_positions(
+        tf.shape(offsets)[1:3], kernel_size, input_size, strides, padding, dilations, dtype
+    )
+    return tf.stack([y + offsets[..., 0], x + offsets[..., 1]], axis=-1)
+
+
+def regular_positions(
+    output_size: Any,
+    kernel_size: Sequence[Dim],
+    input_size: Any,
+    strides: Pair,
+    padding: Padding,
+    dilations: Pair,
+    dtype: tf.DType,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns where a convolution samples without offsets.
+
+    Args:
+        output_size: Ho and Wo.
+        kernel_size: kh and kw.
+        input_size: height and width of the inputs; "SAME" padding follows from it.
+        strides: y and x.
+        padding: "SAME", "VALID" or ((top, bottom), (left, right)).
+        dilations: y and x.
+        dtype: of the results.
+
+    Returns:
+        Coordinates y and x, each of a shape that broadcasts to `[N, Ho, Wo, G, kh, kw]`.
+    """
     if padding == "SAME":
         pads = same_padding(input_size, kernel_size, strides, dilations)[:, 0]
     elif padding == "VALID":
         pads = tf.constant([0, 0])
     else:
         pads = tf.constant([before for before, _ in padding])
-    output_size = tf.shape(offsets)[1:3]
 
-    def undeformed(axis: int) -> tf.Tensor:  # [Ho, kh] or [Wo, kw]
-        starts = tf.range(output_size[axis]) * strides[axis] - pads[axis]
+    def of_axis(axis: int) -> tf.Tensor:  # [Ho, kh] or [Wo, kw]
+        starts = tf.range(output_size[axis]) * strides[axis]
+        starts -= tf.cast(pads[axis], starts.dtype)
         taps = tf.range(kernel_size[axis]) * dilations[axis]
-        return tf.cast(starts[:, None] + taps, dtype)
+        return tf.cast(starts[:, None] + tf.cast(taps, starts.dtype), dtype)
 
-    y = undeformed(0)[:, None, None, :, None] + offsets[..., 0]
-    x = undeformed(1)[:, None, None, :] + offsets[..., 1]
-    return tf.stack([y, x], axis=-1)
+    return of_axis(0)[:, None, None, :, None], of_axis(1)[:, None, None, :]
 
 
 @accepts_keras_tensors
