@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable import _native
+from tf_deformable._calls import Calls
 
 
 def register_all() -> None:
@@ -41,15 +42,53 @@ def register_gradient(function: Callable[..., Any], op_types: Sequence[str]) -> 
 
     TensorFlow takes one gradient per operator and process. It gets one that looks the function up
     at each call, so that a module that is executed again, as notebooks do when they reload it,
-    replaces the function.
+    replaces the function. (So it is with the other registries.)
     """
-    module, name = function.__module__, function.__name__
-
-    def current(op: tf.Operation, *upstream: tf.Tensor) -> Any:
-        return getattr(sys.modules[module], name)(op, *upstream)
-
+    current = _looked_up(function)
     for op_type in op_types:
         try:
             tf.RegisterGradient(op_type)(current)
         except KeyError:  # It is there, from an earlier execution of the module.
             pass
+
+
+def register_vectorization(function: Callable[..., Any], op_types: Sequence[str]) -> None:
+    """Registers a module's function that makes many calls of an operator one.
+
+    It is called with the operation and the `Calls`, and returns a list of the outputs, each with
+    the axis of the calls before its own. `tf.vectorized_map`, `tf.GradientTape.jacobian` and
+    `batch_jacobian` use it. The registry has no public name: a TensorFlow that lacks it, or has it
+    otherwise, makes the calls in a loop, as it does with all operators that it does not know.
+    """
+    try:
+        from tensorflow.python.ops.parallel_for import pfor
+    except ImportError:
+        return
+    register, wrap = getattr(pfor, "RegisterPFor", None), getattr(pfor, "wrap", None)
+    if register is None or wrap is None:
+        return
+    current = _looked_up(function)
+
+    def converter(converted: Any) -> Any:
+        tensors = [converted.input(number) for number in range(converted.num_inputs)]
+        calls = Calls(
+            tf.reshape(converted.pfor.loop_len_vector, []),
+            [tensor.t for tensor in tensors],
+            [tensor.is_stacked for tensor in tensors],
+        )
+        return [wrap(output, True) for output in current(converted.op, calls)]
+
+    for op_type in op_types:
+        try:
+            register(op_type)(converter)
+        except (AssertionError, TypeError):  # likewise; or it is called otherwise
+            pass
+
+
+def _looked_up(function: Callable[..., Any]) -> Callable[..., Any]:
+    module, name = function.__module__, function.__name__
+
+    def current(*args: Any) -> Any:
+        return getattr(sys.modules[module], name)(*args)
+
+    return current

@@ -10,9 +10,10 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable import _native, config
+from tf_deformable._calls import Calls
 from tf_deformable._geometry.padding import Padding
 from tf_deformable._geometry.sizes import Dim, Pair, dims, shape_of
-from tf_deformable._registration import register_gradient
+from tf_deformable._registration import register_gradient, register_vectorization
 from tf_deformable.ops import _arguments
 from tf_deformable.ops._second_order import hessian_product
 from tf_deformable.ops._symbolic import accepts_keras_tensors
@@ -260,7 +261,9 @@ def _hessian_along(
     """
     if number == 2:
         return _hessian_along_offsets(variables, direction, attributes)
-    inputs, filters, offsets, *mask = [*variables[:number], direction, *variables[number + 1 :]]
+    replaced = list(variables)
+    replaced[number] = direction
+    inputs, filters, offsets, *mask = replaced
     grad_output = mask.pop()
     terms: list[tf.Tensor | None] = [
         *_native_backward(inputs, filters, offsets, mask, grad_output, attributes),
@@ -337,11 +340,75 @@ def _hessian_along_offsets(
     ]
 
 
+def _vectorized(op: tf.Operation, calls: Calls) -> list[tf.Tensor]:
+    num_masks, attributes = op.get_attr("num_masks"), _Attributes.of(op)
+    sampled = [0, *range(2, 3 + num_masks)]
+    multiplied = [1, *range(3 + num_masks, len(op.inputs))]
+
+    def run(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+        inputs, filters, offsets, *others = tensors
+        return _native_forward(
+            inputs, filters, offsets, others[:num_masks], others[num_masks:], attributes
+        )
+
+    tensors = list(calls.inputs)
+    axis, size, parts = -1, calls.size(1, -1), 1
+    if not calls.differ(multiplied):  # a larger batch
+        axis, size = 0, calls.size(0, 0)
+        for number in sampled:
+            tensors[number] = calls.folded(number, axis)
+    elif not calls.differ(sampled):  # more filters, on the same samples
+        parts = _groups(calls)
+        for number in multiplied:
+            tensors[number] = calls.folded(number, axis, parts)
+    else:  # more groups
+        tensors = [calls.folded(number, axis) for number in range(len(tensors))]
+    return [calls.unfolded(run(tensors), axis, size, parts)]
+
+
+def _vectorized_gradient(op: tf.Operation, calls: Calls) -> list[tf.Tensor]:
+    attributes = _Attributes.of(op)
+    upstream = len(op.inputs) - 1
+
+    def run(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        inputs, filters, offsets, *mask = tensors
+        grad_output = mask.pop()
+        return _native_backward(inputs, filters, offsets, mask, grad_output, attributes)
+
+    def unfolded(i: int, grad: tf.Tensor, axis: int, parts: int | tf.Tensor = 1) -> tf.Tensor:
+        # A gradient is as large as the input of its number.
+        return calls.unfolded(grad, axis, calls.size(i, axis), parts)
+
+    if calls.differ(range(upstream)):  # more groups
+        grads = run([calls.folded(i, -1) for i in range(len(op.inputs))])
+        return [unfolded(i, grad, -1) for i, grad in enumerate(grads)]
+
+    # A Jacobian. The gradient of the filters is that of more filters, on the same samples; the
+    # others are those of a larger batch. TensorFlow makes only the calls whose results are used.
+    parts = _groups(calls)
+    filters, grad_output = (calls.folded(i, -1, parts) for i in (1, upstream))
+    of_filters = run([calls.inputs[0], filters, *calls.inputs[2:-1], grad_output])[1]
+    tensors = [calls.folded(i, 0) for i in range(len(op.inputs))]
+    tensors[1] = calls.inputs[1]
+    of_inputs, _, of_offsets, *of_mask = run(tensors)
+    return [
+        unfolded(0, of_inputs, 0),
+        unfolded(1, of_filters, -1, parts),
+        *(unfolded(i, grad, 0) for i, grad in enumerate([of_offsets, *of_mask], start=2)),
+    ]
+
+
+def _groups(calls: Calls) -> tf.Tensor:
+    return calls.size(0, 3) // calls.size(1, 2)
+
+
 # The second of each is that of version 0.1.
-register_gradient(_gradient, ["TFDeformable>Conv2D", "TFDeformable>DeformableConv2D"])
-register_gradient(
-    _second_gradient, ["TFDeformable>Conv2DGrad", "TFDeformable>DeformableConv2DGrad"]
-)
+_FORWARD = ["TFDeformable>Conv2D", "TFDeformable>DeformableConv2D"]
+_BACKWARD = ["TFDeformable>Conv2DGrad", "TFDeformable>DeformableConv2DGrad"]
+register_gradient(_gradient, _FORWARD)
+register_gradient(_second_gradient, _BACKWARD)
+register_vectorization(_vectorized, _FORWARD)
+register_vectorization(_vectorized_gradient, _BACKWARD)
 
 
 def _sum_over_pixels(grad_output: tf.Tensor) -> tf.Tensor:

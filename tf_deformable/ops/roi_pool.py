@@ -8,20 +8,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
 from tf_deformable import _native, config
+from tf_deformable._calls import Calls
 from tf_deformable._geometry.roi_pool import OPERATORS
 from tf_deformable._geometry.sizes import Pair
-from tf_deformable._registration import register_gradient
+from tf_deformable._registration import register_gradient, register_vectorization
 from tf_deformable.ops import _arguments
 from tf_deformable.ops._second_order import hessian_product, vector_jacobian_product
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.reference.roi_pool import roi_pool
 
 _ROI_POOL, _PSROI_POOL = OPERATORS
+
+# Inputs, boxes, box indices, and the lists of offsets and masks, of none or one each.
+_Inputs: TypeAlias = tuple[tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor], list[tf.Tensor]]
 
 
 @accepts_keras_tensors
@@ -406,7 +410,9 @@ def _hessian_along(
     """
     if 1 <= number <= num_offsets:
         return _hessian_along_offsets(variables, direction, boxes, box_indices, attributes)
-    inputs, *others = [*variables[:number], direction, *variables[number + 1 :]]
+    replaced = list(variables)
+    replaced[number] = direction
+    inputs, *others = replaced
     grad_output = others.pop()
     arguments = inputs, boxes, box_indices, others[:num_offsets], others[num_offsets:]
     terms: list[tf.Tensor | None] = [*_native_backward(*arguments, grad_output, attributes), None]
@@ -489,15 +495,53 @@ def _boxes_of_part(inputs: tf.Tensor, attributes: _Attributes) -> tf.Tensor:
     return tf.cast(tf.maximum(tf.cast(most, tf.float32) // values, 1), tf.int32)
 
 
+def _vectorized(op: tf.Operation, calls: Calls) -> list[tf.Tensor]:
+    output = _native_forward(*_folded(op, calls, False), _Attributes.of(op))
+    return [calls.unfolded(output, 0, calls.size(1, 0))]
+
+
+def _vectorized_gradient(op: tf.Operation, calls: Calls) -> list[tf.Tensor]:
+    inputs, boxes, box_indices, offsets, [*mask, grad_output] = _folded(op, calls, True)
+    grads = _native_backward(
+        inputs, boxes, box_indices, offsets, mask, grad_output, _Attributes.of(op)
+    )
+    sizes = [calls.size(0, 0), *[calls.size(1, 0)] * (len(grads) - 1)]
+    return [calls.unfolded(grad, 0, size) for grad, size in zip(grads, sizes, strict=True)]
+
+
+def _folded(op: tf.Operation, calls: Calls, separates: bool) -> _Inputs:
+    """The inputs as `_split_inputs` returns them, of all calls: more images, and more boxes.
+
+    Args:
+        op: the operation.
+        calls: its calls.
+        separates: whether each call needs images of its own, though they be the same.
+    """
+    tensors = [calls.folded(number, 0) for number in range(1, len(calls.inputs))]
+    inputs = calls.inputs[0]
+    if separates or calls.differ([0]):
+        inputs, images = calls.folded(0, 0), calls.size(0, 0)
+        indices = tf.reshape(tensors[1], [calls.count, -1])
+        first = tf.range(calls.count)[:, None] * images
+        beyond = calls.count * images  # What is no image does not become one of another call.
+        indices = tf.where(
+            indices < images, tf.where(indices < 0, indices, indices + first), beyond
+        )
+        tensors[1] = tf.reshape(indices, [-1])
+    return _split_inputs(op, [inputs, *tensors])
+
+
 # The second of each is that of version 0.1.
-register_gradient(_gradient, ["TFDeformable>RoiPool", "TFDeformable>DeformableRoIPool"])
-register_gradient(
-    _second_gradient, ["TFDeformable>RoiPoolGrad", "TFDeformable>DeformableRoIPoolGrad"]
-)
+_FORWARD = ["TFDeformable>RoiPool", "TFDeformable>DeformableRoIPool"]
+_BACKWARD = ["TFDeformable>RoiPoolGrad", "TFDeformable>DeformableRoIPoolGrad"]
+register_gradient(_gradient, _FORWARD)
+register_gradient(_second_gradient, _BACKWARD)
+register_vectorization(_vectorized, _FORWARD)
+register_vectorization(_vectorized_gradient, _BACKWARD)
 
 
-def _split_inputs(op: tf.Operation, tensors: Sequence[tf.Tensor]) -> tuple[Any, ...]:
-    """Inputs, boxes, box indices, and the lists of offsets and masks, of none or one each."""
+def _split_inputs(op: tf.Operation, tensors: Sequence[tf.Tensor]) -> _Inputs:
+    """The tensors of a registered operator; the gradient's last is at the end of the masks."""
     inputs, boxes, box_indices, *rest = tensors
     num_offsets = op.get_attr("num_offsets")
-    return inputs, boxes, box_indices, rest[:num_offsets], rest[num_offsets:]
+    return inputs, boxes, box_indices, list(rest[:num_offsets]), list(rest[num_offsets:])
