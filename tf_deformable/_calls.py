@@ -5,7 +5,7 @@ The axis that counts the calls comes first; it is folded into an axis that the o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -81,3 +81,26 @@ class Calls:
         others = [place for place in range(rank + 2) if place != axis + 1]
         tensor = tf.transpose(tensor, [axis + 1, *others])
         return tf.reshape(tensor, tf.concat([[self.count], before, [size], after], axis=0))
+
+    def one_by_one(
+        self,
+        function: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]],
+        outputs: Sequence[tf.Tensor],
+    ) -> list[tf.Tensor]:
+        """The outputs of all calls, as `[count, ...]`, made in a loop.
+
+        Args:
+            function: makes a call with the operator's inputs.
+            outputs: of one call, for their shapes and dtypes.
+        """
+        own = [number for number in range(len(self.inputs)) if self._is_stacked[number]]
+
+        def call(values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+            inputs = list(self.inputs)
+            for number, value in zip(own, values, strict=True):
+                inputs[number] = value
+            return function(inputs)
+
+        signature = [tf.TensorSpec(output.shape, output.dtype) for output in outputs]
+        values = [self.inputs[number] for number in own]
+        return list(tf.map_fn(call, values, fn_output_signature=signature))

@@ -43,23 +43,31 @@ def hessian_product(
     """
     count = len(variables)
 
-    # Not left to TensorFlow: a direction that is zero, and skipped, has a derivative.
+    # TensorFlow is told both derivatives of the product: it could not know that a direction that is
+    # zero, and skipped, has one. Each has a function of its own, called where that one is wanted:
+    # third derivatives make large graphs.
+
     @tf.custom_gradient
-    def product(*arguments: tf.Tensor) -> Any:
+    def product(*directions: tf.Tensor) -> Any:
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
-            def by_variables(*variables: tf.Tensor) -> Any:
-                return _hessian_product(function, variables, arguments[count:])
+            return hessian_product(along, function, variables, upstream)
 
-            return [
-                *vector_jacobian_product(by_variables, arguments[:count], upstream),
-                *hessian_product(along, function, arguments[:count], upstream),
-            ]
-
-        # No tape need record what its gradient does not come from.
-        constants = [tf.stop_gradient(argument) for argument in arguments]
+        # No tape is to record what none will differentiate.
+        constants = [tf.stop_gradient(tensor) for tensor in (*variables, *directions)]
         return _sum_of_products(along, constants[:count], constants[count:]), gradient
 
-    return list(product(*variables, *directions))
+    @tf.custom_gradient
+    def zeros(*variables: tf.Tensor) -> Any:
+        def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
+            def by_variables(*variables: tf.Tensor) -> Any:
+                return _hessian_product(function, variables, directions)
+
+            return vector_jacobian_product(by_variables, variables, upstream)
+
+        return [tf.zeros_like(variable) for variable in variables], gradient
+
+    pairs = zip(product(*directions), zeros(*variables), strict=True)
+    return [value + zero for value, zero in pairs]
 
 
 def _sum_of_products(

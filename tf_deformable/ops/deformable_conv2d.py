@@ -345,25 +345,23 @@ def _vectorized(op: tf.Operation, calls: Calls) -> list[tf.Tensor]:
     sampled = [0, *range(2, 3 + num_masks)]
     multiplied = [1, *range(3 + num_masks, len(op.inputs))]
 
-    def run(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    def run(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         inputs, filters, offsets, *others = tensors
-        return _native_forward(
-            inputs, filters, offsets, others[:num_masks], others[num_masks:], attributes
-        )
+        mask, bias = others[:num_masks], others[num_masks:]
+        return [_native_forward(inputs, filters, offsets, mask, bias, attributes)]
 
     tensors = list(calls.inputs)
-    axis, size, parts = -1, calls.size(1, -1), 1
     if not calls.differ(multiplied):  # a larger batch
-        axis, size = 0, calls.size(0, 0)
-        for number in sampled:
-            tensors[number] = calls.folded(number, axis)
-    elif not calls.differ(sampled):  # more filters, on the same samples
-        parts = _groups(calls)
-        for number in multiplied:
-            tensors[number] = calls.folded(number, axis, parts)
-    else:  # more groups
-        tensors = [calls.folded(number, axis) for number in range(len(tensors))]
-    return [calls.unfolded(run(tensors), axis, size, parts)]
+        for i in sampled:
+            tensors[i] = calls.folded(i, 0)
+        return [calls.unfolded(output, 0, calls.size(0, 0)) for output in run(tensors)]
+    if not calls.differ(sampled):  # more filters, on the same samples
+        groups = _groups(calls)
+        for i in multiplied:
+            tensors[i] = calls.folded(i, -1, groups)
+        return [calls.unfolded(output, -1, calls.size(1, 3), groups) for output in run(tensors)]
+    # More groups would be one call as well: it takes longer than the loop.
+    return calls.one_by_one(run, op.outputs)
 
 
 def _vectorized_gradient(op: tf.Operation, calls: Calls) -> list[tf.Tensor]:
@@ -375,26 +373,22 @@ def _vectorized_gradient(op: tf.Operation, calls: Calls) -> list[tf.Tensor]:
         grad_output = mask.pop()
         return _native_backward(inputs, filters, offsets, mask, grad_output, attributes)
 
-    def unfolded(i: int, grad: tf.Tensor, axis: int, parts: int | tf.Tensor = 1) -> tf.Tensor:
-        # A gradient is as large as the input of its number.
-        return calls.unfolded(grad, axis, calls.size(i, axis), parts)
-
-    if calls.differ(range(upstream)):  # more groups
-        grads = run([calls.folded(i, -1) for i in range(len(op.inputs))])
-        return [unfolded(i, grad, -1) for i, grad in enumerate(grads)]
+    if calls.differ(range(upstream)):
+        return calls.one_by_one(run, op.outputs)
 
     # A Jacobian. The gradient of the filters is that of more filters, on the same samples; the
     # others are those of a larger batch. TensorFlow makes only the calls whose results are used.
-    parts = _groups(calls)
-    filters, grad_output = (calls.folded(i, -1, parts) for i in (1, upstream))
+    groups = _groups(calls)
+    filters, grad_output = (calls.folded(i, -1, groups) for i in (1, upstream))
     of_filters = run([calls.inputs[0], filters, *calls.inputs[2:-1], grad_output])[1]
     tensors = [calls.folded(i, 0) for i in range(len(op.inputs))]
     tensors[1] = calls.inputs[1]
-    of_inputs, _, of_offsets, *of_mask = run(tensors)
+    of_inputs, _, *others = run(tensors)
+    batch = calls.size(0, 0)
     return [
-        unfolded(0, of_inputs, 0),
-        unfolded(1, of_filters, -1, parts),
-        *(unfolded(i, grad, 0) for i, grad in enumerate([of_offsets, *of_mask], start=2)),
+        calls.unfolded(of_inputs, 0, batch),
+        calls.unfolded(of_filters, -1, calls.size(1, 3), groups),
+        *(calls.unfolded(grad, 0, batch) for grad in others),
     ]
 
 

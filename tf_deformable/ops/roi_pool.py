@@ -423,7 +423,7 @@ def _hessian_along(
 
 
 # Values that the reference reads for a part of the boxes, unless the map has more.
-_VALUES_OF_PART = 1 << 22
+_VALUES_OF_PART = 1 << 21
 
 
 def _hessian_along_offsets(
