@@ -130,3 +130,41 @@ def test_c_api(served):
     answer = folder / "from_c_api.npy"
     run("serve_with_c_api.py", libtensorflow, folder / "model", request, output, answer, *library)
     np.testing.assert_allclose(np.load(answer), expected, atol=1e-6)
+
+
+class Trained(tf.Module):
+    """The operator with the function that trains its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.images = tf.random.normal([2, 9, 9, 3], seed=1)
+        self.filters = tf.Variable(tf.random.normal([3, 3, 3, 4], seed=2) / 5)
+        self.offset_filters = tf.Variable(tf.random.normal([3, 3, 3, 18], seed=3) / 20)
+
+    def _outputs(self):
+        offsets = tf.nn.conv2d(self.images, self.offset_filters, 1, "SAME")
+        return tf_deformable.deformable_conv2d(self.images, self.filters, offsets)
+
+    @tf.function(input_signature=[])
+    def predict(self):
+        return self._outputs()
+
+    @tf.function(input_signature=[])
+    def train(self):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((self._outputs() - 1) ** 2)
+        variables = [self.filters, self.offset_filters]
+        for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
+            variable.assign_sub(gradient / 10)
+        return loss
+
+
+def test_training_in_a_process_that_imports_only_tensorflow(tmp_path):
+    """With a training step that was exported; other gradients need the package."""
+    module = Trained()
+    tf.saved_model.save(module, str(tmp_path / "module"))
+    library = tf_deformable.get_library_path()
+    run("train_with_tensorflow.py", tmp_path / "module", 4, tmp_path / "losses.npy", library)
+    losses = np.load(tmp_path / "losses.npy")
+    np.testing.assert_allclose(losses, [module.train() for _ in range(4)], rtol=1e-5)
+    assert losses[-1] < losses[0]
