@@ -16,6 +16,7 @@ DOCUMENTS = [
     "docs/conventions.md",
     "docs/detector.md",
     "docs/gpu.md",
+    "docs/modes.md",
     "docs/roi_pooling.md",
     "docs/serving.md",
     "docs/weights.md",

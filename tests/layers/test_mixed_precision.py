@@ -167,5 +167,5 @@ def test_gradients_are_those_of_float32(name, policy, under):
     eps = 2.0**-7 if policy == "mixed_bfloat16" else 2.0**-10
     for narrow, wide in zip(results[policy], results["float32"], strict=True):
         error = tf.norm(narrow - wide) / tf.norm(wide)
-        # Features, filters and results are rounded; derivatives by offsets are differences of these.
+        # All that is read is rounded; derivatives by offsets are differences of that.
         assert error < 8 * eps
