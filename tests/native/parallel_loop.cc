@@ -187,6 +187,23 @@ void ThreadsThatComeTooLate() {
   }
 }
 
+// What `schedule` needs may be gone with the loop: the pool that XLA lends for one call is.
+void NobodyIsAskedForAfterTheEnd() {
+  Pool pool(3);
+  std::vector<std::unique_ptr<std::atomic<bool>>> ends;
+  for (int round = 0; round < 50; ++round) {
+    std::atomic<bool>& ended = *ends.emplace_back(std::make_unique<std::atomic<bool>>(false));
+    Loop(
+        8, 4, [](int64_t, int) {},
+        [&](Work work) {
+          std::this_thread::sleep_for(std::chrono::microseconds(300));  // others finish the units
+          Check(!ended, "a loop that has ended asks for nobody");
+          pool.Schedule(std::move(work));
+        });
+    ended = true;
+  }
+}
+
 }  // namespace
 }  // namespace tf_deformable
 
@@ -196,5 +213,6 @@ int main() {
   tf_deformable::AllWorkersRunAtOnce();
   tf_deformable::LoopsInThreadsOfThePool();
   tf_deformable::ThreadsThatComeTooLate();
+  tf_deformable::NobodyIsAskedForAfterTheEnd();
   std::printf("all checks passed\n");
 }

@@ -24,8 +24,11 @@ class Loop {
   }
 
   // Asks for the workers (first, last), half of them through the first of those: waking a thread
-  // takes time. Then works as `first`.
+  // takes time. Then works as `first`, on the unit that it has taken before: so the loop does not
+  // end while others are asked for.
   void Work(int first, int last) {
+    int64_t unit = next_++;
+    if (unit >= units_) return;
     while (last - first > 1 && next_ < units_) {
       const int middle = first + (last - first + 1) / 2;
       ++holders_;
@@ -37,10 +40,7 @@ class Loop {
     }
     // Each worker takes the next unit as it gets free: units differ in cost, threads in speed.
     int64_t done = 0;
-    for (int64_t unit = next_++; unit < units_; unit = next_++, ++done) {
-      task_(context_, unit, first);
-    }
-    if (done == 0) return;
+    for (; unit < units_; unit = next_++, ++done) task_(context_, unit, first);
     pthread_mutex_lock(&mutex_);
     finished_ += done;
     if (finished_ == units_) pthread_cond_signal(&all_finished_);
