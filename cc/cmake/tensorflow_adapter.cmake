@@ -1,3 +1,17 @@
+# add_tensorflow_library(TARGET PACKAGE SOURCES): a library that registers something with the
+# TensorFlow in the folder PACKAGE when it is loaded.
+function(add_tensorflow_library target package sources)
+  add_library(${target} SHARED ${sources})
+  target_include_directories(${target} SYSTEM PRIVATE ${package}/include)
+  target_compile_definitions(${target} PRIVATE EIGEN_MAX_ALIGN_BYTES=64)
+  target_link_libraries(${target} PRIVATE
+    tf_deformable_adapters tf_deformable_kernels ${package}/libtensorflow_framework.so.2)
+  target_link_options(${target} PRIVATE
+    LINKER:--version-script,${PROJECT_SOURCE_DIR}/cmake/adapter.map)
+  set_target_properties(${target} PROPERTIES
+    LINK_DEPENDS ${PROJECT_SOURCE_DIR}/cmake/adapter.map LINK_DEPENDS_NO_SHARED ON)
+endfunction()
+
 # add_tensorflow_adapter(VERSION PACKAGE): the adapter for the TensorFlow of this version, as 2.21.0,
 # whose package is the folder PACKAGE. (From 2.20 on the headers do not tell the version.)
 #
@@ -14,15 +28,7 @@ function(add_tensorflow_adapter version package)
     list(FILTER sources EXCLUDE REGEX "(_cuda_kernel|cuda_context)\\.cc$")
   endif()
   set(target tf_deformable_tensorflow_${minor})
-  add_library(${target} SHARED ${sources})
-  target_include_directories(${target} SYSTEM PRIVATE ${include})
-  target_compile_definitions(${target} PRIVATE EIGEN_MAX_ALIGN_BYTES=64)
-  target_link_libraries(${target} PRIVATE
-    tf_deformable_kernels ${package}/libtensorflow_framework.so.2)
-  target_link_options(${target} PRIVATE
-    LINKER:--version-script,${PROJECT_SOURCE_DIR}/cmake/adapter.map)
-  set_target_properties(${target} PROPERTIES
-    LINK_DEPENDS ${PROJECT_SOURCE_DIR}/cmake/adapter.map LINK_DEPENDS_NO_SHARED ON)
+  add_tensorflow_library(${target} ${package} "${sources}")
 
   execute_process(COMMAND ${CMAKE_CXX_COMPILER} --version OUTPUT_VARIABLE compiler)
   string(REGEX REPLACE "\n.*" "" compiler "${compiler}")

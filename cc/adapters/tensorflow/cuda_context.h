@@ -2,6 +2,8 @@
 #ifndef TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_CUDA_CONTEXT_H_
 #define TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_CUDA_CONTEXT_H_
 
+#include "adapters/tensorflow/status.h"
+#include "adapters/tensorflow/tf_executor.h"
 #include "kernels/cuda/options.h"
 #include "tensorflow/core/framework/op_kernel.h"
 
@@ -12,6 +14,16 @@ void* CudaStream(tensorflow::OpKernelContext* context);
 
 // As tf.config.experimental.enable_tensor_float_32_execution and enable_op_determinism say.
 CudaOptions TensorFlowsCudaOptions();
+
+// Puts a plan's work into that stream.
+template <typename Plan, typename Geometry, typename Tensors>
+void RunCudaPlan(tensorflow::OpKernelContext* context, const Geometry& geometry,
+                 const Tensors& tensors) {
+  const Plan plan(geometry, TensorFlowsCudaOptions());
+  tensorflow::Tensor workspace;
+  OP_REQUIRES_OK(context, AllocateWorkspace(context, plan.workspace_bytes(), &workspace));
+  OP_REQUIRES_OK(context, ToAbslStatus(plan.Run(tensors, workspace.data(), CudaStream(context))));
+}
 
 }  // namespace tf_deformable
 

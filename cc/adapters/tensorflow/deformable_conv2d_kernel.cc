@@ -10,14 +10,16 @@ namespace {
 
 template <typename S>
 struct Cpu {
-  static void Forward(tensorflow::OpKernelContext* context,
-                      const deformable_conv2d::Geometry& geometry,
-                      const deformable_conv2d::ForwardTensors<S>& tensors) {
+  static absl::Status Prepare(tensorflow::OpKernelContext*, const deformable_conv2d::Geometry&,
+                              std::vector<TensorView>*, tensorflow::Tensor*) {
+    return absl::OkStatus();
+  }
+  static void Run(tensorflow::OpKernelContext* context, const deformable_conv2d::Geometry& geometry,
+                  const deformable_conv2d::ForwardTensors<S>& tensors) {
     RunPlan<deformable_conv2d::cpu::ForwardPlan<S>>(context, geometry, tensors);
   }
-  static void Backward(tensorflow::OpKernelContext* context,
-                       const deformable_conv2d::Geometry& geometry,
-                       const deformable_conv2d::BackwardTensors<S>& tensors) {
+  static void Run(tensorflow::OpKernelContext* context, const deformable_conv2d::Geometry& geometry,
+                  const deformable_conv2d::BackwardTensors<S>& tensors) {
     RunPlan<deformable_conv2d::cpu::BackwardPlan<S>>(context, geometry, tensors);
   }
 };

@@ -1,7 +1,7 @@
 // Registration and shape functions of TFDeformable>Conv2D and its gradient.
 
-#include "adapters/tensorflow/deformable_conv2d_arguments.h"
-#include "adapters/tensorflow/status.h"
+#include "adapters/common/deformable_conv2d_call.h"
+#include "adapters/tensorflow/call.h"
 #include "adapters/tensorflow/tensors.h"
 #include "kernels/base/validation.h"
 #include "tensorflow/core/framework/op.h"
@@ -13,38 +13,25 @@ namespace {
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
-// Inputs 0 to 2 are inputs, filters, offsets; then num_masks masks; then `last`, if there is one.
-absl::Status ParseInputs(InferenceContext* c, deformable_conv2d::Arguments* a,
-                         std::optional<Shape> deformable_conv2d::Arguments::* last,
-                         deformable_conv2d::Geometry* geometry) {
-  TF_RETURN_IF_ERROR(ReadAttributes(c, a));
-  a->inputs = ToShape(c, c->input(0));
-  a->filters = ToShape(c, c->input(1));
-  a->offsets = ToShape(c, c->input(2));
-  int num_masks;
-  TF_RETURN_IF_ERROR(c->GetAttr("num_masks", &num_masks));
-  if (num_masks > 0) a->mask = ToShape(c, c->input(3));
-  if (c->num_inputs() > 3 + num_masks) a->*last = ToShape(c, c->input(3 + num_masks));
-  return ToAbslStatus(Parse(*a, geometry));
-}
-
 absl::Status ForwardShape(InferenceContext* c) {
-  deformable_conv2d::Arguments arguments;
+  deformable_conv2d::ForwardCall call;
+  std::vector<TensorView> inputs;
   deformable_conv2d::Geometry g;
-  TF_RETURN_IF_ERROR(ParseInputs(c, &arguments, &deformable_conv2d::Arguments::bias, &g));
-  c->set_output(0, ToHandle(c, {g.batch, g.output_height, g.output_width, g.filters}));
+  TF_RETURN_IF_ERROR(ParseCall(c, &call, &inputs, &g));
+  c->set_output(0, ToHandle(c, call.Outputs(inputs, g)[0].shape.dims));
   return absl::OkStatus();
 }
 
 absl::Status GradientShape(InferenceContext* c) {
-  deformable_conv2d::Arguments arguments;
+  deformable_conv2d::GradientCall call;
+  std::vector<TensorView> inputs;
   deformable_conv2d::Geometry g;
-  TF_RETURN_IF_ERROR(ParseInputs(c, &arguments, &deformable_conv2d::Arguments::grad_output, &g));
+  TF_RETURN_IF_ERROR(ParseCall(c, &call, &inputs, &g));
   const int64_t taps = Product(g.kernel_height, g.kernel_width);
   const int64_t samples = Product(g.offset_groups, taps);
   const std::vector<std::vector<int64_t>> inferred = {
       {g.batch, g.height, g.width, g.channels},
-      {g.kernel_height, g.kernel_width, arguments.filters.dim(2), g.filters},
+      {g.kernel_height, g.kernel_width, inputs[1].shape.dim(2), g.filters},
       {g.batch, g.output_height, g.output_width, Product(samples, 2)},
       {g.batch, g.output_height, g.output_width, samples}};
   for (int i = 0; i < c->num_outputs(); ++i) {

@@ -9,19 +9,21 @@ namespace tf_deformable {
 // Tells whether the process has a kernel for the same operator, device and types already.
 bool IsRegistered(const tensorflow::KernelDef& kernel);
 
-// Registers a kernel, unless a copy of this library has done so: TensorFlow takes an operator that
-// comes twice for the same one, but refuses to run one that has two kernels. The copies are those
-// that serve exported models, and the package's own. Owns `kernel`, of KernelDefBuilder::Build().
+// Registers a kernel, unless a copy of this library has done so, and tells whether it did.
+// TensorFlow takes an operator that comes twice for the same one, but refuses to run one that has
+// two kernels. The copies are those that serve exported models, and the package's own. Owns
+// `kernel`, of KernelDefBuilder::Build().
 template <typename Kernel>
-void RegisterKernel(const tensorflow::KernelDef* kernel) {
+bool RegisterKernel(const tensorflow::KernelDef* kernel) {
   if (IsRegistered(*kernel)) {
     delete kernel;
-    return;
+    return false;
   }
   tensorflow::kernel_factory::OpKernelRegistrar registrar(
       kernel, kernel->op(), [](tensorflow::OpKernelConstruction* context) -> tensorflow::OpKernel* {
         return new Kernel(context);
       });
+  return true;
 }
 
 }  // namespace tf_deformable

@@ -14,22 +14,22 @@ using tensorflow::OpKernelContext;
 
 template <typename S>
 struct Cpu {
-  static Status CheckIndices(const roi_pool::Geometry& geometry, const int32_t* box_indices) {
-    return roi_pool::CheckBoxIndices(geometry, box_indices);
+  static absl::Status Prepare(OpKernelContext* context, const roi_pool::Geometry& geometry,
+                              std::vector<TensorView>* inputs, tensorflow::Tensor* temporary) {
+    const TensorView& indices = (*inputs)[roi_pool::ForwardCall::kBoxIndices];
+    TF_RETURN_IF_ERROR(
+        ToAbslStatus(roi_pool::CheckBoxIndices(geometry, indices.Data<const int32_t>())));
+    return ConvertBoxes<S>(context, inputs, temporary, [](auto* from, int64_t size, auto* to) {
+      std::copy(from, from + size, to);
+      return absl::OkStatus();
+    });
   }
-
-  template <typename From, typename To>
-  static absl::Status Convert(OpKernelContext*, const From* from, int64_t size, To* to) {
-    std::copy(from, from + size, to);
-    return absl::OkStatus();
-  }
-
-  static void Forward(OpKernelContext* context, const roi_pool::Geometry& geometry,
-                      const roi_pool::ForwardTensors<S>& tensors) {
+  static void Run(OpKernelContext* context, const roi_pool::Geometry& geometry,
+                  const roi_pool::ForwardTensors<S>& tensors) {
     RunPlan<roi_pool::cpu::ForwardPlan<S>>(context, geometry, tensors);
   }
-  static void Backward(OpKernelContext* context, const roi_pool::Geometry& geometry,
-                       const roi_pool::BackwardTensors<S>& tensors) {
+  static void Run(OpKernelContext* context, const roi_pool::Geometry& geometry,
+                  const roi_pool::BackwardTensors<S>& tensors) {
     RunPlan<roi_pool::cpu::BackwardPlan<S>>(context, geometry, tensors);
   }
 };

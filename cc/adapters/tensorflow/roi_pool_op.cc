@@ -1,7 +1,7 @@
 // Registration and shape functions of TFDeformable>RoiPool and its gradient.
 
-#include "adapters/tensorflow/roi_pool_arguments.h"
-#include "adapters/tensorflow/status.h"
+#include "adapters/common/roi_pool_call.h"
+#include "adapters/tensorflow/call.h"
 #include "adapters/tensorflow/tensors.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -10,38 +10,21 @@ namespace tf_deformable {
 namespace {
 
 using tensorflow::shape_inference::InferenceContext;
-using tensorflow::shape_inference::ShapeHandle;
-
-// Inputs 0 to 2 are inputs, boxes, box_indices; then num_offsets offsets, num_masks masks, and in
-// the gradient grad_output.
-absl::Status ParseInputs(InferenceContext* c, roi_pool::Geometry* geometry) {
-  roi_pool::Arguments a;
-  TF_RETURN_IF_ERROR(ReadAttributes(c, &a));
-  a.inputs = ToShape(c, c->input(0));
-  a.boxes = ToShape(c, c->input(1));
-  a.box_indices = ToShape(c, c->input(2));
-  int num_offsets, num_masks;
-  TF_RETURN_IF_ERROR(c->GetAttr("num_offsets", &num_offsets));
-  TF_RETURN_IF_ERROR(c->GetAttr("num_masks", &num_masks));
-  int next = 3;
-  if (num_offsets > 0) a.offsets = ToShape(c, c->input(next));
-  next += num_offsets;
-  if (num_masks > 0) a.mask = ToShape(c, c->input(next));
-  next += num_masks;
-  if (next < c->num_inputs()) a.grad_output = ToShape(c, c->input(next));
-  return ToAbslStatus(Parse(a, geometry));
-}
 
 absl::Status ForwardShape(InferenceContext* c) {
+  roi_pool::ForwardCall call;
+  std::vector<TensorView> inputs;
   roi_pool::Geometry g;
-  TF_RETURN_IF_ERROR(ParseInputs(c, &g));
-  c->set_output(0, ToHandle(c, {g.boxes, g.pooled_height, g.pooled_width, g.depth}));
+  TF_RETURN_IF_ERROR(ParseCall(c, &call, &inputs, &g));
+  c->set_output(0, ToHandle(c, call.Outputs(inputs, g)[0].shape.dims));
   return absl::OkStatus();
 }
 
 absl::Status GradientShape(InferenceContext* c) {
+  roi_pool::GradientCall call;
+  std::vector<TensorView> inputs;
   roi_pool::Geometry g;
-  TF_RETURN_IF_ERROR(ParseInputs(c, &g));
+  TF_RETURN_IF_ERROR(ParseCall(c, &call, &inputs, &g));
   // grad_inputs, then a gradient for each of the inputs from number 3 on but the last.
   c->set_output(0, c->input(0));
   for (int i = 1; i < c->num_outputs(); ++i) c->set_output(i, c->input(2 + i));

@@ -2,12 +2,12 @@
 #ifndef TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_TENSORS_H_
 #define TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_TENSORS_H_
 
-#include <string>
 #include <vector>
 
+#include "adapters/common/element_type.h"
+#include "adapters/common/tensor_view.h"
 #include "kernels/base/float_types.h"
 #include "kernels/base/shape.h"
-#include "kernels/sampling/sampling_tensor.h"
 #include "tensorflow/core/framework/shape_inference.h"
 #include "tensorflow/core/framework/tensor.h"
 
@@ -28,48 +28,30 @@ struct StorageOf<Eigen::bfloat16> {
 template <typename T>
 using StorageType = typename StorageOf<T>::type;
 
-template <typename S>
-const S* Data(const tensorflow::Tensor& tensor) {
-  return static_cast<const S*>(tensor.data());
-}
-template <typename S>
-S* MutableData(tensorflow::Tensor* tensor) {
-  return static_cast<S*>(tensor->data());
-}
-
-// Offsets or a mask beside features of type S.
-template <typename S>
-SamplingTensor<const S> SamplingData(const tensorflow::Tensor& tensor) {
-  if (tensor.dtype() == tensorflow::DataTypeToEnum<ComputeType<S>>::value) {
-    return Data<ComputeType<S>>(tensor);
+inline ElementType ToElementType(tensorflow::DataType type) {
+  switch (type) {
+    case tensorflow::DT_HALF:
+      return ElementType::kHalf;
+    case tensorflow::DT_BFLOAT16:
+      return ElementType::kBFloat16;
+    case tensorflow::DT_FLOAT:
+      return ElementType::kFloat;
+    case tensorflow::DT_DOUBLE:
+      return ElementType::kDouble;
+    case tensorflow::DT_INT32:
+      return ElementType::kInt32;
+    default:
+      return ElementType::kOther;
   }
-  return Data<S>(tensor);
-}
-template <typename S>
-SamplingTensor<S> MutableSamplingData(tensorflow::Tensor* tensor) {
-  if (tensor->dtype() == tensorflow::DataTypeToEnum<ComputeType<S>>::value) {
-    return MutableData<ComputeType<S>>(tensor);
-  }
-  return MutableData<S>(tensor);
-}
-
-// Checks an element type of offsets or of a mask beside features of type T.
-template <typename T>
-absl::Status CheckSamplingType(const char* op, tensorflow::DataType type) {
-  const tensorflow::DataType features = tensorflow::DataTypeToEnum<T>::value;
-  const tensorflow::DataType positions =
-      tensorflow::DataTypeToEnum<ComputeType<StorageType<T>>>::value;
-  if (type == features || type == positions) return absl::OkStatus();
-  std::string allowed = tensorflow::DataTypeString(features);
-  if (positions != features) allowed += " or " + tensorflow::DataTypeString(positions);
-  return absl::InvalidArgumentError(
-      std::string(op) + ": offsets and mask must have dtype " + allowed + " beside inputs of " +
-      tensorflow::DataTypeString(features) + ", got " + tensorflow::DataTypeString(type));
 }
 
 inline Shape ToShape(const tensorflow::TensorShape& shape) {
   const auto dims = shape.dim_sizes();
   return Shape(std::vector<int64_t>(dims.begin(), dims.end()));
+}
+
+inline TensorView View(const tensorflow::Tensor& tensor) {
+  return {ToElementType(tensor.dtype()), ToShape(tensor.shape()), tensor.data()};
 }
 
 inline Shape ToShape(tensorflow::shape_inference::InferenceContext* c,

@@ -2,22 +2,13 @@
 #ifndef TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_TF_EXECUTOR_H_
 #define TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_TF_EXECUTOR_H_
 
-#include "kernels/base/executor.h"
+#include "adapters/common/pool_executor.h"
 #include "tensorflow/core/framework/op_kernel.h"
 
 namespace tf_deformable {
 
-class TfExecutor : public Executor {
- public:
-  explicit TfExecutor(tensorflow::OpKernelContext* context);
-
-  // As many as the pool has threads. The calling thread works in place of one of them.
-  int num_workers() const override;
-  void Run(int64_t units, int64_t operations, Task task, const void* context) override;
-
- private:
-  tensorflow::thread::ThreadPool* pool_;
-};
+// Runs on the pool of the context's device.
+PoolExecutor TfExecutor(tensorflow::OpKernelContext* context);
 
 // Memory of TensorFlow's allocator, aligned to 64 bytes, accounted for by its profiler.
 absl::Status AllocateWorkspace(tensorflow::OpKernelContext* context, int64_t bytes,
@@ -27,7 +18,7 @@ absl::Status AllocateWorkspace(tensorflow::OpKernelContext* context, int64_t byt
 template <typename Plan, typename Geometry, typename Tensors>
 void RunPlan(tensorflow::OpKernelContext* context, const Geometry& geometry,
              const Tensors& tensors) {
-  TfExecutor executor(context);
+  PoolExecutor executor = TfExecutor(context);
   const Plan plan(geometry, executor.num_workers());
   tensorflow::Tensor workspace;
   OP_REQUIRES_OK(context, AllocateWorkspace(context, plan.workspace_bytes(), &workspace));

@@ -82,6 +82,7 @@ ForwardPlan<T>::ForwardPlan(const Geometry& geometry, int num_workers)
   using A = ComputeType<T>;
   const Geometry g = KernelGeometry(geometry);
   job_.geometry = g;
+  if (g.output_pixels() == 0) return;
   job_.depthwise = geometry.is_depthwise();
   const int64_t depth = g.taps() * g.group_channels();
   const int64_t column_bytes = depth * sizeof(A);
@@ -139,6 +140,7 @@ void ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, Executor& executor,
                          void* workspace) const {
   using A = ComputeType<T>;
   const Geometry& g = job_.geometry;
+  if (g.output_pixels() == 0) return;
   const int64_t depth = g.taps() * g.group_channels();
   ForwardJob<T> job = job_;
   job.tensors = tensors;

@@ -27,7 +27,7 @@ class ForwardPlan {
   ForwardJob<T> job_ = {};
   int64_t groups_per_slab_, filters_per_slab_;
   int64_t worker_at_, worker_size_;
-  int64_t workspace_bytes_;
+  int64_t workspace_bytes_ = 0;
 };
 
 template <typename T>
