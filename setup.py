@@ -215,7 +215,11 @@ def build_libraries(jobs: int | None) -> list[Path]:
         if subprocess.run(command, check=False).returncode != 0:
             fail(f"this command failed, with the messages above:\n{shlex.join(command)}")
     kernels = folder / "kernels" / f"libtf_deformable_kernels-{version()}.so"
-    return [kernels, *(folder / f"lib{adapter}.so" for adapter in adapters)]
+    # Of those TensorFlows that have the headers for it.
+    lowerings = [folder / f"libtf_deformable_xla_tensorflow_{minor}.so" for minor in minors]
+    lowerings = [lowering for lowering in lowerings if lowering.exists()]
+    handlers = [folder / f"libtf_deformable_xla-{version()}.so"] if lowerings else []
+    return [kernels, *(folder / f"lib{adapter}.so" for adapter in adapters), *handlers, *lowerings]
 
 
 class BuildLibrary(build_ext):

@@ -205,6 +205,19 @@ def test_library_that_does_not_load(another_library):
     assert_names_the_ways_out(str(error.value))
 
 
+def test_lowering_that_does_not_load(monkeypatch, tmp_path, nothing_loaded):
+    """What is there and does not load is an error, not something to do without."""
+    minor = ".".join(tf.version.VERSION.split(".")[:2])
+    library = tmp_path / f"libtf_deformable_xla_tensorflow_{minor}.so"
+    library.write_text("not a library")
+    monkeypatch.setattr(_native, "_FOLDER", tmp_path)
+    monkeypatch.setattr(_native, "_registered_operators", lambda: object())
+    with pytest.raises(NativeLibraryError, match=f"{library} does not load into") as error:
+        _native.load()
+    assert_names_the_ways_out(str(error.value))
+    assert _native._loaded is None
+
+
 # --- No library ----------------------------------------------------------------------------------
 
 
@@ -264,7 +277,7 @@ def test_rebuild_command_names_the_source_tree_if_there_is_one(no_library, tmp_p
         _native.load()
 
 
-def test_the_library_says_what_it_has_of_cuda():
+def test_the_library_says_what_it_has_of_cuda_and_of_xla():
     """And has it: kernels are registered on a machine without a GPU too."""
     from tensorflow.python.framework import kernels
 
@@ -274,5 +287,9 @@ def test_the_library_says_what_it_has_of_cuda():
     for op in ("Conv2D", "Conv2DGrad", "RoiPool", "RoiPoolGrad", "DeformableConv2D"):
         registered = kernels.get_registered_kernels_for_op(f"TFDeformable>{op}").kernel
         devices = {kernel.device_type for kernel in registered}
-        assert devices == ({"CPU", "GPU"} if info["cuda"] else {"CPU"}), op
+        expected = {"CPU", "GPU"} if info["cuda"] else {"CPU"}
+        if info["xla"]:
+            expected |= {f"XLA_{device}_JIT" for device in expected}
+        assert devices == expected, op
+    assert info["xla"] is _native.supports_xla()
     assert bool(info["cuda_architectures"]) == bool(info["cuda"])

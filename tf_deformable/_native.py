@@ -3,7 +3,9 @@
 The package has one library of kernels, and one that registers them for each minor version of
 TensorFlow that it was built for: that is the one to load, and it takes the kernels from the folder
 that it lies in. It says what it was built for in a string among its bytes, so that this can be
-checked before the dynamic loader fails on it.
+checked before the dynamic loader fails on it. Where that TensorFlow has what it takes, another
+library makes the operators known to its XLA compiler; the handlers that compiled programs call are
+in a library that needs no TensorFlow.
 
 A process may have loaded a copy of the library already, as one does that serves exported models.
 The operators that TensorFlow knows are then the ones to use: an operator never changes under its
@@ -23,6 +25,7 @@ from tf_deformable._version import __version__
 
 _FOLDER = Path(__file__).parent
 _KERNELS = f"libtf_deformable_kernels-{__version__}.so"
+_HANDLERS = f"libtf_deformable_xla-{__version__}.so"
 _PURE_PYTHON_MARKER = Path(__file__).with_name("PURE_PYTHON")  # written by setup.py
 _BUILD_INFO_TAG = b"@TFD_BUILD_INFO@"  # cc/adapters/tensorflow/build_info.cc
 
@@ -56,8 +59,42 @@ def load() -> ModuleType:
     if _loaded is None:
         with _load_lock:
             if _loaded is None:
-                _loaded = _registered_operators() or _check_and_load()
+                module = _registered_operators() or _check_and_load()
+                _load_lowering()
+                _loaded = module
     return _loaded
+
+
+def supports_xla() -> bool:
+    """Tells whether TensorFlow's XLA compiler knows the operators; loads the library.
+
+    Where TensorFlow sees a GPU it must know them for that, since models run there.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework import kernels  # no public name leads to it
+
+    try:
+        load()
+    except NativeLibraryError:
+        return False
+    device = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
+    registered = kernels.get_registered_kernels_for_op(_OPERATORS[0]).kernel
+    return any(kernel.device_type == f"XLA_{device}_JIT" for kernel in registered)
+
+
+def xla_handlers() -> Path:
+    """Returns the library of the handlers for XLA; it needs no TensorFlow, and is not loaded.
+
+    Raises:
+        NativeLibraryError: there is none.
+    """
+    library = _FOLDER / _HANDLERS
+    if not library.exists():
+        raise _error(
+            f"the library of the handlers for XLA, {library}, is missing: it is built with "
+            "TensorFlow 2.20 or later"
+        )
+    return library
 
 
 def get_library_path() -> str:
@@ -73,11 +110,17 @@ def get_library_path() -> str:
     return str(_library())
 
 
-def _library() -> Path:
+def _library_for_tensorflow(stem: str) -> Path:
     import tensorflow as tf
 
     minor = ".".join(tf.version.VERSION.split(".")[:2])
-    library = _FOLDER / f"libtf_deformable_tensorflow_{minor}.so"
+    return _FOLDER / f"{stem}_{minor}.so"
+
+
+def _library() -> Path:
+    import tensorflow as tf
+
+    library = _library_for_tensorflow("libtf_deformable_tensorflow")
     if not library.exists():
         problem = f"there is no operator library for TensorFlow {tf.version.VERSION} at {library}"
         others = sorted(
@@ -153,6 +196,21 @@ def _check_and_load() -> ModuleType:
             f"{tf.version.VERSION} ({error})"
         ) from error
     return module
+
+
+def _load_lowering() -> None:
+    """Makes the operators known to TensorFlow's XLA compiler, if there is a library for that."""
+    import tensorflow as tf
+
+    library = _library_for_tensorflow("libtf_deformable_xla_tensorflow")
+    if not library.exists():
+        return
+    try:
+        tf.load_library(str(library))
+    except (tf.errors.OpError, OSError) as error:
+        raise _error(
+            f"{library} does not load into TensorFlow {tf.version.VERSION} ({error})"
+        ) from error
 
 
 def _check() -> None:

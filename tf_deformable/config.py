@@ -95,9 +95,10 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         `"tensorflow"`: the version it was built for; `"cxx11_abi"`: 0 or 1; `"compiler"`: its
-        version; `"cuda"`: the version of nvcc, None if the library has no CUDA kernels: then the
-        native operators run on the CPU only; `"cuda_architectures"`: the compute capabilities that
-        these were compiled for, without the dot.
+        version; `"xla"`: whether XLA compiles the native operators (`jit_compile=True`); `"cuda"`:
+        the version of nvcc, None if the library has no CUDA kernels: then the native operators run
+        on the CPU only; `"cuda_architectures"`: the compute capabilities that these were compiled
+        for, without the dot.
 
     Raises:
         NativeLibraryError: There is no library, or it does not say how it was built.

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tf_deformable
+from tf_deformable import _native, config
 from tf_deformable.layers import DeformableConv2D
 
 
@@ -345,11 +346,34 @@ def test_time_distributed():
     assert model(tf.zeros([2, 5, 8, 9, 2])).shape == (2, 5, 6, 7, 4)
 
 
-@pytest.mark.parametrize(("backend", "supports_jit"), [("native", False), ("reference", True)])
-def test_xla_is_for_the_reference_alone(backend, supports_jit):
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_the_layer_says_whether_xla_compiles_it(backend):
     layer = DeformableConv2D(4, 3)
     with tf_deformable.config.use_backend(backend):
-        assert layer.supports_jit is supports_jit
+        compiled = tf.function(layer, jit_compile=True)
+        if layer.supports_jit:
+            inputs = tf.ones([1, 5, 5, 2])
+            np.testing.assert_allclose(compiled(inputs), layer(inputs), rtol=1e-5, atol=1e-6)
+        else:
+            with pytest.raises(tf.errors.InvalidArgumentError, match="No registered"):
+                compiled(tf.ones([1, 5, 5, 2]))
+        assert layer.supports_jit is (backend == "reference" or config.build_info()["xla"])
+        layer.supports_jit = False
+        assert layer.supports_jit is False
+
+
+def test_on_a_gpu_xla_wants_the_cuda_kernels(monkeypatch):
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [f"the {kind}"])
+    info = config.build_info()
+    assert DeformableConv2D(4, 3).supports_jit is (info["xla"] and info["cuda"] is not None)
+
+
+def test_without_a_library_nothing_is_for_xla(monkeypatch):
+    def load():
+        raise tf_deformable.NativeLibraryError("none")
+
+    monkeypatch.setattr(_native, "load", load)
+    assert DeformableConv2D(4, 3).supports_jit is False
 
 
 def test_keras_on_another_backend(monkeypatch):

@@ -5,6 +5,8 @@ import pytest
 import tensorflow as tf
 
 import tf_deformable
+from tests.xla import needs_lowering
+from tf_deformable import config
 from tf_deformable.layers import DeformableConv2D
 
 
@@ -52,7 +54,7 @@ def test_fit_learns_the_offset(shifted, policy):
     np.testing.assert_allclose(offset, [0.4, 0.0], atol=0.03)
 
 
-def test_default_compile_does_not_choose_xla_on_an_accelerator(monkeypatch, is_keras_3):
+def test_default_compile_chooses_xla_on_an_accelerator(monkeypatch, is_keras_3):
     if not is_keras_3:
         pytest.skip("tf-keras chooses XLA only when it is told to")
     accelerator = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
@@ -60,16 +62,43 @@ def test_default_compile_does_not_choose_xla_on_an_accelerator(monkeypatch, is_k
     model = tf.keras.Sequential([tf.keras.Input((None, None, 1)), one_tap()])
     with tf_deformable.config.use_backend("native"):
         model.compile("sgd", "mse")
-    assert model.jit_compile is False
+    assert model.jit_compile is config.build_info()["xla"]
 
 
-def test_fit_under_xla_with_the_reference(shifted):
-    with tf_deformable.config.use_backend("reference"):
-        model = tf.keras.Sequential([tf.keras.Input((9, 9, 1)), one_tap()])
-        model.compile(tf.keras.optimizers.SGD(0.1), "mse", jit_compile=True)
-        history = model.fit(*shifted, batch_size=16, epochs=2, verbose=0).history["loss"]
-    assert model.jit_compile
-    assert history[-1] < history[0]
+def fitted(shifted, **options):
+    """Returns a network, trained from the same weights, and its losses."""
+    tf.keras.utils.set_random_seed(3)
+    model = tf.keras.Sequential(
+        [
+            tf.keras.Input((9, 9, 1)),
+            DeformableConv2D(4, 3, padding="same", activation="relu"),
+            DeformableConv2D(1, 3, padding="same", modulated=True, offset_groups=2, groups=1),
+        ]
+    )
+    model.compile(tf.keras.optimizers.SGD(0.05), "mse", **options)
+    return model, model.fit(*shifted, batch_size=16, epochs=3, verbose=0).history["loss"]
+
+
+@pytest.mark.parametrize("backend", [pytest.param("native", marks=needs_lowering), "reference"])
+def test_fit_under_xla(shifted, backend):
+    with tf_deformable.config.use_backend(backend):
+        compiled, losses = fitted(shifted, jit_compile=True)
+        plain, expected = fitted(shifted)
+    assert compiled.jit_compile
+    assert losses[-1] < losses[0]
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    for got, want in zip(compiled.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+
+
+@needs_lowering
+@pytest.mark.parametrize("policy", ["float64", "mixed_float16", "mixed_bfloat16"], indirect=True)
+def test_fit_under_xla_learns_the_offset(shifted, policy):
+    model = tf.keras.Sequential([tf.keras.Input((9, 9, 1)), one_tap()])
+    model.compile(tf.keras.optimizers.SGD(0.1), "mse", jit_compile=True)
+    model.fit(*shifted, batch_size=16, epochs=6, verbose=0)
+    offset = np.asarray(model.get_layer("deformable").get_weights()[3])
+    np.testing.assert_allclose(offset, [0.4, 0.0], atol=0.03)
 
 
 def test_modulated_layer_in_a_network_moves_every_weight(shifted):

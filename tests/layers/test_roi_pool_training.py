@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tf_deformable
+from tests.xla import needs_lowering
 from tf_deformable import DeformablePSRoIPool, DeformableRoIPool, PSRoIPool, RoIPool
 
 GEOMETRY = {"output_size": 2, "spatial_scale": 0.5, "samples_per_bin": 2, "aligned": True}
@@ -104,12 +105,21 @@ def test_untrained_branch_trains(waves, moved):
         assert np.abs(new - old).max() > 0, weight.name
 
 
-def test_fit_under_xla_with_the_reference(waves, moved):
-    with tf_deformable.config.use_backend("reference"):
-        model = model_of(DeformableRoIPool(**GEOMETRY, gamma=1.0))
-        model.compile(tf.keras.optimizers.SGD(0.05), "mse", jit_compile=True)
-        history = model.fit(list(waves), moved, batch_size=8, epochs=2, verbose=0).history["loss"]
-    assert history[-1] < history[0]
+@pytest.mark.parametrize("backend", [pytest.param("native", marks=needs_lowering), "reference"])
+def test_fit_under_xla(waves, moved, backend):
+    losses, weights = [], []
+    with tf_deformable.config.use_backend(backend):
+        for options in ({"jit_compile": True}, {}):
+            tf.keras.utils.set_random_seed(3)
+            model = model_of(DeformableRoIPool(**GEOMETRY, gamma=1.0))
+            model.compile(tf.keras.optimizers.SGD(0.05), "mse", **options)
+            history = model.fit(list(waves), moved, batch_size=8, epochs=2, verbose=0).history
+            losses.append(history["loss"])
+            weights.append(model.get_weights())
+    assert losses[0][-1] < losses[0][0]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    for got, want in zip(*weights, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

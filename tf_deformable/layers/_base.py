@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_deformable import config
+from tf_deformable import _native, config
 from tf_deformable._keras import IS_KERAS_3, as_output_shape
 
 __all__ = ["IS_KERAS_3", "OperatorLayer", "as_integer", "as_output_shape"]
@@ -26,6 +26,7 @@ class OperatorLayer(tf.keras.layers.Layer):
 
     built: bool  # Keras sets it.
     _supports_jit = True
+    _reference_supports_jit = True
 
     def __init__(self, **kwargs: Any) -> None:
         if tf.keras.backend.backend() != "tensorflow":
@@ -70,11 +71,16 @@ class OperatorLayer(tf.keras.layers.Layer):
 
     @property
     def supports_jit(self) -> bool:
-        """Whether Keras 3 may choose XLA for a model with this layer (`jit_compile="auto"`).
+        """Whether XLA can compile the layer: Keras 3 asks for it (`jit_compile="auto"`).
 
-        The native operators have no XLA lowering; the reference is plain TensorFlow.
+        The reference is plain TensorFlow. The native operators can be compiled with TensorFlow 2.20
+        or later; on a GPU, if the library has the CUDA kernels.
         """
-        return self._supports_jit and config.get_backend() == "reference"
+        if not self._supports_jit:
+            return False
+        if config.get_backend() == "reference":
+            return self._reference_supports_jit
+        return _native.supports_xla()
 
     @supports_jit.setter
     def supports_jit(self, value: bool) -> None:  # Keras assigns it in Layer.__init__.

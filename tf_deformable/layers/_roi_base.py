@@ -64,8 +64,8 @@ class RoILayer(OperatorLayer):
             rule = "must be a positive integer (or 0 with aligned=True: one per pixel)"
             raise self._error("samples_per_bin", rule, samples_per_bin)
         self.samples_per_bin = number
-        if number == 0:
-            self.supports_jit = False  # The boxes decide how much there is to compute.
+        if number == 0:  # The boxes decide how much there is to compute.
+            self._reference_supports_jit = False
 
     @accepts_keras_tensors
     def bin_boxes(self, inputs: Any) -> tf.Tensor:

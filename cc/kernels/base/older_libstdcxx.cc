@@ -1,10 +1,14 @@
 // What lets the libraries load beside a libstdc++ older than the compiler's own.
 //
-// From version 11 on, g++ calls this for the size of an array that is too large, and libstdc++ has
-// it. It is the only symbol of that version (GLIBCXX_3.4.29) that the libraries would need: each
-// has one of its own, which it does not export.
+// From version 11 on, g++ calls a function for the size of an array that is too large
+// (GLIBCXX_3.4.29), and from version 9 on a constructor of streams (GLIBCXX_3.4.26), which the
+// headers of XLA's FFI use. They are the only symbols of those versions that the libraries would
+// need: each has its own, which it does not export.
 
 #include <new>
+#include <sstream>
+
+template std::basic_stringstream<char>::basic_stringstream();
 
 namespace std {
 
