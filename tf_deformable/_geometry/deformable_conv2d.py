@@ -1,4 +1,4 @@
-"""Geometry and validation of the reference operators.
+"""Geometry and validation of the deformable convolution, in Python.
 
 The counterpart of `cc/kernels/deformable_conv2d/geometry.cc`: the same rules in the same order
 with the same messages, checked wherever the static shapes allow it.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-
-import tensorflow as tf
+from typing import Any
 
 from tf_deformable._geometry import rules
 from tf_deformable._geometry.padding import Padding, resolve_axes
@@ -23,6 +22,7 @@ from tf_deformable._geometry.sizes import (
     dims,
     first_known,
     known,
+    shape_text,
     text,
 )
 
@@ -62,17 +62,19 @@ class DeformableConv2DGeometry:
 
 
 def deformable_conv2d_geometry(
-    inputs: tf.Tensor,
-    filters: tf.Tensor,
-    offsets: tf.Tensor,
-    mask: tf.Tensor | None,
-    bias: tf.Tensor | None,
+    inputs: Any,
+    filters: Any,
+    offsets: Any,
+    mask: Any,
+    bias: Any,
     *,
     strides: Pair,
     padding: Padding,
     dilations: Pair,
 ) -> DeformableConv2DGeometry:
     """Checks the arguments of one call and derives every size from them.
+
+    Tensors may be of TensorFlow or of JAX.
 
     Args:
         inputs: `[N, H, W, C]`.
@@ -106,18 +108,18 @@ def deformable_conv2d_geometry(
     if any(known(size) and size > LARGEST_INTEGER for size in (height, width)):
         raise _check.error(
             f"inputs height and width must be at most {LARGEST_INTEGER}, "
-            f"got shape {text(inputs.shape)}"
+            f"got shape {shape_text(inputs)}"
         )
     if _is(0, kernel_height, kernel_width, group_channels, filter_count):
         raise _check.error(
             "filters must have kernel height, kernel width, input channels and output channels "
-            f"of at least 1, got shape {text(filters.shape)}"
+            f"of at least 1, got shape {shape_text(filters)}"
         )
     if known(channels, group_channels) and (channels == 0 or channels % group_channels):
         raise _check.error(
             "inputs channels must be a multiple of the filters' input channels "
             f"(C = groups * filters.shape[2]), got C={channels} and filters shape "
-            f"{text(filters.shape)}"
+            f"{shape_text(filters)}"
         )
     groups = channels // group_channels
     filter_count = first_known(filter_count, *([] if bias is None else dims(bias, 1)))
@@ -144,7 +146,7 @@ def deformable_conv2d_geometry(
     if channels_wrong or differ(offsets_dims[:3], output_map):
         raise _check.error(
             "offsets must have shape [N,Ho,Wo,G*2*kh*kw] = "
-            f"{text([*output_map, f'G*{text(2 * taps)}'])}, got shape {text(offsets.shape)}"
+            f"{text([*output_map, f'G*{text(2 * taps)}'])}, got shape {shape_text(offsets)}"
         )
     _check.at_run_time("offsets", "[N,Ho,Wo,G*kh*kw*2]", offsets_dims[:3], inputs_map)
     offset_groups = offsets_dims[3] // (2 * taps)
@@ -156,13 +158,13 @@ def deformable_conv2d_geometry(
     if mask is not None and differ(mask_dims, expected_mask):
         raise _check.error(
             f"mask must have shape [N,Ho,Wo,G*kh*kw] = {text(expected_mask)}, "
-            f"got shape {text(mask.shape)}"
+            f"got shape {shape_text(mask)}"
         )
     if mask is not None:
         _check.at_run_time("mask", "[N,Ho,Wo,G*kh*kw]", mask_dims[:3], inputs_map)
     if bias is not None and differ(dims(bias, 1), [filter_count]):
         raise _check.error(
-            f"bias must have shape [F] = {text([filter_count])}, got shape {text(bias.shape)}"
+            f"bias must have shape [F] = {text([filter_count])}, got shape {shape_text(bias)}"
         )
 
     return DeformableConv2DGeometry(

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
-
-import tensorflow as tf
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tf_deformable._geometry.sizes import Dim, Pair, floor_divide, known
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 # Explicit padding is ((top, bottom), (left, right)).
 Padding: TypeAlias = Literal["SAME", "VALID"] | tuple[Pair, Pair]
+
+
+def padding_attributes(padding: Padding) -> dict[str, Any]:
+    """Returns the attributes that the compiled operator has for it."""
+    if isinstance(padding, str):
+        return {"padding": padding, "explicit_paddings": []}
+    return {"padding": "EXPLICIT", "explicit_paddings": [pad for axis in padding for pad in axis]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +102,8 @@ def same_padding(
         strides: y and x.
         dilations: y and x.
     """
+    import tensorflow as tf
+
     # LiteRT unpacks int32, and not int64.
     size = [tf.cast(n, tf.int64) for n in tf.unstack(tf.cast(input_size, tf.int32), num=2)]
     axes = resolve_axes(size, kernel_size, strides, dilations, "SAME")
@@ -101,4 +111,8 @@ def same_padding(
 
 
 def _maximum(a: Dim, b: int) -> Dim:
-    return max(a, b) if isinstance(a, int) else tf.maximum(a, tf.constant(b, tf.int64))
+    if isinstance(a, int):
+        return max(a, b)
+    import tensorflow as tf
+
+    return tf.maximum(a, tf.constant(b, tf.int64))

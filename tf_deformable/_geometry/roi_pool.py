@@ -1,4 +1,4 @@
-"""Geometry and validation of the reference RoI pooling.
+"""Geometry and validation of RoI pooling, in Python.
 
 The counterpart of `cc/kernels/roi_pool/geometry.cc`: the same rules in the same order with the
 same messages, checked wherever the static shapes allow it.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tf_deformable._geometry.sizes import (
     AT_MOST_LARGEST,
@@ -22,11 +22,11 @@ from tf_deformable._geometry.sizes import (
     dims,
     first_known,
     known,
+    static_shape,
     text,
 )
 
 OPERATORS = ("deformable_roi_pool", "deformable_psroi_pool")
-_LEAST_SIZE = 0.1  # of a box, in pixels of the map, unless aligned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +52,11 @@ class RoIPoolGeometry:
 
 def roi_pool_geometry(
     operator: str,
-    inputs: tf.Tensor,
-    boxes: tf.Tensor,
-    box_indices: tf.Tensor,
-    offsets: tf.Tensor | None,
-    mask: tf.Tensor | None,
+    inputs: Any,
+    boxes: Any,
+    box_indices: Any,
+    offsets: Any,
+    mask: Any,
     *,
     output_size: Pair,
     group_size: int,
@@ -66,6 +66,8 @@ def roi_pool_geometry(
     aligned: bool,
 ) -> RoIPoolGeometry:
     """Checks the arguments of one call and derives every size from them.
+
+    Tensors may be of TensorFlow or of JAX.
 
     Args:
         operator: one of `OPERATORS`, for messages; the first takes offsets without classes.
@@ -122,8 +124,7 @@ def roi_pool_geometry(
         empty = any(known(dim) and dim == 0 for dim in (part_height, part_width, classes))
         if empty or differ(offsets_dims, [count, part_height, part_width, classes, 2]):
             expected = [count, ">=1", ">=1", *[">=1"] * has_classes, 2]
-            got = offsets if has_classes else tf.squeeze(offsets, 3)
-            raise _shape_error(check, "offsets", offsets_layout, expected, got)
+            raise _shape_error(check, "offsets", offsets_layout, expected, offsets)
         if known(depth, classes) and depth % classes:
             raise check.error(
                 "output channels must be a multiple of the offset classes, "
@@ -163,48 +164,6 @@ def roi_pool_geometry(
     )
 
 
-def box_extent(
-    low: tf.Tensor, high: tf.Tensor, spatial_scale: float, *, aligned: bool
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns where boxes begin on the map and how large they are, along each axis.
-
-    Args:
-        low: where they begin, in pixels of the image.
-        high: where they end, likewise; unless `aligned`, the last pixel inside.
-        spatial_scale: pixels of the map per pixel of the image.
-        aligned: RoIAlign's geometry instead of the authors'.
-    """
-    if aligned:
-        return low * spatial_scale - 0.5, (high - low) * spatial_scale
-    start = _round(low) * spatial_scale - 0.5
-    size = (_round(high) + 1) * spatial_scale - 0.5 - start
-    # tf.maximum would keep the NaN of infinity minus infinity.
-    return start, tf.where(size > _LEAST_SIZE, size, tf.constant(_LEAST_SIZE, low.dtype))
-
-
-def check_box_indices(operator: str, box_indices: tf.Tensor, batch: Dim) -> tf.Tensor:
-    """Returns the indices, checked when they are known: in eager mode now, in a graph when it runs.
-
-    Compilers drop the check.
-
-    Raises:
-        tf.errors.InvalidArgumentError: an index is neither -1 nor in [0, batch).
-    """
-    wrong = (box_indices < -1) | (tf.cast(box_indices, tf.int64) >= batch)
-    places = tf.range(tf.size(box_indices))
-    place = tf.reduce_min(tf.where(wrong, places, tf.int32.max))  # the first that is wrong
-    value = tf.reduce_sum(tf.where(tf.equal(places, place), box_indices, 0))
-    rule = f"{operator}: box_indices must be -1 (padding) or in [0,N)"
-    if not tf.executing_eagerly():
-        message = [f"{rule}, N:", batch, "got:", value, "at:", place]  # printed in brackets each
-        with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(wrong), message)]):
-            return tf.identity(box_indices)
-    if tf.reduce_any(wrong):
-        got = f"{rule} = [0,{batch}), got {value} at {place}"
-        raise tf.errors.InvalidArgumentError(None, None, got)
-    return box_indices
-
-
 def _check_attributes(
     check: Checks,
     output_size: Pair,
@@ -239,15 +198,12 @@ def _is_between(value: int, lowest: int) -> bool:
 
 
 def _shape_error(
-    check: Checks, name: str, layout: str, expected: Sequence[Dim | str], got: tf.Tensor
+    check: Checks, name: str, layout: str, expected: Sequence[Dim | str], got: Any
 ) -> ValueError:
+    shape = static_shape(got)
+    if shape is not None and len(shape) > len(expected):
+        del shape[3]  # The classes of offsets, which the caller did not give.
     return check.error(
-        f"{name} must have shape {layout} = {text(list(expected))}, got shape {text(got.shape)}"
+        f"{name} must have shape {layout} = {text(list(expected))}, "
+        f"got shape {'?' if shape is None else text(shape)}"
     )
-
-
-def _round(value: tf.Tensor) -> tf.Tensor:
-    """To the nearest integer, halves away from zero; tf.round takes them to even numbers."""
-    magnitude = tf.abs(value)
-    whole = tf.floor(magnitude)
-    return tf.sign(value) * tf.where(magnitude - whole >= 0.5, whole + 1, whole)

@@ -1,11 +1,15 @@
-"""Sizes that may be known only when a graph runs, and checks of them."""
+"""Sizes that may be known only when a graph runs, and checks of them.
+
+Sizes that are known need no TensorFlow: those of JAX's arrays always are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import tensorflow as tf
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 # A size that is known while the graph is built, or a scalar int64 tensor.
 Dim: TypeAlias = "int | tf.Tensor"
@@ -25,18 +29,19 @@ class Checks:
         """Returns the error that says which rule was broken."""
         return ValueError(f"{self._operator}: {rule}")
 
-    def rank(self, name: str, layout: str, rank: int, tensor: tf.Tensor | None) -> None:
-        """Raises ValueError if the static rank is another one."""
-        if tensor is not None and tensor.shape.rank not in (None, rank):
-            raise self.error(
-                f"{name} must have rank {rank} {layout}, got shape {text(tensor.shape)}"
-            )
+    def rank(self, name: str, layout: str, rank: int, tensor: Any) -> None:
+        """Raises ValueError if the static rank of a tensor, if there is one, is another one."""
+        shape = None if tensor is None else static_shape(tensor)
+        if shape is not None and len(shape) != rank:
+            raise self.error(f"{name} must have rank {rank} {layout}, got shape {text(shape)}")
 
     def at_run_time(
         self, name: str, layout: str, got: Sequence[Dim], expected: Sequence[Dim]
     ) -> None:
         """Asserts sizes that cannot be checked statically."""
         if not known(*got, *expected):
+            import tensorflow as tf
+
             tf.debugging.assert_equal(
                 tf.stack([tf.cast(dim, tf.int64) for dim in got]),
                 tf.stack([tf.cast(dim, tf.int64) for dim in expected]),
@@ -44,16 +49,31 @@ class Checks:
             )
 
 
-def dims(tensor: tf.Tensor, rank: int) -> list[Dim]:
-    """Returns the sizes of a tensor that must have this rank."""
+def static_shape(tensor: Any) -> list[int | str] | None:
+    """Returns the sizes known now of a tensor of TensorFlow or JAX, "?" for others.
+
+    None if not even the rank is known.
+    """
+    if isinstance(tensor.shape, tuple):
+        return list(tensor.shape)
     if tensor.shape.rank is None:
+        return None
+    return ["?" if size is None else size for size in tensor.shape.as_list()]
+
+
+def dims(tensor: Any, rank: int) -> list[Dim]:
+    """Returns the sizes of a tensor that must have this rank."""
+    static = static_shape(tensor)
+    if static is not None and "?" not in static:
+        return static
+    import tensorflow as tf
+
+    if static is None:
         # A wrong rank is then an error at run time rather than a wrong size.
         tensor = tf.ensure_shape(tensor, [None] * rank)
-    static = tensor.shape.as_list()
-    if None not in static:
-        return static
+        static = ["?"] * rank
     dynamic = tf.shape(tensor, out_type=tf.int64)
-    return [dynamic[axis] if size is None else size for axis, size in enumerate(static)]
+    return [dynamic[axis] if size == "?" else size for axis, size in enumerate(static)]
 
 
 def known(*sizes: Dim) -> bool:
@@ -75,6 +95,8 @@ def floor_divide(size: Dim, divisor: int) -> Dim:
     """Returns the quotient, rounded down, of a size that fits in int32."""
     if isinstance(size, int):
         return size // divisor
+    import tensorflow as tf
+
     # LiteRT divides int32 alone.
     return size if divisor == 1 else tf.cast(tf.cast(size, tf.int32) // divisor, tf.int64)
 
@@ -88,12 +110,16 @@ def shape_of(*sizes: Dim) -> list[Dim]:
     return shape
 
 
-def text(value: Dim | str | tf.TensorShape | Sequence[Dim | str]) -> str:
-    """Returns a size or a shape as the compiled operator prints it: `[2,9,?,4]`."""
+def shape_text(tensor: Any) -> str:
+    """Returns the static shape of a tensor as the compiled operator prints it: `[2,9,?,4]`."""
+    shape = static_shape(tensor)
+    return "?" if shape is None else text(shape)
+
+
+def text(value: Dim | str | Sequence[Dim | str]) -> str:
+    """Returns a size or a shape as the compiled operator prints it; "?" where it is not known."""
     if isinstance(value, (int, str)):
         return str(value)
-    if isinstance(value, tf.TensorShape):
-        value = ["?" if size is None else size for size in value.as_list()]
-    elif not isinstance(value, (list, tuple)):
+    if not isinstance(value, (list, tuple)):
         return "?"
     return f"[{','.join(text(item) for item in value)}]"

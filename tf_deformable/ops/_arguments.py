@@ -1,132 +1,36 @@
-"""Normalisation of the arguments that the operators share.
+"""Normalisation of the arguments of operators: here of tensors, in `_geometry` of the others.
 
-Here is checked what a tensor shape cannot tell: kinds, dtypes, names. Rules on shapes and on the
-values of attributes belong to the compiled operator and to the reference, with one message each.
+Here is checked what a tensor shape cannot tell: kinds, dtypes. Rules on shapes belong to the
+compiled operator and to the reference, with one message each.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tf_deformable._geometry.padding import Padding
-from tf_deformable._geometry.sizes import Pair
+from tf_deformable._geometry.attributes import boolean, data_format, integer, number, padding, pair
+from tf_deformable._geometry.sizes import shape_text
 
-DataFormat: TypeAlias = Literal["NHWC", "NCHW"]
+__all__ = [
+    "boolean",
+    "boxes",
+    "check_rank",
+    "coordinates",
+    "data_format",
+    "indices",
+    "integer",
+    "number",
+    "padding",
+    "pair",
+    "shape_text",
+    "tensors",
+]
 
 _DTYPES = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
-
-
-def pair(op: str, argument: str, value: int | Sequence[int]) -> Pair:
-    """Normalises an integer, meant for both axes, or two integers (y, x).
-
-    Raises:
-        TypeError: not integers.
-        ValueError: not two of them.
-    """
-    rule = f"{op}: {argument} must be an integer or 2 integers (y, x), got {_text(value)}"
-    values = _integers(value, rule)
-    if isinstance(values, int):
-        return values, values
-    if len(values) != 2 or not all(isinstance(v, int) for v in values):
-        raise ValueError(rule)
-    return values[0], values[1]
-
-
-def integer(op: str, argument: str, value: int) -> int:
-    """Normalises an integer.
-
-    Raises:
-        TypeError: not one.
-    """
-    rule = f"{op}: {argument} must be an integer, got {_text(value)}"
-    result = _integers(value, rule)
-    if not isinstance(result, int):
-        raise TypeError(rule)
-    return result
-
-
-def number(op: str, argument: str, value: float) -> float:
-    """Normalises a real number to the nearest float32, which is what operators' attributes are.
-
-    Raises:
-        TypeError: not one.
-        ValueError: float32 has it as infinity, or as zero.
-    """
-    rule = f"{op}: {argument} must be a number, got {_text(value)}"
-    if isinstance(value, (str, bytes, bool, np.bool_)):
-        raise TypeError(rule)
-    try:
-        given = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(rule) from None
-    with np.errstate(over="ignore", under="ignore"):
-        nearest = float(np.float32(given))
-    if np.isfinite(given) and (not np.isfinite(nearest) or (nearest == 0) != (given == 0)):
-        raise ValueError(f"{op}: {argument} must be in the range of float32, got {given:g}")
-    return nearest
-
-
-def boolean(op: str, argument: str, value: bool) -> bool:
-    """Normalises True or False; numbers are neither.
-
-    Raises:
-        TypeError: anything else.
-    """
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{op}: {argument} must be True or False, got {_text(value)}")
-    return bool(value)
-
-
-def data_format(op: str, value: str) -> DataFormat:
-    """Checks that the value is "NHWC" or "NCHW".
-
-    Raises:
-        ValueError: anything else.
-    """
-    if value == "NHWC":
-        return "NHWC"
-    if value == "NCHW":
-        return "NCHW"
-    raise ValueError(f'{op}: data_format must be "NHWC" or "NCHW", got {_text(value)}')
-
-
-def padding(op: str, value: str | Sequence[Sequence[int]], layout: DataFormat) -> Padding:
-    """Normalises "SAME", "VALID" (in any case), or one pair per axis of `layout`.
-
-    The spelling is that of `tf.nn.conv2d`.
-
-    Raises:
-        TypeError: neither a string nor integers.
-        ValueError: another string, another number of pairs, or padding of batch or channels.
-    """
-    explicit = "[[0,0],[top,bottom],[left,right],[0,0]]"
-    if layout == "NCHW":
-        explicit = "[[0,0],[0,0],[top,bottom],[left,right]]"
-    rule = f'{op}: padding must be "SAME", "VALID" or {explicit}, got {_text(value)}'
-    if isinstance(value, str):
-        if value.upper() == "SAME":
-            return "SAME"
-        if value.upper() == "VALID":
-            return "VALID"
-        raise ValueError(rule)
-    pads = _integers(value, rule)
-    if isinstance(pads, int):
-        raise TypeError(rule)
-    if len(pads) != 4 or not all(isinstance(p, list) and len(p) == 2 for p in pads):
-        raise ValueError(rule)
-    if not all(isinstance(p, int) for axis in pads for p in axis):
-        raise ValueError(rule)
-    first = 1 if layout == "NHWC" else 2
-    for axis in {0, 1, 2, 3} - {first, first + 1}:
-        if pads[axis] != [0, 0]:
-            raise ValueError(rule)
-    (top, bottom), (left, right) = pads[first : first + 2]
-    return (top, bottom), (left, right)
 
 
 def tensors(
@@ -247,13 +151,6 @@ def check_rank(op: str, argument: str, layout: str, tensor: tf.Tensor) -> None:
         )
 
 
-def shape_text(tensor: tf.Tensor) -> str:
-    """The static shape of a tensor as the compiled operators print it: `[2,9,?,4]`."""
-    if tensor.shape.rank is None:
-        return "?"
-    return _text(["?" if size is None else size for size in tensor.shape.as_list()])
-
-
 def _tensor(op: str, argument: str, value: Any, dtype: tf.DType | None) -> tf.Tensor:
     try:
         if value is None:
@@ -268,27 +165,3 @@ def _tensor(op: str, argument: str, value: Any, dtype: tf.DType | None) -> tf.Te
     except (TypeError, ValueError) as error:
         kind = "None" if value is None else type(value).__name__
         raise TypeError(f"{op}: {argument} must be convertible to a tensor, got {kind}") from error
-
-
-def _integers(value: Any, rule: str) -> Any:
-    """The nested sequence as lists of Python integers; numpy's integers count."""
-    if isinstance(value, (str, bytes, bool, np.bool_)):
-        raise TypeError(rule)
-    try:
-        return operator.index(value)
-    except TypeError:
-        pass
-    try:
-        items = list(value)
-    except TypeError:
-        raise TypeError(rule) from None
-    return [_integers(item, rule) for item in items]
-
-
-def _text(value: Any) -> str:
-    """Sequences without spaces, as the compiled operators print shapes."""
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(_text(item) for item in value)}]"
-    return f'"{value}"' if isinstance(value, str) and value != "?" else str(value)

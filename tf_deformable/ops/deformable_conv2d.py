@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tf_deformable import _native, config
 from tf_deformable._calls import Calls
-from tf_deformable._geometry.padding import Padding
+from tf_deformable._geometry.padding import Padding, padding_attributes
 from tf_deformable._geometry.sizes import Dim, Pair, dims, shape_of
 from tf_deformable._registration import register_gradient, register_vectorization
 from tf_deformable.ops import _arguments
@@ -167,12 +167,10 @@ class _Attributes:
     dilations: Pair
 
     def for_native(self) -> dict[str, Any]:
-        named = isinstance(self.padding, str)
         return {
             "strides": list(self.strides),
-            "padding": self.padding if named else "EXPLICIT",
-            "explicit_paddings": [] if named else [pad for axis in self.padding for pad in axis],
             "dilations": list(self.dilations),
+            **padding_attributes(self.padding),
         }
 
     def for_reference(self) -> dict[str, Any]:

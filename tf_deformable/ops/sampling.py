@@ -15,8 +15,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_deformable._geometry.boxes import box_extent
 from tf_deformable._geometry.padding import Padding, same_padding
-from tf_deformable._geometry.roi_pool import box_extent
 from tf_deformable._geometry.sizes import Dim, Pair
 from tf_deformable.ops import _arguments
 from tf_deformable.ops._symbolic import accepts_keras_tensors

@@ -17,12 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tf_deformable._geometry.roi_pool import (
-    RoIPoolGeometry,
-    box_extent,
-    check_box_indices,
-    roi_pool_geometry,
-)
+from tf_deformable._geometry.boxes import box_extent, check_box_indices
+from tf_deformable._geometry.roi_pool import RoIPoolGeometry, roi_pool_geometry
 from tf_deformable._geometry.sizes import LARGEST_INTEGER, Checks, Dim, Pair, dims, known, shape_of
 
 # A bin of more samples than this weighs each with nothing.
