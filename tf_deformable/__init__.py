@@ -7,12 +7,14 @@ and the reference implementation, `models` puts the layers into networks, and `g
 names the library for programs that load it by themselves.
 
 Importing the package imports TensorFlow and makes the operators and layers known to it and to
-Keras, so that models that hold them can be loaded.
+Keras, so that models that hold them can be loaded. `tf_deformable.jax` has the functions for JAX;
+where TensorFlow is not installed it is all that works.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from tf_deformable._version import __version__
@@ -76,6 +78,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-from tf_deformable import _registration  # noqa: E402
+if importlib.util.find_spec("tensorflow") is not None:
+    from tf_deformable import _registration
 
-_registration.register_all()
+    _registration.register_all()
