@@ -45,6 +45,7 @@ def main() -> int:
         subprocess.run(command, cwd=ROOT, env=environment, check=True)
         (wheel,) = Path(folder).glob("*.whl")
         repair = ["auditwheel", "repair", "--exclude", "libtensorflow_framework.so.2"]
+        repair += ["--exclude", "libtensorflow_cc.so.2"]
         repair += ["--only-plat", "--wheel-dir", str(FOLDER), str(wheel)]
         beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         subprocess.run(

@@ -32,7 +32,13 @@ assert "tf_deformable" not in sys.modules
 
 
 def check_operators() -> None:
-    """The compiled operators against the reference: values, and gradients for all inputs."""
+    """The compiled operators against the reference: values, and gradients for all inputs.
+
+    Under XLA too, where the library has that: with TensorFlow 2.20 and later.
+    """
+    minor = int(tf.version.VERSION.split(".")[1])
+    has_xla = tf_deformable.config.build_info()["xla"]
+    assert has_xla is (minor >= 20), has_xla
     random = np.random.default_rng(0)
     boxes, indices = [[1.0, 2, 6, 7], [0, 0, 5, 5]], [1, 0]
 
@@ -53,15 +59,18 @@ def check_operators() -> None:
         (pool_by_position, ([2, 8, 9, 12], [2, 2, 2, 3, 2])),
     ]:
         arguments = [tf.constant(random.normal(size=shape)) for shape in shapes]
-        results = {}
-        for backend in ("native", "reference"):
+        results = []
+        for backend, jit in [("reference", False), ("native", False)] + [
+            ("native", True)
+        ] * has_xla:
             with tf_deformable.config.use_backend(backend), tf.GradientTape() as tape:
                 tape.watch(arguments)
-                output = tf.function(function)(*arguments)
-                loss = tf.reduce_sum(tf.sin(output))
-            results[backend] = [output, *tape.gradient(loss, arguments)]
-        for native, reference in zip(*results.values(), strict=True):
-            np.testing.assert_allclose(native, reference, rtol=1e-9, atol=1e-9)
+                output = tf.function(function, jit_compile=jit)(*arguments)
+                loss = tf.reduce_sum(output**2)
+            results.append([output, *tape.gradient(loss, arguments)])
+        for reference, *natives in zip(*results, strict=True):
+            for native in natives:
+                np.testing.assert_allclose(native, reference, rtol=1e-9, atol=1e-9)
 
 
 def check_models(folder: pathlib.Path) -> None:

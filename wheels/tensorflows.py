@@ -19,6 +19,9 @@ MINORS = ("2.16", "2.17", "2.18", "2.19", "2.20", "2.21")
 _PYTHON = "3.11"
 _PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_27_x86_64")
 _NEEDED = ("tensorflow/include/", "tensorflow/libtensorflow_framework.so.2")
+# What the library for XLA is linked to, 1 GB, where there are the headers for that library.
+_XLA_HEADER = "tensorflow/include/xla/ffi/api/ffi.h"
+_NEEDED_FOR_XLA = "tensorflow/libtensorflow_cc.so.2"
 
 
 def installed() -> str:
@@ -35,7 +38,8 @@ def headers(minor: str) -> str:
     """
     folder = FOLDER / "tensorflow" / minor
     done = folder / "VERSION"
-    if not done.exists():
+    lacks_xla = (folder / _XLA_HEADER).exists() and not (folder / _NEEDED_FOR_XLA).exists()
+    if lacks_xla or not done.exists():
         print(f"Fetching TensorFlow {minor}", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         with tempfile.TemporaryDirectory() as downloads:
@@ -46,8 +50,8 @@ def headers(minor: str) -> str:
             subprocess.run([*command, f"tensorflow~={minor}.0"], check=True)
             (wheel,) = pathlib.Path(downloads).glob("tensorflow-*.whl")
             with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(
-                    folder, [name for name in archive.namelist() if name.startswith(_NEEDED)]
-                )
+                names = archive.namelist()
+                needed = _NEEDED + (_NEEDED_FOR_XLA,) * (_XLA_HEADER in names)
+                archive.extractall(folder, [name for name in names if name.startswith(needed)])
             done.write_text(wheel.name.split("-")[1])
     return f"{done.read_text()}={folder / 'tensorflow'}"

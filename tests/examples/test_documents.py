@@ -20,6 +20,7 @@ DOCUMENTS = [
     "docs/roi_pooling.md",
     "docs/serving.md",
     "docs/weights.md",
+    "docs/xla.md",
 ]
 # Blocks that import one of these are left out where it is not installed.
 OPTIONAL = ("torch", "torchvision")

@@ -3,13 +3,15 @@
     python tests/gpu/run.py [--steps STEP ...] [--output FOLDER] [--library PATH]
 
 Needs NumPy and ml_dtypes, and nvcc where no --library is given; PyTorch and torchvision for what
-compares with them; not TensorFlow. Steps, in the order in which they are done:
+compares with them; JAX, CMake and Ninja for the handlers of XLA; not TensorFlow. Steps, in the order
+in which they are done:
 
     build     compiles cc/kernels for the GPU; left out if there is a --library
     probe     says what device there is, and runs one small kernel
     micro     rates of the device that bound the kernels: copies, products, atomic additions
     check     every case, dtype and gradient against the float64 oracles and the golden vectors;
               every kernel must have been among them
+    jax       the same of the handlers for XLA, driven by JAX; built into tf_deformable/ if they are not
     large     shapes as in use, against torchvision in float64; tensors of 2^31 elements and more
     bench     benchmarks/gpu/kernels.py
     tiles     the forward pass with each of its tiles
@@ -27,6 +29,7 @@ Ends with status 1 if anything failed.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -51,12 +54,13 @@ from tests.gpu import kernels as gpu  # noqa: E402
 from tests.gpu import roi_pool_checks as roi_pool  # noqa: E402
 from tests.gpu.isolation import Item, Skipped, Worker  # noqa: E402
 
-STEPS = ("build", "probe", "micro", "check", "large", "bench", "tiles", "ncu", "sanitize")
+STEPS = ("build", "probe", "micro", "check", "jax", "large", "bench", "tiles", "ncu", "sanitize")
 # What a worker may take, in seconds: all of it, and one item; and how often it may start anew.
 LIMITS = {
     "probe": (60, 40, 1),
     "micro": (100, 60, 4),  # the first to load PyTorch, from a cold disk
     "check": (100, 30, 4),
+    "jax": (200, 150, 4),  # the first item builds
     "large": (120, 40, 8),
     "bench": (200, 40, 8),
     "tiles": (60, 30, 4),
@@ -166,6 +170,55 @@ def check_items(arguments: argparse.Namespace, dtype: str) -> Iterator[Item]:
             yield checks.item(path.stem, conv2d.check_golden, path)
 
 
+def jax_items(arguments: argparse.Namespace) -> Iterator[Item]:
+    """The handlers of XLA on JAX's default device, which is the GPU where JAX is for CUDA."""
+    if importlib.util.find_spec("jax") is None:
+        raise Skipped("there is no JAX")
+    import jax
+
+    if not list((ROOT / "tf_deformable").glob("libtf_deformable_xla-*.so")):
+        folder = arguments.library.parent / "handlers"
+        yield Item("build", lambda: _build_handlers(folder, arguments.architecture))
+    jax.config.update("jax_enable_x64", True)
+
+    def item(title: str, name: str, *of: Any) -> Item:
+        def run() -> None:
+            from tests import jax_checks  # imports the handlers
+
+            getattr(jax_checks, name)(*of)
+
+        return Item(title, run)
+
+    for dtype in gpu.TYPES:
+        for name, case in conv2d.CASES.items():
+            yield item(f"{name}, {dtype}", "check_conv2d", case, dtype)
+        for name, roi_case in roi_pool.CASES.items():
+            yield item(f"roi_pool, {name}, {dtype}", "check_roi_pool", roi_case, dtype)
+    for path in conv2d.GOLDEN:
+        yield item(path.stem, "check_golden_conv2d", path, "float64")
+    for path in sorted((ROOT / "tests" / "golden").glob("psroi_*.npz")):
+        yield item(path.stem, "check_golden_roi_pool", path, "float64")
+
+
+def _build_handlers(folder: pathlib.Path, architecture: str) -> None:
+    """Builds the handlers and the kernels, and puts them into the package."""
+    import jax
+
+    options = {
+        "TF_DEFORMABLE_XLA_INCLUDE": jax.ffi.include_dir(),
+        "TF_DEFORMABLE_CUDA": "ON" if jax.default_backend() == "gpu" else "OFF",
+    }
+    if architecture.startswith("sm_"):
+        number = architecture.removeprefix("sm_").removesuffix("a")
+        options["TF_DEFORMABLE_CUDA_ARCHITECTURES"] = number
+    configure = ["cmake", "-S", ROOT / "cc", "-B", folder, "-G", "Ninja"]
+    configure += [f"-D{name}={value}" for name, value in options.items()]
+    for command in (configure, ["cmake", "--build", folder, "--target", "tf_deformable_xla"]):
+        subprocess.run(command, check=True)
+    for library in folder.rglob("libtf_deformable_*.so"):
+        shutil.copy2(library, ROOT / "tf_deformable")
+
+
 def sanitize_items(arguments: argparse.Namespace, dtype: str) -> Iterator[Item]:
     """Some small cases; nothing looks at their results, which `check` has done."""
     checks = _Checks(arguments.library)
@@ -226,6 +279,8 @@ def items_of(worker: str, arguments: argparse.Namespace) -> Iterator[Item]:
         yield from sanitize_items(arguments, dtype)
     elif step == "probe":
         yield from probe_items(arguments)
+    elif step == "jax":
+        yield from jax_items(arguments)
     else:
         yield from _benchmark(arguments).items(
             worker, arguments.library, arguments.output / "gpu.json", _commit(arguments)
@@ -270,6 +325,7 @@ def _worker(
     command = [*(prefix or []), *isolation.python(pathlib.Path(__file__))]
     command += ["--worker", name, "--library", str(arguments.library)]
     command += ["--output", str(arguments.output), "--commit", _commit(arguments)]
+    command += ["--architecture", arguments.architecture]
     if alias:
         command += ["--alias", alias]
     if arguments.emulate:
