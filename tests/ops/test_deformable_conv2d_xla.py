@@ -190,6 +190,34 @@ def test_the_package_may_be_imported_after_xla_was_used() -> None:
     assert lines_with_threads(_LATE, counts=(1,)) == [["(1, 4, 4, 1)"]]
 
 
+_CHOSEN = """
+import numpy as np
+import tensorflow as tf
+import tf_deformable
+
+tf.config.optimizer.set_jit("autoclustering")
+
+@tf.function
+def function(inputs, is_wanted):
+    everywhere = tf_deformable.deformable_conv2d(inputs * 2, filters + 1, offsets) + 1
+    wanted = tf.gather(inputs, tf.where(is_wanted)[:, 0]) * 2
+    some = tf_deformable.deformable_conv2d(wanted, filters + 1, offsets[:1]) + 1
+    return everywhere, some
+
+filters, offsets = tf.ones([3, 3, 2, 2]), tf.zeros([2, 6, 5, 18])
+inputs = tf.random.stateless_normal([2, 6, 5, 2], [5, 6])
+for _ in range(3):
+    everywhere, some = function(inputs, tf.constant([False, True]))
+np.testing.assert_allclose(some, everywhere[1:], rtol=1e-5)
+print("agrees")
+"""
+
+
+def test_where_tensorflow_chooses_what_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TF_XLA_FLAGS", "--tf_xla_cpu_global_jit --tf_xla_min_cluster_size=1")
+    assert lines_with_threads(_CHOSEN, counts=(1,)) == [["agrees"]]
+
+
 # --- Refusals ------------------------------------------------------------------------------------
 
 
@@ -222,5 +250,5 @@ def test_a_shape_that_the_program_computes() -> None:
         r"deformable_conv2d: inputs must have a shape that is known when XLA compiles "
         r"\(jit_compile=True\), got f32\[<=2,9,11,4\]"
     )
-    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+    with pytest.raises(tf.errors.UnimplementedError, match=message):
         function(inputs, tf.constant([True, False]))

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 import tf_deformable
+from tests.xla import needs_lowering
 
 HERE = Path(__file__).parent
 
@@ -117,6 +118,27 @@ def test_process_that_imports_only_tensorflow(served):
     answer = folder / "from_tensorflow.npy"
     run("serve_with_tensorflow.py", folder / "model", request, answer, *library)
     np.testing.assert_allclose(np.load(answer), expected, atol=1e-6)
+
+
+@needs_lowering
+def test_process_that_runs_what_was_compiled_by_xla(tmp_path):
+    served = tf.Module()
+    served.layer = tf_deformable.DeformableConv2D(4, 3, modulated=True)
+    inputs = np.random.default_rng(5).normal(size=[1, 9, 8, 3]).astype(np.float32)
+    expected = served.layer(inputs)
+
+    @tf.function(input_signature=[tf.TensorSpec([1, 9, 8, 3])], jit_compile=True)
+    def serve(images):
+        return {"maps": served.layer(images)}
+
+    tf.saved_model.save(served, tmp_path / "model", {"serving_default": serve})
+    np.savez(tmp_path / "request.npz", images=inputs)
+    library = Path(tf_deformable.get_library_path())
+    lowering = library.with_name(library.name.replace("_tensorflow_", "_xla_tensorflow_"))
+    answer = tmp_path / "answer.npy"
+    arguments = [tmp_path / "model", tmp_path / "request.npz", answer, library, lowering]
+    run("serve_with_tensorflow.py", *arguments)
+    np.testing.assert_allclose(np.load(answer), expected, rtol=1e-4, atol=1e-5)
 
 
 @served_with("native", "reference")

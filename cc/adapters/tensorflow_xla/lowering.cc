@@ -79,7 +79,8 @@ absl::Status StaticInput(tensorflow::XlaOpKernelContext* context, const char* op
   const auto shape = context->InputXlaShape(input);
   TF_RETURN_IF_ERROR(shape.status());
   if (!shape->is_static()) {
-    return absl::InvalidArgumentError(
+    // Where TensorFlow chose itself what to compile, it then runs the operator outside of that.
+    return absl::UnimplementedError(
         std::string(op) + ": " + name +
         " must have a shape that is known when XLA compiles (jit_compile=True), got " +
         shape->ToString() + "; pad it, or call the operator outside of what XLA compiles");
