@@ -80,7 +80,7 @@ def test_configuration_and_file(tmp_path):
 
 @pytest.mark.parametrize("given", ["full", -1, 1.5, (1, 2, 3), ((1, 2), (3, -4)), True, None])
 def test_refuses(given):
-    with pytest.raises(ValueError, match=r"DeformableConv2D: padding must be \"valid\", \"same\""):
+    with pytest.raises(ValueError, match="DeformableConv2D: padding must be 'valid', 'same'"):
         DeformableConv2D(3, 3, padding=given)
 
 

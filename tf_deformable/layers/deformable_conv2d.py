@@ -525,7 +525,7 @@ class DeformableConv2D(OperatorLayer):
                 pads.append((numbers[0], numbers[1]))
         if len(pads) != 2 or len(axes) != 2:
             rule = (
-                'must be "valid", "same", a non-negative integer, two of them (y, x) or '
+                "must be 'valid', 'same', a non-negative integer, two of them (y, x) or "
                 "((top, bottom), (left, right))"
             )
             raise self._error("padding", rule, value)
