@@ -3,15 +3,15 @@
     python tests/gpu/run.py [--steps STEP ...] [--output FOLDER] [--library PATH]
 
 Needs NumPy and ml_dtypes, and nvcc where no --library is given; PyTorch and torchvision for what
-compares with them; JAX, CMake and Ninja for the handlers of XLA; not TensorFlow. Steps, in the order
-in which they are done:
+compares with them; JAX, CMake and Ninja for the handlers of XLA; not TensorFlow. Steps, in the
+order in which they are done:
 
     build     compiles cc/kernels for the GPU; left out if there is a --library
     probe     says what device there is, and runs one small kernel
     micro     rates of the device that bound the kernels: copies, products, atomic additions
     check     every case, dtype and gradient against the float64 oracles and the golden vectors;
               every kernel must have been among them
-    jax       the same of the handlers for XLA, driven by JAX; built into tf_deformable/ if they are not
+    jax       the same of the handlers for XLA, driven by JAX; builds them, if there are none
     large     shapes as in use, against torchvision in float64; tensors of 2^31 elements and more
     bench     benchmarks/gpu/kernels.py
     tiles     the forward pass with each of its tiles
