@@ -14,14 +14,6 @@
 
 namespace tf_deformable {
 
-// A device of TensorFlow's XLA compiler, and the platform that runs what it compiles.
-struct Platform {
-  const char* device;  // as TensorFlow names it
-  const char* name;    // as XLA names it
-  // Attributes of each call that say what no operator does: TensorFlow's settings.
-  void (*write_settings)(class AttributeWriter* writer);
-};
-
 // Writes attributes as the typed FFI reads them: an MLIR dictionary. For Call::VisitAttributes.
 class AttributeWriter {
  public:
@@ -37,6 +29,14 @@ class AttributeWriter {
   Status Add(const char* name, const std::string& value);
 
   std::string text_;
+};
+
+// A device of TensorFlow's XLA compiler, and the platform that runs what it compiles.
+struct Platform {
+  const char* device;  // as TensorFlow names it
+  const char* name;    // as XLA names it
+  // Adds what the handlers of this platform read beside the operator's attributes.
+  void (*write_settings)(AttributeWriter* writer);
 };
 
 // The type and shape of one of the tensors that an operator reads. A shape that only the run will
