@@ -443,7 +443,7 @@ def _hessian_along_offsets(
     inputs, *of_boxes = (tf.cast(variable, dtype) for variable in (*variables, direction))
     of_boxes += [boxes, box_indices]
     count = tf.shape(boxes)[0]
-    step = tf.minimum(_boxes_of_part(inputs, attributes), tf.maximum(count, 1))
+    step = _boxes_of_part(inputs, count, attributes)
 
     def add_part(start: tf.Tensor, of_inputs: tf.Tensor, *done: tf.Tensor) -> list[tf.Tensor]:
         offsets, *mask, grad_output, along, boxes, box_indices = (
@@ -483,16 +483,17 @@ def _hessian_along_offsets(
     return sums
 
 
-def _boxes_of_part(inputs: tf.Tensor, attributes: _Attributes) -> tf.Tensor:
-    """As many boxes as are worked through at a time."""
-    pixels = tf.cast(tf.shape(inputs)[1:3], tf.float32)
+def _boxes_of_part(inputs: tf.Tensor, count: tf.Tensor, attributes: _Attributes) -> tf.Tensor:
+    """How many of the boxes are worked through at a time: 1 at least, int32."""
+    size = tf.cast(tf.shape(inputs), tf.float32)
     bins = tf.cast(attributes.output_size, tf.float32)
-    samples = attributes.samples_per_bin or tf.math.ceil(pixels / bins) + 1
-    maps = attributes.group_size**2
-    # A sample reads two pixels along each axis.
-    values = tf.reduce_prod(2 * samples * bins) * tf.cast(tf.shape(inputs)[3] // maps, tf.float32)
-    most = tf.maximum(_VALUES_OF_PART, tf.size(inputs))
-    return tf.cast(tf.maximum(tf.cast(most, tf.float32) // values, 1), tf.int32)
+    samples = attributes.samples_per_bin or tf.math.ceil(size[1:3] / bins) + 1
+    depth = size[3] / attributes.group_size**2
+    values = (
+        tf.reduce_prod(2 * samples * bins) * depth
+    )  # A sample reads two pixels along each axis.
+    boxes = tf.maximum(tf.reduce_prod(size), _VALUES_OF_PART) // tf.maximum(values, 1)
+    return tf.cast(tf.clip_by_value(boxes, 1, tf.cast(tf.maximum(count, 1), tf.float32)), tf.int32)
 
 
 def _vectorized(op: tf.Operation, calls: Calls) -> list[tf.Tensor]:
