@@ -2,7 +2,8 @@
 
 `DeformableConv2D`, `DeformableRoIPool` and `DeformablePSRoIPool` are the Keras layers,
 `RoIPool` and `PSRoIPool` the plain ones; `deformable_conv2d`, `deformable_roi_pool` and
-`deformable_psroi_pool` are the functions they call. `config` chooses between the compiled operators
+`deformable_psroi_pool` are the functions they call. `multi_scale_deformable_attention` is the
+operator of Deformable DETR. `config` chooses between the compiled operators
 and the reference implementation, `models` puts the layers into networks, and `get_library_path`
 names the library for programs that load it by themselves.
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from tf_deformable.layers.deformable_conv2d import DeformableConv2D
     from tf_deformable.layers.psroi_pool import DeformablePSRoIPool, PSRoIPool
     from tf_deformable.layers.roi_pool import DeformableRoIPool, RoIPool
+    from tf_deformable.ops.deformable_attention import multi_scale_deformable_attention
     from tf_deformable.ops.deformable_conv2d import deformable_conv2d
     from tf_deformable.ops.roi_pool import deformable_psroi_pool, deformable_roi_pool
 
@@ -45,6 +47,7 @@ __all__ = [
     "get_library_path",
     "layers",
     "models",
+    "multi_scale_deformable_attention",
     "ops",
     "reference",
 ]
@@ -61,6 +64,7 @@ _MODULE_OF = {
     "deformable_psroi_pool": "ops",
     "deformable_roi_pool": "ops",
     "get_library_path": "_native",
+    "multi_scale_deformable_attention": "ops",
 }
 
 

@@ -37,6 +37,25 @@ def test_kernels() -> None:
     np.testing.assert_array_equal(convert.oihw_from_hwio(hwio), oihw)
 
 
+@pytest.mark.parametrize("shape", [(2,), (3, 4, 2), (5, 12)], ids=str)
+def test_pairs_of_coordinates(shape: tuple[int, ...]) -> None:
+    theirs = _numbered(*shape)
+
+    ours = convert.yx_from_xy(theirs)
+
+    np.testing.assert_array_equal(ours[..., 0::2], theirs[..., 1::2])
+    np.testing.assert_array_equal(ours[..., 1::2], theirs[..., 0::2])
+    np.testing.assert_array_equal(convert.yx_from_xy(ours), theirs)
+
+
+def test_an_odd_number_of_coordinates_is_refused() -> None:
+    message = (
+        "yx_from_xy: the last size of pairs must be known and a multiple of 2, got shape [4,3]"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        convert.yx_from_xy(np.zeros([4, 3]))
+
+
 @pytest.mark.parametrize("kernel_size", [(3, 2), (1, 4), 3], ids=str)
 @pytest.mark.parametrize("leading", [(), (5,), (2, 3, 4)], ids=["bias", "kernel", "map"])
 def test_offsets_and_masks_of_dcnv3(leading: tuple[int, ...], kernel_size: Any) -> None:

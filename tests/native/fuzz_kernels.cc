@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "kernels/cpu/driver.h"
+#include "kernels/deformable_attention/cpu_plan.h"
 #include "kernels/deformable_conv2d/cpu_plan.h"
 #include "kernels/roi_pool/cpu_plan.h"
 
@@ -325,11 +326,65 @@ void RoIPoolCase(bool hostile) {
 }
 
 template <typename T>
-void Case(bool is_convolution, bool hostile) {
-  if (is_convolution) {
-    ConvolutionCase<T>(hostile);
-  } else {
-    RoIPoolCase<T>(hostile);
+void AttentionCase(bool hostile) {
+  const int batch = Between(0, 3), heads = Between(1, 9), queries = Between(0, 20);
+  const int depth = Between(1, Chance(3) ? 300 : 40);
+  const int levels = Between(0, 5), points = Between(0, Chance(10) ? 90 : 5);
+  deformable_attention::Arguments a;
+  a.level_sizes.emplace();
+  int pixels = 0;
+  for (int level = 0; level < levels; ++level) {
+    const int height = Between(0, 9), width = Between(0, 9);
+    a.level_sizes->insert(a.level_sizes->end(), {height, width});
+    pixels += height * width;
+  }
+  a.value = Shape({batch, pixels, heads, depth});
+  a.spatial_shapes = Shape({levels, 2});
+  a.sampling_locations = Shape({batch, queries, heads, levels, points, 2});
+  a.attention_weights = Shape({batch, queries, heads, levels, points});
+  const bool normalized = Chance(2);
+  a.coordinates = normalized ? deformable_attention::Coordinates::kNormalized
+                             : deformable_attention::Coordinates::kPixels;
+  deformable_attention::Geometry g;
+  if (!deformable_attention::Parse(a, &g).ok()) std::abort();
+
+  const int64_t size = g.batch * g.pixels * g.channels();
+  const int64_t summed = g.batch * g.queries * g.channels();
+  const int64_t samples = g.batch * g.queries * g.heads * g.samples();
+  Tensor<T> value(size, 1, hostile), locations(samples * 2, normalized ? 1 : 5, hostile);
+  Tensor<T> weights(samples, 1, hostile), grad_output(summed, 1, hostile);
+  Tensor<T> output(summed), grad_value(size), grad_locations(samples * 2), grad_weights(samples);
+  const deformable_attention::InputTensors<T> tensors = {value.data(), locations.data(),
+                                                         weights.data()};
+  Backwards executor(Between(1, 4));
+  const deformable_attention::cpu::ForwardPlan<T> forward(g, executor.num_workers());
+  RunPlan(forward,
+          [&](void* workspace) { forward.Run({tensors, output.data()}, executor, workspace); });
+  const deformable_attention::cpu::BackwardPlan<T> backward(g, executor.num_workers());
+  RunPlan(backward, [&](void* workspace) {
+    backward.Run({tensors, grad_output.data(), grad_value.data(), grad_locations.data(),
+                  grad_weights.data()},
+                 executor, workspace);
+  });
+  if (hostile) return;
+  results.Take("attention", output.data(), summed);
+  results.Take("attention's grad_value", grad_value.data(), size);
+  results.Take("attention's grad_locations", grad_locations.data(), samples * 2);
+  results.Take("attention's grad_weights", grad_weights.data(), samples);
+}
+
+template <typename T>
+void Case(int which, bool hostile) {
+  switch (which) {
+    case 0:
+      ConvolutionCase<T>(hostile);
+      break;
+    case 1:
+      RoIPoolCase<T>(hostile);
+      break;
+    case 2:
+      AttentionCase<T>(hostile);
+      break;
   }
 }
 
@@ -365,8 +420,50 @@ bool WorkspaceIsBounded(const char* type, const Shape& inputs, const Shape& filt
   return bounded;
 }
 
+// The same for attention, of maps of one row.
+template <typename T>
+bool AttentionWorkspaceIsBounded(const char* type, int64_t batch, int64_t pixels, int64_t heads,
+                                 int64_t depth, int64_t queries, int64_t points) {
+  deformable_attention::Arguments a;
+  a.value = Shape({batch, pixels, heads, depth});
+  a.spatial_shapes = Shape({1, 2});
+  a.level_sizes = {1, pixels};
+  a.sampling_locations = Shape({batch, queries, heads, 1, points, 2});
+  a.attention_weights = Shape({batch, queries, heads, 1, points});
+  deformable_attention::Geometry g;
+  if (!deformable_attention::Parse(a, &g).ok()) std::abort();
+  constexpr int64_t kMost = 8'000'000;
+  const int64_t gradients = batch * (pixels * heads * depth + queries * heads * points * 3) *
+                            static_cast<int64_t>(sizeof(ComputeType<T>));
+  const int64_t forward = deformable_attention::cpu::ForwardPlan<T>(g, 2).workspace_bytes();
+  const int64_t backward = deformable_attention::cpu::BackwardPlan<T>(g, 2).workspace_bytes();
+  const bool rounds = sizeof(T) < sizeof(ComputeType<T>);
+  const bool bounded = forward >= 0 && forward <= kMost && backward >= 0 &&
+                       backward <= kMost + (rounds ? gradients : 0);
+  if (!bounded) {
+    std::printf("%s, value %s, %d queries, %d points: %.1f MB, backward %.1f MB\n", type,
+                ToString(a.value).c_str(), static_cast<int>(queries), static_cast<int>(points),
+                1e-6 * forward, 1e-6 * backward);
+  }
+  return bounded;
+}
+
 bool WorkspacesAreBounded() {
   bool bounded = true;
+  const auto check_attention = [&](int64_t batch, int64_t pixels, int64_t heads, int64_t depth,
+                                   int64_t queries, int64_t points) {
+    const auto check = [&](auto is_bounded, const char* type) {
+      bounded &= is_bounded(type, batch, pixels, heads, depth, queries, points);
+    };
+    check(AttentionWorkspaceIsBounded<float>, "float");
+    check(AttentionWorkspaceIsBounded<double>, "double");
+    check(AttentionWorkspaceIsBounded<BFloat16>, "bfloat16");
+  };
+  check_attention(2, 20197, 8, 32, 20197, 16);  // the encoder of Deformable DETR
+  check_attention(1, 100000, 1, 65536, 1000, 4);
+  check_attention(1, 64, 65536, 1, 64, 9);
+  check_attention(4096, 1, 1, 256, 1, 4096);
+  check_attention(1, 100000, 1, 32, 100000, 961);
   const auto check = [&](std::vector<int64_t> inputs, std::vector<int64_t> filters,
                          int64_t offset_groups) {
     const Shape x(std::move(inputs)), w(std::move(filters));
@@ -399,19 +496,20 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "%d\r", seed);  // the last one seen is the one that failed
     random_state.seed(seed);
     results.seed = seed;
-    const bool is_convolution = Chance(2), hostile = Chance(2);
+    const int which = Between(0, 2);
+    const bool hostile = Chance(2);
     switch (seed % 4) {
       case 0:
-        Case<float>(is_convolution, hostile);
+        Case<float>(which, hostile);
         break;
       case 1:
-        Case<double>(is_convolution, hostile);
+        Case<double>(which, hostile);
         break;
       case 2:
-        Case<Half>(is_convolution, hostile);
+        Case<Half>(which, hostile);
         break;
       case 3:
-        Case<BFloat16>(is_convolution, hostile);
+        Case<BFloat16>(which, hostile);
         break;
     }
   }

@@ -131,8 +131,54 @@ void CheckBilinear(int64_t height, int64_t width, int64_t row) {
   }
 }
 
+// Locations as parts of maps, whose sizes differ from lane to lane.
+template <typename A>
+void CheckLocations() {
+  constexpr int kLanes = Simd<A>::kLanes;
+  constexpr int64_t kSizes[] = {0, 1, 2, 3, 7, 50, 152, 1000, (1 << 24) + 3};
+  const std::vector<A> locations = HostilePositions<A>(1);
+  size_t next = 0;
+  for (int64_t size : kSizes) {
+    for (int64_t pixel = 0; pixel < std::min<int64_t>(size, 200); ++pixel, ++next) {
+      Vector<A> y = {}, x = {}, mask = {};
+      Integers<A> height = {}, width = {};
+      typename PixelIndices<A>::Vector row = {};
+      int64_t first_pixel[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        height[i] = static_cast<Integer<A>>(size);
+        width[i] = static_cast<Integer<A>>(kSizes[(next + i) % std::size(kSizes)]);
+        row[i] = width[i];
+        y[i] = (static_cast<A>(pixel) + A(0.5)) / static_cast<A>(size);
+        x[i] = locations[(next + i) % locations.size()];
+        mask[i] = 1;
+        first_pixel[i] = int64_t{7} << i;
+      }
+      const Vector<A> down = PositionsOfLocations<A>(y, __builtin_convertvector(height, Vector<A>));
+      const Vector<A> right = PositionsOfLocations<A>(x, __builtin_convertvector(width, Vector<A>));
+      SampleVector<A> together, alone;
+      SetSamples<A>(down, right, mask, first_pixel, height, width, row, &together);
+      for (int i = 0; i < kLanes; ++i) {
+        const auto check = [&](bool holds, const char* what) {
+          Check(holds, what, y[i], x[i], height[i], width[i]);
+        };
+        check(Same(down[i], PositionOfLocation(A{y[i]}, static_cast<A>(height[i]))),
+              "the position of a location");
+        check(Same(right[i], PositionOfLocation(A{x[i]}, static_cast<A>(width[i]))),
+              "the position of a location");
+        SetSamples<A>(down, right, mask, first_pixel, int64_t{height[i]}, int64_t{width[i]},
+                      int64_t{width[i]}, &alone);
+        for (int j = 0; j < 4; ++j) {
+          check(together.corner[j][i] == alone.corner[j][i], "the corner of a lane's own map");
+          check(Same(together.weight[j][i], alone.weight[j][i]), "the weight of its corner");
+        }
+      }
+    }
+  }
+}
+
 template <typename A>
 void CheckBilinear() {
+  CheckLocations<A>();
   // Beyond 2^24 float does not have every pixel; the kernels count up to 2^31 - 1.
   constexpr int64_t kSizes[] = {
       0, 1, 2, 3, 7, (1 << 24) - 1, (1 << 24) + 3, (int64_t{1} << 31) - 1};

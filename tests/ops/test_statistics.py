@@ -46,6 +46,16 @@ def test_roi_pooling():
     assert flops(lambda *tensors: pool(*tensors, samples_per_bin=0), *specs) == 0
 
 
+def test_deformable_attention():
+    def attend(value, locations, weights):
+        return tf_deformable.multi_scale_deformable_attention(
+            value, [(2, 3), (1, 1)], locations, weights
+        )
+
+    specs = [tf.TensorSpec(shape) for shape in ([2, 7, 3, 5], [2, 9, 3, 2, 4, 2], [2, 9, 3, 2, 4])]
+    assert flops(attend, *specs) == 2 * 5 * (2 * 9 * 3 * 2 * 4) * 5
+
+
 def test_unknown_sizes_have_no_number():
     def convolve(inputs, filters, offsets):
         return tf_deformable.deformable_conv2d(inputs, filters, offsets)

@@ -79,6 +79,17 @@ def boolean(op: str, argument: str, value: bool) -> bool:
     return bool(value)
 
 
+def coordinates_of_maps(op: str, value: str) -> str:
+    """Checks that the value is "normalized" or "pixels".
+
+    Raises:
+        ValueError: anything else.
+    """
+    if value not in ("normalized", "pixels"):
+        raise ValueError(f'{op}: coordinates must be "normalized" or "pixels", got {_text(value)}')
+    return value
+
+
 def data_format(op: str, value: str) -> DataFormat:
     """Checks that the value is "NHWC" or "NCHW".
 

@@ -10,6 +10,7 @@ with an index of their image. Others differ:
 - torchvision, mmcv, ONNX, PaddlePaddle and MXNet have maps NCHW and kernels OIHW; the channels of
   their convolution offsets are ordered as here: (tap row, tap column, (dy, dx)).
 - DCNv3 and DCNv4 have maps NHWC and convolution offsets (tap column, tap row, (dx, dy)).
+- Deformable DETR and its heirs have locations (x, y) in [0, 1], where here they are (y, x).
 - All but ONNX have boxes as rois (index of the image, x1, y1, x2, y2).
 - mmcv and MXNet have RoI offsets as planes, `[R, classes x (dx, dy), part_h, part_w]`, where here
   they are `[R, part_h, part_w, classes, (dy, dx)]`.
@@ -38,6 +39,7 @@ from tf_deformable.convert.layouts import (
     psroi_channels_from_depth_major,
     roi_offsets_from_planes,
     rois_from_boxes,
+    yx_from_xy,
 )
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ __all__ = [
     "roi_offsets_from_planes",
     "rois_from_boxes",
     "torch_state_dict",
+    "yx_from_xy",
 ]
 
 # Layouts need no Keras: what makes layers is imported when it is asked for.

@@ -113,6 +113,29 @@ def dcnv3_from_mask(mask: Any, kernel_size: int | Sequence[int]) -> tf.Tensor:
     return _transposed_taps("dcnv3_from_mask", "mask", mask, (kh, kw), 1)
 
 
+# --- Pairs of coordinates ---
+
+
+def yx_from_xy(pairs: Any) -> tf.Tensor:
+    """Exchanges the coordinates of pairs (x, y), as of Deformable DETR's sampling locations.
+
+    Locations of `tf_deformable.multi_scale_deformable_attention` are (y, x), those of Deformable
+    DETR and its heirs (x, y); 0 and 1 are the edges of the map for both. It is its own inverse.
+
+    Args:
+        pairs: `[..., 2*M]`: locations (M is 1), or the kernel or the bias of the layer that makes
+            M of them. The last size must be known.
+
+    Returns:
+        A tensor of the same shape.
+
+    Raises:
+        ValueError: the last size is unknown or odd.
+    """
+    pairs, size = _with_channels("yx_from_xy", "pairs", pairs, 2)
+    return tf.gather(pairs, np.arange(size) ^ 1, axis=-1)
+
+
 # --- Boxes ---
 
 

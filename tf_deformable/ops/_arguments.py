@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_deformable._geometry.attributes import boolean, data_format, integer, number, padding, pair
+from tf_deformable._geometry.attributes import (
+    boolean,
+    coordinates_of_maps,
+    data_format,
+    integer,
+    number,
+    padding,
+    pair,
+)
 from tf_deformable._geometry.sizes import shape_text
 
 __all__ = [
@@ -20,6 +28,7 @@ __all__ = [
     "boxes",
     "check_rank",
     "coordinates",
+    "coordinates_of_maps",
     "data_format",
     "indices",
     "integer",

@@ -19,7 +19,11 @@ def register_statistics() -> None:
     """Tells the profiler of the operators, unless this process has done so."""
     from tensorflow.python.framework import ops  # no public name leads to it
 
-    for op_type, count in (("Conv2D", _conv2d), ("RoiPool", _roi_pool)):
+    for op_type, count in (
+        ("Conv2D", _conv2d),
+        ("RoiPool", _roi_pool),
+        ("MultiScaleDeformableAttention", _attention),
+    ):
         try:
             ops.RegisterStatistics(f"TFDeformable>{op_type}", "flops")(_as_statistics(ops, count))
         except KeyError:  # It is there, from an earlier execution of the module.
@@ -47,6 +51,12 @@ def _roi_pool(op: tf.Operation) -> int:
     if samples == 0:
         raise ValueError("samples_per_bin=0: the boxes decide how many samples there are")
     return math.prod(_sizes(op.outputs[0])) * samples**2 * _BILINEAR
+
+
+def _attention(op: tf.Operation) -> int:
+    value, _, _, weights = op.inputs
+    depth = _sizes(value)[3]
+    return math.prod(_sizes(weights)) * depth * (_BILINEAR + 1)
 
 
 def _sizes(tensor: tf.Tensor) -> list[int]:

@@ -41,12 +41,17 @@ Status CheckSameType(const char* op, const char* name, ElementType type, const c
 }
 
 Status CheckSamplingType(const char* op, ElementType type, ElementType features) {
+  return CheckSamplingType(op, "offsets and mask", type, "inputs", features);
+}
+
+Status CheckSamplingType(const char* op, const char* sampling, ElementType type, const char* inputs,
+                         ElementType features) {
   const ElementType positions = ComputeElementType(features);
   if (type == features || type == positions) return Status();
   std::string allowed = ToString(features);
   if (positions != features) allowed += std::string(" or ") + ToString(positions);
-  return Invalid(op, "offsets and mask must have dtype " + allowed + " beside inputs of " +
-                         ToString(features) + ", got " + ToString(type));
+  return Invalid(op, std::string(sampling) + " must have dtype " + allowed + " beside " + inputs +
+                         " of " + ToString(features) + ", got " + ToString(type));
 }
 
 Status CheckCount(const char* op, const char* what, size_t got, size_t expected) {

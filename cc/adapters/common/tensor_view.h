@@ -50,6 +50,10 @@ struct TensorView {
 // Offsets or a mask beside features: their type, or that in which positions are computed.
 [[nodiscard]] Status CheckSamplingType(const char* op, ElementType type, ElementType features);
 
+// The same for what else says where to sample, `sampling`, beside `inputs`.
+[[nodiscard]] Status CheckSamplingType(const char* op, const char* sampling, ElementType type,
+                                       const char* inputs, ElementType features);
+
 // Tensors of a call, when there must be `expected` of them.
 [[nodiscard]] Status CheckCount(const char* op, const char* what, size_t got, size_t expected);
 

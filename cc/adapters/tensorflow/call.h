@@ -3,6 +3,7 @@
 #ifndef TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_CALL_H_
 #define TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_CALL_H_
 
+#include <initializer_list>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -32,13 +33,19 @@ absl::Status ReadCall(tensorflow::OpKernelConstruction* context, Call* call) {
   return ToAbslStatus(call->CheckTypes(types));
 }
 
-// For shape functions.
+// For shape functions. `read`: inputs of which the elements are read, if they are constants.
 template <typename Call>
 absl::Status ParseCall(tensorflow::shape_inference::InferenceContext* context, Call* call,
-                       std::vector<TensorView>* inputs, typename Call::Geometry* geometry) {
+                       std::vector<TensorView>* inputs, typename Call::Geometry* geometry,
+                       std::initializer_list<int> read = {}) {
   TF_RETURN_IF_ERROR(ReadAttributes(context, call));
   for (int i = 0; i < context->num_inputs(); ++i) {
     inputs->push_back({ElementType::kOther, ToShape(context, context->input(i))});
+  }
+  for (const int i : read) {
+    if (const tensorflow::Tensor* constant = context->input_tensor(i)) {
+      (*inputs)[i] = View(*constant);
+    }
   }
   return ToAbslStatus(call->Parse(*inputs, geometry));
 }

@@ -10,6 +10,35 @@
 
 namespace tf_deformable {
 
+#if !defined(__CUDA_ARCH__)
+// A number, or a vector of them, as it is rounded: the compiler cannot fuse what made it with what
+// uses it.
+template <typename V>
+[[gnu::always_inline]] inline V Rounded(V value) {
+#if defined(__x86_64__)
+  asm("" : "+x"(value));
+#elif defined(__aarch64__)
+  asm("" : "+w"(value));
+#else
+  asm("" : "+m"(value));
+#endif
+  return value;
+}
+#endif
+
+// The position, in pixels, of a location that is a part of the map, of which 0 and 1 are the outer
+// edges. The product is rounded before the difference, on every processor: pixels' centres are
+// where the derivative has a step, and one rounding less would put some of them before it.
+template <typename A>
+TF_DEFORMABLE_HOST_DEVICE A PositionOfLocation(A location, A size) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(A) == sizeof(double)) return __dmul_rn(location, size) - A(0.5);
+  return __fmul_rn(location, size) - A(0.5);
+#else
+  return Rounded(location * size) - A(0.5);
+#endif
+}
+
 // The cell that a position lies in. Its corners are (y0,x0), (y0,x0+1), (y0+1,x0), (y0+1,x0+1).
 template <typename A, typename Pixel = int32_t>
 struct SamplingPoint {

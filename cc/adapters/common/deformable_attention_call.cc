@@ -1,0 +1,77 @@
+#include "adapters/common/deformable_attention_call.h"
+
+#include "kernels/base/validation.h"
+
+namespace tf_deformable::deformable_attention {
+
+template <bool is_gradient>
+Status Call<is_gradient>::CheckAttributes() {
+  if (coordinates_ == "normalized") {
+    arguments_.coordinates = Coordinates::kNormalized;
+  } else if (coordinates_ == "pixels") {
+    arguments_.coordinates = Coordinates::kPixels;
+  } else {
+    return Status(Status::Code::kInvalidArgument,
+                  std::string(kOp) + ": coordinates must be normalized or pixels, got " +
+                      coordinates_);
+  }
+  return Status();
+}
+
+template <bool is_gradient>
+const char* Call<is_gradient>::InputName(size_t input) const {
+  constexpr const char* kNames[] = {"value", "spatial_shapes", "sampling_locations",
+                                    "attention_weights", "grad_output"};
+  return kNames[input];
+}
+
+template <bool is_gradient>
+Status Call<is_gradient>::CheckTypes(const std::vector<ElementType>& types) const {
+  Status status = CheckCount(kOp, "tensors", types.size(), is_gradient ? 5 : 4);
+  if (status.ok()) status = CheckFeaturesType(kOp, "value", types[0]);
+  if (status.ok() && types[1] != ElementType::kInt32) {
+    status = Status(Status::Code::kInvalidArgument,
+                    std::string(kOp) + ": spatial_shapes must have dtype int32, got " +
+                        ToString(types[1]));
+  }
+  for (size_t i = 2; status.ok() && i < 4; ++i) {
+    status = CheckSamplingType(kOp, "sampling_locations and attention_weights", types[i], "a value",
+                               types[0]);
+  }
+  if (status.ok() && is_gradient) {
+    status = CheckSameType(kOp, InputName(4), types[4], "value", types[0]);
+  }
+  return status;
+}
+
+template <bool is_gradient>
+Status Call<is_gradient>::Parse(const std::vector<TensorView>& inputs, Geometry* geometry) const {
+  Arguments arguments = arguments_;
+  arguments.value = inputs[0].shape;
+  arguments.spatial_shapes = inputs[1].shape;
+  arguments.sampling_locations = inputs[2].shape;
+  arguments.attention_weights = inputs[3].shape;
+  if (is_gradient) arguments.grad_output = inputs[4].shape;
+  if (const auto* sizes = inputs[1].Data<const int32_t>()) {
+    int64_t size = 1;
+    for (const int64_t dim : inputs[1].shape.dims) size *= dim;
+    arguments.level_sizes = std::vector<int64_t>(sizes, sizes + size);
+  }
+  return deformable_attention::Parse(arguments, geometry);
+}
+
+template <bool is_gradient>
+std::vector<TensorView> Call<is_gradient>::Outputs(const std::vector<TensorView>& inputs,
+                                                   const Geometry& g) const {
+  if (!is_gradient) {
+    return {{inputs[0].type, Shape({g.batch, g.queries, Product(g.heads, g.depth)})}};
+  }
+  return {{inputs[0].type, Shape({g.batch, g.pixels, g.heads, g.depth})},
+          {inputs[2].type, Shape({g.batch, g.queries, g.heads, g.levels, g.points, 2})},
+          {inputs[3].type, Shape({g.batch, g.queries, g.heads, g.levels, g.points})}};
+}
+
+template class Call<false>;
+template class Call<true>;
+
+}  // namespace tf_deformable::deformable_attention

@@ -1,0 +1,82 @@
+// Registration and shape functions of TFDeformable>MultiScaleDeformableAttention and its gradient.
+
+#include "adapters/common/deformable_attention_call.h"
+#include "adapters/tensorflow/call.h"
+#include "adapters/tensorflow/tensors.h"
+#include "tensorflow/core/framework/op.h"
+#include "tensorflow/core/framework/shape_inference.h"
+
+namespace tf_deformable {
+namespace {
+
+using tensorflow::shape_inference::InferenceContext;
+
+template <typename Call>
+absl::Status SetShapes(InferenceContext* c) {
+  Call call;
+  std::vector<TensorView> inputs;
+  deformable_attention::Geometry g;
+  TF_RETURN_IF_ERROR(ParseCall(c, &call, &inputs, &g, {1}));  // spatial_shapes
+  const std::vector<TensorView> outputs = call.Outputs(inputs, g);
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    c->set_output(i, ToHandle(c, outputs[i].shape.dims));
+  }
+  return absl::OkStatus();
+}
+
+REGISTER_OP("TFDeformable>MultiScaleDeformableAttention")
+    .Input("value: T")
+    .Input("spatial_shapes: int32")
+    .Input("sampling_locations: Tsampling")
+    .Input("attention_weights: Tsampling")
+    .Output("output: T")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("Tsampling: {half, bfloat16, float, double}")
+    .Attr("coordinates: {'normalized', 'pixels'} = 'normalized'")
+    .SetShapeFn(SetShapes<deformable_attention::ForwardCall>)
+    .Doc(R"doc(
+Multi-scale deformable attention (Zhu et al. 2021, equation 3), without its projections.
+
+  output[n,q,h] = sum_l sum_p attention_weights[n,q,h,l,p] * x_l(sampling_locations[n,q,h,l,p])
+
+where x_l is the bilinear interpolation of the map of level l of value[n,:,h], zero outside the map.
+Positions, weights and sums are computed in float32 (float64 for double) whatever T is. Tsampling is
+T, or that type.
+
+value: [N,S,heads,D], the pixels of the levels one after the other, each row by row.
+spatial_shapes: [levels,2], height and width of each level; S is the sum of their products.
+sampling_locations: [N,Q,heads,levels,points,2], (y,x).
+attention_weights: [N,Q,heads,levels,points].
+output: [N,Q,heads*D].
+coordinates: normalized: 0 and 1 are the outer edges of the map, a location is at the pixel
+  location * (height,width) - 0.5; pixels: 0 is the centre of the first pixel.
+)doc");
+
+REGISTER_OP("TFDeformable>MultiScaleDeformableAttentionGrad")
+    .Input("value: T")
+    .Input("spatial_shapes: int32")
+    .Input("sampling_locations: Tsampling")
+    .Input("attention_weights: Tsampling")
+    .Input("grad_output: T")
+    .Output("grad_value: T")
+    .Output("grad_sampling_locations: Tsampling")
+    .Output("grad_attention_weights: Tsampling")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("Tsampling: {half, bfloat16, float, double}")
+    .Attr("coordinates: {'normalized', 'pixels'} = 'normalized'")
+    .SetShapeFn(SetShapes<deformable_attention::GradientCall>)
+    .Doc(R"doc(
+Gradients of TFDeformable>MultiScaleDeformableAttention.
+
+At the centre of a pixel the derivative for the location is that towards the next one.
+
+value: as in the forward operator, like spatial_shapes, sampling_locations, attention_weights and
+  the attribute.
+grad_output: [N,Q,heads*D], the gradient of the loss for the output.
+grad_value: [N,S,heads,D].
+grad_sampling_locations: [N,Q,heads,levels,points,2].
+grad_attention_weights: [N,Q,heads,levels,points].
+)doc");
+
+}  // namespace
+}  // namespace tf_deformable

@@ -1,0 +1,128 @@
+#include "kernels/deformable_attention/geometry.h"
+
+#include <algorithm>
+
+#include "kernels/base/validation.h"
+
+namespace tf_deformable::deformable_attention {
+namespace {
+
+constexpr char kOp[] = "multi_scale_deformable_attention";
+
+std::string Message(const std::string& text) { return std::string(kOp) + ": " + text; }
+
+std::string CheckRanks(const Arguments& a) {
+  std::string error = RankError(kOp, "value", "[N,S,heads,D]", 4, a.value);
+  if (error.empty()) error = RankError(kOp, "spatial_shapes", "[levels,2]", 2, a.spatial_shapes);
+  if (error.empty()) {
+    error = RankError(kOp, "sampling_locations", "[N,Q,heads,levels,points,2]", 6,
+                      a.sampling_locations);
+  }
+  if (error.empty()) {
+    error =
+        RankError(kOp, "attention_weights", "[N,Q,heads,levels,points]", 5, a.attention_weights);
+  }
+  if (error.empty() && a.grad_output) {
+    error = RankError(kOp, "grad_output", "[N,Q,heads*D]", 3, *a.grad_output);
+  }
+  return error;
+}
+
+std::string ShapeMessage(const char* name, const char* layout, const std::vector<int64_t>& expected,
+                         const Shape& got) {
+  return Message(std::string(name) + " must have shape " + layout + " = " + ToString(expected) +
+                 ", got shape " + ToString(got));
+}
+
+// Whether a tensor of known rank differs from what is expected of it.
+bool ShapeDiffers(const Shape& shape, const std::vector<int64_t>& expected) {
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (Differ(shape.dim(i), expected[i])) return true;
+  }
+  return false;
+}
+
+// "[[7,9],[4,5]]"
+std::string LevelsToString(const std::vector<int64_t>& sizes) {
+  std::string text;
+  for (size_t i = 0; i + 1 < sizes.size(); i += 2) {
+    text += (text.empty() ? "" : ",") + ListToString({sizes[i], sizes[i + 1]});
+  }
+  return "[" + text + "]";
+}
+
+// Sets the maps, and the pixels if value does not tell them.
+std::string FillMaps(const std::vector<int64_t>& sizes, Geometry* g) {
+  if (!AllInRange(sizes, sizes.size(), 0)) {
+    return Message("spatial_shapes must be heights and widths of at least 0" + AtMostLargest() +
+                   ", got " + LevelsToString(sizes));
+  }
+  constexpr int64_t kMostPixels = int64_t{1} << 61;  // no tensor has so many; sums do not overflow
+  int64_t pixels = 0;
+  for (size_t i = 0; i < sizes.size(); i += 2) {
+    g->maps.push_back({sizes[i], sizes[i + 1], pixels});
+    pixels = std::min(pixels + sizes[i] * sizes[i + 1], kMostPixels);
+  }
+  if (Differ(g->pixels, pixels)) {
+    return Message("value must have the pixels of all levels, S = sum of H*W of spatial_shapes, " +
+                   std::string("got S=") + std::to_string(g->pixels) + " and spatial_shapes " +
+                   LevelsToString(sizes));
+  }
+  g->pixels = pixels;
+  return "";
+}
+
+// What is wrong with the arguments, or an empty string.
+std::string FillGeometry(const Arguments& a, Geometry* geometry) {
+  Geometry& g = *geometry;
+  std::string error = CheckRanks(a);
+  if (!error.empty()) return error;
+
+  const Shape& locations = a.sampling_locations;
+  const Shape& weights = a.attention_weights;
+  const Shape grad_output = a.grad_output ? *a.grad_output : Shape();
+  g.coordinates = a.coordinates;
+  g.batch = FirstKnown({a.value.dim(0), locations.dim(0), weights.dim(0), grad_output.dim(0)});
+  g.pixels = a.value.dim(1);
+  g.heads = FirstKnown({a.value.dim(2), locations.dim(2), weights.dim(2)});
+  g.depth = a.value.dim(3);
+  g.queries = FirstKnown({locations.dim(1), weights.dim(1), grad_output.dim(1)});
+  g.levels = FirstKnown({a.spatial_shapes.dim(0), locations.dim(3), weights.dim(3)});
+  g.points = FirstKnown({locations.dim(4), weights.dim(4)});
+
+  if (ShapeDiffers(a.value, {g.batch, g.pixels, g.heads, g.depth})) {
+    return ShapeMessage("value", "[N,S,heads,D]", {g.batch, g.pixels, g.heads, g.depth}, a.value);
+  }
+  if (g.depth == 0) {
+    return Message("value must have at least 1 channel in each head, got shape " +
+                   ToString(a.value));
+  }
+  if (ShapeDiffers(a.spatial_shapes, {g.levels, 2})) {
+    return ShapeMessage("spatial_shapes", "[levels,2]", {g.levels, 2}, a.spatial_shapes);
+  }
+  const std::vector<int64_t> samples = {g.batch, g.queries, g.heads, g.levels, g.points};
+  std::vector<int64_t> coordinates = samples;
+  coordinates.push_back(2);
+  if (ShapeDiffers(locations, coordinates)) {
+    return ShapeMessage("sampling_locations", "[N,Q,heads,levels,points,2]", coordinates,
+                        locations);
+  }
+  if (ShapeDiffers(weights, samples)) {
+    return ShapeMessage("attention_weights", "[N,Q,heads,levels,points]", samples, weights);
+  }
+  const std::vector<int64_t> output = {g.batch, g.queries, Product(g.heads, g.depth)};
+  if (a.grad_output && ShapeDiffers(grad_output, output)) {
+    return ShapeMessage("grad_output", "[N,Q,heads*D]", output, grad_output);
+  }
+  return a.level_sizes ? FillMaps(*a.level_sizes, &g) : "";
+}
+
+}  // namespace
+
+Status Parse(const Arguments& arguments, Geometry* geometry) {
+  std::string error = FillGeometry(arguments, geometry);
+  if (error.empty()) return Status();
+  return Status(Status::Code::kInvalidArgument, std::move(error));
+}
+
+}  // namespace tf_deformable::deformable_attention

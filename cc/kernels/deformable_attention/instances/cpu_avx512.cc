@@ -1,0 +1,2 @@
+#define TF_DEFORMABLE_ISA avx512
+#include "kernels/deformable_attention/cpu_kernels.inc"

@@ -1,0 +1,140 @@
+"""Geometry and validation of the reference of deformable attention.
+
+The counterpart of `cc/kernels/deformable_attention/geometry.cc`: the same rules in the same order
+with the same messages, checked wherever the static shapes allow it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import tensorflow as tf
+
+from tf_deformable._geometry.sizes import (
+    AT_MOST_LARGEST,
+    LARGEST_INTEGER,
+    Checks,
+    Dim,
+    differ,
+    dims,
+    first_known,
+    known,
+    text,
+)
+
+_check = Checks("multi_scale_deformable_attention")
+
+
+@dataclasses.dataclass(frozen=True)
+class DeformableAttentionGeometry:
+    """All sizes of one call, each static where it can be known statically."""
+
+    batch: Dim
+    pixels: Dim  # of all levels
+    heads: Dim
+    depth: Dim  # channels of a head
+    queries: Dim
+    levels: Dim
+    points: Dim  # of each level
+
+    @property
+    def rows(self) -> Dim:
+        """Heads of all queries of the batch."""
+        return self.batch * self.queries * self.heads
+
+    @property
+    def samples(self) -> Dim:
+        """Samples of one head of one query."""
+        return self.levels * self.points
+
+
+def deformable_attention_geometry(
+    value: tf.Tensor,
+    spatial_shapes: tf.Tensor,
+    sampling_locations: tf.Tensor,
+    attention_weights: tf.Tensor,
+) -> DeformableAttentionGeometry:
+    """Checks the arguments of one call and derives every size from them.
+
+    Args:
+        value: `[N, S, heads, D]`.
+        spatial_shapes: `[levels, 2]`, height and width of each level, int32.
+        sampling_locations: `[N, Q, heads, levels, points, 2]`.
+        attention_weights: `[N, Q, heads, levels, points]`.
+
+    Returns:
+        The geometry; sizes that the static shapes do not tell are scalar tensors.
+
+    Raises:
+        ValueError: the static shapes, or constant sizes of levels, break a rule; the message names
+            the argument, the rule and what was got.
+    """
+    locations_layout = "[N,Q,heads,levels,points,2]"
+    weights_layout = "[N,Q,heads,levels,points]"
+    _check.rank("value", "[N,S,heads,D]", 4, value)
+    _check.rank("spatial_shapes", "[levels,2]", 2, spatial_shapes)
+    _check.rank("sampling_locations", locations_layout, 6, sampling_locations)
+    _check.rank("attention_weights", weights_layout, 5, attention_weights)
+
+    value_dims = dims(value, 4)
+    shapes_dims = dims(spatial_shapes, 2)
+    locations_dims = dims(sampling_locations, 6)
+    weights_dims = dims(attention_weights, 5)
+    g = DeformableAttentionGeometry(
+        batch=first_known(value_dims[0], locations_dims[0], weights_dims[0]),
+        pixels=value_dims[1],
+        heads=first_known(value_dims[2], locations_dims[2], weights_dims[2]),
+        depth=value_dims[3],
+        queries=first_known(locations_dims[1], weights_dims[1]),
+        levels=first_known(shapes_dims[0], locations_dims[3], weights_dims[3]),
+        points=first_known(locations_dims[4], weights_dims[4]),
+    )
+    samples = [g.batch, g.queries, g.heads, g.levels, g.points]
+
+    def check(
+        name: str, layout: str, tensor: tf.Tensor, got: list[Dim], expected: list[Dim]
+    ) -> None:
+        if differ(got, expected):
+            raise _check.error(
+                f"{name} must have shape {layout} = {text(expected)}, "
+                f"got shape {text(tensor.shape)}"
+            )
+        _check.at_run_time(name, layout, got, expected)
+
+    check("value", "[N,S,heads,D]", value, value_dims, [g.batch, g.pixels, g.heads, g.depth])
+    if known(g.depth) and g.depth == 0:
+        raise _check.error(
+            f"value must have at least 1 channel in each head, got shape {text(value.shape)}"
+        )
+    check("spatial_shapes", "[levels,2]", spatial_shapes, shapes_dims, [g.levels, 2])
+    check("sampling_locations", locations_layout, sampling_locations, locations_dims, [*samples, 2])
+    check("attention_weights", weights_layout, attention_weights, weights_dims, samples)
+    _check_levels(spatial_shapes, g)
+    return g
+
+
+def _check_levels(spatial_shapes: tf.Tensor, g: DeformableAttentionGeometry) -> None:
+    sizes = tf.get_static_value(spatial_shapes)
+    if sizes is None:
+        tf.debugging.assert_non_negative(
+            spatial_shapes,
+            message="multi_scale_deformable_attention: spatial_shapes must be at least 0",
+        )
+        areas = tf.reduce_prod(tf.cast(spatial_shapes, tf.int64), axis=1)
+        _check.at_run_time(
+            "value", "[N,S = sum of H*W,heads,D]", [g.pixels], [tf.reduce_sum(areas)]
+        )
+        return
+    levels = [[int(size) for size in level] for level in sizes]
+    if any(not 0 <= size <= LARGEST_INTEGER for level in levels for size in level):
+        raise _check.error(
+            f"spatial_shapes must be heights and widths of at least 0{AT_MOST_LARGEST}, "
+            f"got {text(levels)}"
+        )
+    pixels = sum(height * width for height, width in levels)
+    if differ([g.pixels], [pixels]):
+        raise _check.error(
+            "value must have the pixels of all levels, S = sum of H*W of spatial_shapes, "
+            f"got S={g.pixels} and spatial_shapes {text(levels)}"
+        )
+    _check.at_run_time("value", "[N,S = sum of H*W,heads,D]", [g.pixels], [pixels])

@@ -1,0 +1,117 @@
+"""Multi-scale deformable attention in plain TensorFlow: gather four corners, interpolate, add up.
+
+    y[n, q, h] = sum_{l, p} weights[n, q, h, l, p] * x_l(locations[n, q, h, l, p])
+    x_l(q) = sum_r max(0, 1 - |r_y - q_y|) * max(0, 1 - |r_x - q_x|) * x_l[r]
+
+Gradients are TensorFlow's own: floor is held constant, so that the derivative at the centre of a
+pixel is the one of the cell `[floor(q), floor(q) + 1]`.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tf_deformable._geometry.deformable_attention import (
+    DeformableAttentionGeometry,
+    deformable_attention_geometry,
+)
+from tf_deformable._geometry.sizes import shape_of
+
+
+def multi_scale_deformable_attention(
+    value: tf.Tensor,
+    spatial_shapes: tf.Tensor,
+    sampling_locations: tf.Tensor,
+    attention_weights: tf.Tensor,
+    *,
+    coordinates: str = "normalized",
+) -> tf.Tensor:
+    """Multi-scale deformable attention without the library.
+
+    The user's entry point is `tf_deformable.multi_scale_deformable_attention`, which also
+    normalises arguments; this function takes them normalised. It works with unknown static shapes,
+    under `jit_compile=True`, and is differentiable any number of times.
+
+    Args:
+        value: `[N, S, heads, D]`, float16, bfloat16, float32 or float64: the pixels of the levels
+            one after the other, each row by row.
+        spatial_shapes: `[levels, 2]`, height and width of each level, int32.
+        sampling_locations: `[N, Q, heads, levels, points, 2]`, (y, x).
+        attention_weights: `[N, Q, heads, levels, points]`, the dtype of sampling_locations.
+        coordinates: "normalized": 0 and 1 are the outer edges of the map; "pixels": 0 is the
+            centre of the first pixel.
+
+    Returns:
+        `[N, Q, heads*D]` in the dtype of value. float16 and bfloat16 are computed in float32.
+
+    Raises:
+        ValueError: static shapes or constant sizes of levels break a rule of the operator.
+    """
+    g = deformable_attention_geometry(value, spatial_shapes, sampling_locations, attention_weights)
+    dtype = value.dtype
+    compute_dtype = tf.float64 if dtype == tf.float64 else tf.float32
+
+    y, x = tf.unstack(tf.cast(sampling_locations, compute_dtype), num=2, axis=-1)
+    heights, widths = tf.unstack(tf.cast(spatial_shapes[:, :, None], tf.int64), num=2, axis=1)
+    if coordinates == "normalized":
+        y = y * tf.cast(heights, compute_dtype) - 0.5
+        x = x * tf.cast(widths, compute_dtype) - 0.5
+    samples = _bilinear_samples(tf.cast(value, compute_dtype), heights, widths, y, x, g)
+    weights = tf.reshape(tf.cast(attention_weights, compute_dtype), shape_of(g.rows, g.samples, 1))
+    outputs = tf.reduce_sum(samples * weights, axis=1)
+    outputs = tf.reshape(outputs, shape_of(g.batch, g.queries, g.heads * g.depth))
+    return tf.cast(outputs, dtype)
+
+
+def _bilinear_samples(
+    value: tf.Tensor,
+    heights: tf.Tensor,
+    widths: tf.Tensor,
+    y: tf.Tensor,
+    x: tf.Tensor,
+    g: DeformableAttentionGeometry,
+) -> tf.Tensor:
+    """Interpolated values at (y, x), `[N, Q, heads, levels, points]`: `[N*Q*heads, samples, D]`.
+
+    Heights and widths are `[levels, 1]`.
+    """
+    dtype = value.dtype
+
+    # A position that touches no pixel, +-inf included, moves to a finite one that touches none
+    # either: its value and its gradients are zero. NaN in one coordinate becomes NaN in both, and
+    # reads where no pixel is.
+    far = tf.constant(-2, dtype)
+    is_nan = tf.math.is_nan(y) | tf.math.is_nan(x)
+    either = y + x
+    y = tf.where((y < -1) | (y >= tf.cast(heights, dtype)), far, y)
+    x = tf.where((x < -1) | (x >= tf.cast(widths, dtype)), far, x)
+    top = tf.floor(tf.stop_gradient(tf.where(is_nan, far, y)))
+    left = tf.floor(tf.stop_gradient(tf.where(is_nan, far, x)))
+    y, x = tf.where(is_nan, either, y), tf.where(is_nan, either, x)
+
+    # One row for each head of each pixel, and one of zeros that pixels off the map read.
+    rows = tf.reshape(value, shape_of(g.batch * g.pixels * g.heads, g.depth))
+    rows = tf.pad(rows, [[0, 1], [0, 0]])
+    zeros = tf.cast(g.batch * g.pixels * g.heads, tf.int64)
+
+    # int64: TensorFlow computes with int32 on the host when all else is on a GPU.
+    first_pixels = tf.cumsum(heights * widths, exclusive=True)
+    images = tf.reshape(tf.range(g.batch, dtype=tf.int64), [-1, 1, 1, 1, 1])
+    heads = tf.reshape(tf.range(g.heads, dtype=tf.int64), [-1, 1, 1])
+    origins = (images * g.pixels + first_pixels) * g.heads + heads
+    row, column = tf.cast(top, tf.int64), tf.cast(left, tf.int64)
+    samples = shape_of(g.rows, g.samples, 1)
+
+    def corner(down: int, right: int, weight: tf.Tensor) -> tf.Tensor:
+        r, c = row + down, column + right
+        on_map = (r >= 0) & (r < heights) & (c >= 0) & (c < widths)
+        index = tf.where(on_map, origins + (r * widths + c) * g.heads, zeros)
+        return tf.reshape(weight, samples) * tf.gather_nd(rows, tf.reshape(index, samples))
+
+    down, right = y - top, x - left  # in [0, 1)
+    return (
+        corner(0, 0, (1 - down) * (1 - right))
+        + corner(0, 1, (1 - down) * right)
+        + corner(1, 0, down * (1 - right))
+        + corner(1, 1, down * right)
+    )
