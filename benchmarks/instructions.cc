@@ -11,6 +11,7 @@
 #include <new>
 #include <vector>
 
+#include "kernels/deformable_attention/cpu_plan.h"
 #include "kernels/deformable_conv2d/cpu_plan.h"
 #include "kernels/roi_pool/cpu_plan.h"
 
@@ -85,6 +86,53 @@ void DeformableConv2D(bool backward, int calls) {
   }
 }
 
+// An encoder's: each pixel of both levels is a query, which reads near itself on both.
+void DeformableAttention(bool backward, int calls) {
+  constexpr int64_t kHeads = 8, kDepth = 32, kPoints = 4;
+  deformable_attention::Arguments arguments;
+  arguments.level_sizes = {16, 24, 8, 12};
+  constexpr int64_t kPixels = 16 * 24 + 8 * 12, kRows = kPixels * kHeads, kSamples = 2 * kPoints;
+  arguments.value = Shape({1, kPixels, kHeads, kDepth});
+  arguments.spatial_shapes = Shape({2, 2});
+  arguments.sampling_locations = Shape({1, kPixels, kHeads, 2, kPoints, 2});
+  arguments.attention_weights = Shape({1, kPixels, kHeads, 2, kPoints});
+  deformable_attention::Geometry geometry;
+  const Status status = deformable_attention::Parse(arguments, &geometry);
+  if (!status.ok()) Fail(status.message().c_str());
+
+  const std::vector<float> value = Random(kRows * kDepth, 1);
+  std::vector<float> locations = Random(kRows * kSamples * 2, 2);
+  for (int64_t query = 0; query < kPixels; ++query) {
+    const deformable_attention::Level& level = geometry.maps[query < 16 * 24 ? 0 : 1];
+    const int64_t pixel = query - level.first_pixel;
+    const float at[2] = {(static_cast<float>(pixel / level.width) + 0.5f) / level.height,
+                         (static_cast<float>(pixel % level.width) + 0.5f) / level.width};
+    for (int64_t i = 0; i < kHeads * kSamples * 2; ++i) {
+      float& location = locations[query * kHeads * kSamples * 2 + i];
+      location = at[i % 2] + 0.2f * location;
+    }
+  }
+  const std::vector<float> weights = Random(kRows * kSamples, 3);
+  std::vector<float> output = Random(kRows * kDepth, 4);
+  const deformable_attention::InputTensors<float> tensors = {value.data(), locations.data(),
+                                                             weights.data()};
+  if (!backward) {
+    const deformable_attention::cpu::ForwardPlan<float> plan(geometry, 1);
+    Call(plan, calls, [&](Executor& executor, void* workspace) {
+      plan.Run({tensors, output.data()}, executor, workspace);
+    });
+  } else {
+    std::vector<float> grad_value(value.size()), grad_locations(locations.size());
+    std::vector<float> grad_weights(weights.size());
+    const deformable_attention::cpu::BackwardPlan<float> plan(geometry, 1);
+    Call(plan, calls, [&](Executor& executor, void* workspace) {
+      plan.Run(
+          {tensors, output.data(), grad_value.data(), grad_locations.data(), grad_weights.data()},
+          executor, workspace);
+    });
+  }
+}
+
 void RoIPool(int64_t group_size, int64_t depth, int64_t classes, bool backward, int calls) {
   constexpr int64_t kHeight = 20, kWidth = 30, kBoxes = 4, kBins = 7;
   const int64_t channels = group_size * group_size * depth;
@@ -132,11 +180,13 @@ int main(int argc, char** argv) {
   const int calls = std::atoi(argv[3]);
   if (std::strcmp(argv[1], "deformable_conv2d") == 0) {
     DeformableConv2D(backward, calls);
+  } else if (std::strcmp(argv[1], "deformable_attention") == 0) {
+    DeformableAttention(backward, calls);
   } else if (std::strcmp(argv[1], "roi_pool") == 0) {
     RoIPool(1, 64, 1, backward, calls);
   } else if (std::strcmp(argv[1], "psroi_pool") == 0) {
     RoIPool(7, 21, 21, backward, calls);
   } else {
-    Fail("OPERATOR is deformable_conv2d, roi_pool or psroi_pool");
+    Fail("OPERATOR is deformable_attention, deformable_conv2d, roi_pool or psroi_pool");
   }
 }

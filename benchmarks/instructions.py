@@ -25,8 +25,12 @@ PROGRAM = BUILD / "native_tests" / "instructions"
 # makes the kernels faster changes these too.
 EXPECTED = {
     "deformable_conv2d": {
-        ("deformable_conv2d", "forward"): 1.86,
-        ("deformable_conv2d", "backward"): 4.98,
+        ("deformable_conv2d", "forward"): 1.80,
+        ("deformable_conv2d", "backward"): 4.66,
+    },
+    "deformable_attention": {
+        ("deformable_attention", "forward"): 3.06,
+        ("deformable_attention", "backward"): 7.76,
     },
     "roi_pool": {
         ("roi_pool", "forward"): 0.21,
