@@ -3,9 +3,9 @@
 `DeformableConv2D`, `DeformableRoIPool` and `DeformablePSRoIPool` are the Keras layers,
 `RoIPool` and `PSRoIPool` the plain ones; `deformable_conv2d`, `deformable_roi_pool` and
 `deformable_psroi_pool` are the functions they call. `multi_scale_deformable_attention` is the
-operator of Deformable DETR. `config` chooses between the compiled operators
-and the reference implementation, `models` puts the layers into networks, and `get_library_path`
-names the library for programs that load it by themselves.
+operator of Deformable DETR, `dcnv3` that of InternImage. `config` chooses between the compiled
+operators and the reference implementation, `models` puts the layers into networks, and
+`get_library_path` names the library for programs that load it by themselves.
 
 Importing the package imports TensorFlow and makes the operators and layers known to it and to
 Keras, so that models that hold them can be loaded. `tf_deformable.jax` has the functions for JAX;
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tf_deformable.layers.deformable_conv2d import DeformableConv2D
     from tf_deformable.layers.psroi_pool import DeformablePSRoIPool, PSRoIPool
     from tf_deformable.layers.roi_pool import DeformableRoIPool, RoIPool
+    from tf_deformable.ops.dcnv3 import dcnv3
     from tf_deformable.ops.deformable_attention import multi_scale_deformable_attention
     from tf_deformable.ops.deformable_conv2d import deformable_conv2d
     from tf_deformable.ops.roi_pool import deformable_psroi_pool, deformable_roi_pool
@@ -41,6 +42,7 @@ __all__ = [
     "analysis",
     "config",
     "convert",
+    "dcnv3",
     "deformable_conv2d",
     "deformable_psroi_pool",
     "deformable_roi_pool",
@@ -60,6 +62,7 @@ _MODULE_OF = {
     "NativeLibraryError": "_native",
     "PSRoIPool": "layers",
     "RoIPool": "layers",
+    "dcnv3": "ops",
     "deformable_conv2d": "ops",
     "deformable_psroi_pool": "ops",
     "deformable_roi_pool": "ops",

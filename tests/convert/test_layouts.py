@@ -56,6 +56,24 @@ def test_an_odd_number_of_coordinates_is_refused() -> None:
         convert.yx_from_xy(np.zeros([4, 3]))
 
 
+def test_taps_of_dcnv3_without_their_center() -> None:
+    """InternImage removes the middle one of its taps, which go column by column."""
+    theirs = _numbered(2, 24, 2)  # 3 groups
+    with_center = np.insert(theirs.reshape(2, 3, 8, 2), 4, -1, axis=2)
+
+    ours = convert.offsets_from_dcnv3(theirs.reshape(2, 48), 3, remove_center=True)
+    mask = convert.mask_from_dcnv3(theirs[..., 0], 3, remove_center=True)
+
+    whole = convert.offsets_from_dcnv3(with_center.reshape(2, 54), 3)
+    whole = np.delete(np.reshape(whole, [2, 3, 9, 2]), 4, axis=2)
+    np.testing.assert_array_equal(ours, whole.reshape(2, 48))
+    np.testing.assert_array_equal(mask, whole[..., 1].reshape(2, 24))
+    back = convert.dcnv3_from_offsets(ours, 3, remove_center=True)
+    np.testing.assert_array_equal(back, theirs.reshape(2, 48))
+    back = convert.dcnv3_from_mask(mask, 3, remove_center=True)
+    np.testing.assert_array_equal(back, theirs[..., 0])
+
+
 @pytest.mark.parametrize("kernel_size", [(3, 2), (1, 4), 3], ids=str)
 @pytest.mark.parametrize("leading", [(), (5,), (2, 3, 4)], ids=["bias", "kernel", "map"])
 def test_offsets_and_masks_of_dcnv3(leading: tuple[int, ...], kernel_size: Any) -> None:

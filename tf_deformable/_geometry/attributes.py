@@ -34,6 +34,19 @@ def pair(op: str, argument: str, value: int | Sequence[int]) -> Pair:
     return values[0], values[1]
 
 
+def positive_pair(op: str, argument: str, value: int | Sequence[int]) -> Pair:
+    """Normalises as `pair` does, and refuses numbers below 1.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: not two of them, or one is not positive.
+    """
+    values = pair(op, argument, value)
+    if min(values) < 1:
+        raise ValueError(f"{op}: {argument} must be positive, got {_text(values)}")
+    return values
+
+
 def integer(op: str, argument: str, value: int) -> int:
     """Normalises an integer.
 

@@ -59,58 +59,73 @@ def oihw_from_hwio(filters: Any) -> tf.Tensor:
 # --- Convolution offsets of DCNv3 and DCNv4 ---
 
 
-def offsets_from_dcnv3(offsets: Any, kernel_size: int | Sequence[int]) -> tf.Tensor:
+def offsets_from_dcnv3(
+    offsets: Any, kernel_size: int | Sequence[int], *, remove_center: bool = False
+) -> tf.Tensor:
     """Converts the order of convolution offsets from that of DCNv3 (InternImage) and DCNv4.
 
     There the last axis is (offset group, tap column, tap row, (dx, dy)), here it is (offset group,
     tap row, tap column, (dy, dx)). DCNv3 multiplies offsets, and the distance of its taps, by an
-    `offset_scale`: where that is not 1, it is for the caller to do.
+    `offset_scale`: `tf_deformable.dcnv3` does so too, for the convolution it is for the caller to
+    do where it is not 1.
 
     Args:
-        offsets: `[..., G*kh*kw*2]`: offsets, or the kernel or the bias of the layer that makes
-            them. The last size must be known.
+        offsets: `[..., G*K*2]`: offsets, or the kernel or the bias of the layer that makes them.
+            The last size must be known. K is kh*kw, one less without the center.
         kernel_size: an integer or (kh, kw).
+        remove_center: whether the taps lack the one at the center.
 
     Returns:
         A tensor of the same shape.
 
     Raises:
         TypeError: kernel_size is of the wrong kind.
-        ValueError: the last size is unknown, or not a multiple of kh*kw*2.
+        ValueError: the last size is unknown, or not a multiple of K*2.
     """
-    kh, kw = _arguments.pair("offsets_from_dcnv3", "kernel_size", kernel_size)
-    return _transposed_taps("offsets_from_dcnv3", "offsets", offsets, (kw, kh), 2)
+    op = "offsets_from_dcnv3"
+    kh, kw = _arguments.pair(op, "kernel_size", kernel_size)
+    return _transposed_taps(op, "offsets", offsets, (kw, kh), 2, remove_center)
 
 
-def dcnv3_from_offsets(offsets: Any, kernel_size: int | Sequence[int]) -> tf.Tensor:
+def dcnv3_from_offsets(
+    offsets: Any, kernel_size: int | Sequence[int], *, remove_center: bool = False
+) -> tf.Tensor:
     """Converts the order of convolution offsets to that of DCNv3; see `offsets_from_dcnv3`."""
-    kh, kw = _arguments.pair("dcnv3_from_offsets", "kernel_size", kernel_size)
-    return _transposed_taps("dcnv3_from_offsets", "offsets", offsets, (kh, kw), 2)
+    op = "dcnv3_from_offsets"
+    kh, kw = _arguments.pair(op, "kernel_size", kernel_size)
+    return _transposed_taps(op, "offsets", offsets, (kh, kw), 2, remove_center)
 
 
-def mask_from_dcnv3(mask: Any, kernel_size: int | Sequence[int]) -> tf.Tensor:
+def mask_from_dcnv3(
+    mask: Any, kernel_size: int | Sequence[int], *, remove_center: bool = False
+) -> tf.Tensor:
     """Converts the order of a convolution's mask from that of DCNv3 and DCNv4.
 
     Args:
-        mask: `[..., G*kh*kw]`: a mask, or the kernel or the bias of the layer that makes it. The
-            last size must be known.
+        mask: `[..., G*K]`: a mask, or the kernel or the bias of the layer that makes it. The last
+            size must be known. K is kh*kw, one less without the center.
         kernel_size: an integer or (kh, kw).
+        remove_center: whether the taps lack the one at the center.
 
     Returns:
         A tensor of the same shape.
 
     Raises:
         TypeError: kernel_size is of the wrong kind.
-        ValueError: the last size is unknown, or not a multiple of kh*kw.
+        ValueError: the last size is unknown, or not a multiple of K.
     """
-    kh, kw = _arguments.pair("mask_from_dcnv3", "kernel_size", kernel_size)
-    return _transposed_taps("mask_from_dcnv3", "mask", mask, (kw, kh), 1)
+    op = "mask_from_dcnv3"
+    kh, kw = _arguments.pair(op, "kernel_size", kernel_size)
+    return _transposed_taps(op, "mask", mask, (kw, kh), 1, remove_center)
 
 
-def dcnv3_from_mask(mask: Any, kernel_size: int | Sequence[int]) -> tf.Tensor:
+def dcnv3_from_mask(
+    mask: Any, kernel_size: int | Sequence[int], *, remove_center: bool = False
+) -> tf.Tensor:
     """Converts the order of a convolution's mask to that of DCNv3; see `mask_from_dcnv3`."""
-    kh, kw = _arguments.pair("dcnv3_from_mask", "kernel_size", kernel_size)
-    return _transposed_taps("dcnv3_from_mask", "mask", mask, (kh, kw), 1)
+    op = "dcnv3_from_mask"
+    kh, kw = _arguments.pair(op, "kernel_size", kernel_size)
+    return _transposed_taps(op, "mask", mask, (kh, kw), 1, remove_center)
 
 
 # --- Pairs of coordinates ---
@@ -303,13 +318,22 @@ def _transposed(
 
 
 def _transposed_taps(
-    op: str, argument: str, tensor: Any, taps: tuple[int, int], coordinates: int
+    op: str,
+    argument: str,
+    tensor: Any,
+    taps: tuple[int, int],
+    coordinates: int,
+    remove_center: bool,
 ) -> tf.Tensor:
     """Exchanges, on the last axis, the two axes of the taps, and reverses the coordinates."""
-    tensor, channels = _with_channels(op, argument, tensor, taps[0] * taps[1] * coordinates)
-    order = np.arange(channels).reshape(-1, *taps, coordinates)
-    order = order.transpose(0, 2, 1, 3)[..., ::-1]
-    return tf.gather(tensor, order.ravel(), axis=-1)
+    numbers = np.arange(taps[0] * taps[1]).reshape(taps).T.ravel()
+    if remove_center:  # the same tap in both orders: what comes after it moves up
+        center = numbers.size // 2
+        numbers = numbers[numbers != center]
+        numbers = numbers - (numbers > center)
+    tensor, channels = _with_channels(op, argument, tensor, numbers.size * coordinates)
+    order = np.arange(channels).reshape(-1, numbers.size, coordinates)
+    return tf.gather(tensor, order[:, numbers, ::-1].ravel(), axis=-1)
 
 
 def _with_channels(op: str, argument: str, tensor: Any, multiple: int) -> tuple[tf.Tensor, int]:

@@ -20,6 +20,7 @@ from tf_deformable._geometry.attributes import (
     number,
     padding,
     pair,
+    positive_pair,
 )
 from tf_deformable._geometry.sizes import shape_text
 
@@ -35,6 +36,7 @@ __all__ = [
     "number",
     "padding",
     "pair",
+    "positive_pair",
     "shape_text",
     "tensors",
 ]

@@ -56,9 +56,9 @@ def sampling_positions(
         ValueError: one of them breaks its rule, or offsets has another rank, or channels that are
             not a positive multiple of kh*kw*2.
     """
-    kernel_size = _positive_pair(_OPERATOR, "kernel_size", kernel_size)
-    strides = _positive_pair(_OPERATOR, "strides", strides)
-    dilations = _positive_pair(_OPERATOR, "dilations", dilations)
+    kernel_size = _arguments.positive_pair(_OPERATOR, "kernel_size", kernel_size)
+    strides = _arguments.positive_pair(_OPERATOR, "strides", strides)
+    dilations = _arguments.positive_pair(_OPERATOR, "dilations", dilations)
     padding = _arguments.padding(_OPERATOR, padding, "NHWC")
     offsets = tf.convert_to_tensor(offsets)
     _arguments.check_rank(_OPERATOR, "offsets", "[N,Ho,Wo,G*kh*kw*2]", offsets)
@@ -149,7 +149,7 @@ def bin_boxes(
             not positive.
     """
     op = "bin_boxes"
-    output_size = _positive_pair(op, "output_size", output_size)
+    output_size = _arguments.positive_pair(op, "output_size", output_size)
     spatial_scale = _arguments.number(op, "spatial_scale", spatial_scale)
     if not spatial_scale > 0:
         raise ValueError(f"{op}: spatial_scale must be positive, got {spatial_scale:g}")
@@ -173,13 +173,6 @@ def bin_boxes(
             starts, size, bin_size = (t[..., None, :] for t in (starts, size, bin_size))
         starts += gamma * tf.cast(offsets, boxes.dtype) * size
     return tf.concat([starts, starts + bin_size], axis=-1)
-
-
-def _positive_pair(op: str, argument: str, value: int | Sequence[int]) -> tuple[int, int]:
-    pair = _arguments.pair(op, argument, value)
-    if min(pair) < 1:
-        raise ValueError(f"{op}: {argument} must be positive, got [{pair[0]},{pair[1]}]")
-    return pair
 
 
 def _split_channels(offsets: tf.Tensor, kernel_size: tuple[int, int]) -> tf.Tensor:
