@@ -1,10 +1,10 @@
 """Deformable convolution for TensorFlow and Keras, with compiled operators.
 
-`DeformableConv2D`, `DeformableRoIPool` and `DeformablePSRoIPool` are the Keras layers,
-`RoIPool` and `PSRoIPool` the plain ones; `deformable_conv2d`, `deformable_roi_pool` and
-`deformable_psroi_pool` are the functions they call. `multi_scale_deformable_attention` is the
-operator of Deformable DETR, `dcnv3` that of InternImage. `config` chooses between the compiled
-operators and the reference implementation, `models` puts the layers into networks, and
+`DeformableConv2D`, `DeformableRoIPool`, `DeformablePSRoIPool` and `MultiScaleDeformableAttention`
+are the Keras layers, `RoIPool` and `PSRoIPool` the plain ones; `deformable_conv2d`,
+`deformable_roi_pool`, `deformable_psroi_pool` and `multi_scale_deformable_attention` are the
+functions they call, and `dcnv3` is the operator of InternImage. `config` chooses between the
+compiled operators and the reference implementation, `models` puts the layers into networks, and
 `get_library_path` names the library for programs that load it by themselves.
 
 Importing the package imports TensorFlow and makes the operators and layers known to it and to
@@ -23,6 +23,7 @@ from tf_deformable._version import __version__
 if TYPE_CHECKING:
     from tf_deformable import analysis, config, convert, layers, models, ops, reference
     from tf_deformable._native import NativeLibraryError, get_library_path
+    from tf_deformable.layers.deformable_attention import MultiScaleDeformableAttention
     from tf_deformable.layers.deformable_conv2d import DeformableConv2D
     from tf_deformable.layers.psroi_pool import DeformablePSRoIPool, PSRoIPool
     from tf_deformable.layers.roi_pool import DeformableRoIPool, RoIPool
@@ -35,6 +36,7 @@ __all__ = [
     "DeformableConv2D",
     "DeformablePSRoIPool",
     "DeformableRoIPool",
+    "MultiScaleDeformableAttention",
     "NativeLibraryError",
     "PSRoIPool",
     "RoIPool",
@@ -59,6 +61,7 @@ _MODULE_OF = {
     "DeformableConv2D": "layers",
     "DeformablePSRoIPool": "layers",
     "DeformableRoIPool": "layers",
+    "MultiScaleDeformableAttention": "layers",
     "NativeLibraryError": "_native",
     "PSRoIPool": "layers",
     "RoIPool": "layers",

@@ -63,6 +63,29 @@ def detector():
     return tf.keras.Model([images, boxes], scores), requests
 
 
+def attender():
+    """A model of one map and queries, which read it twice, and two requests of other sizes."""
+    query, maps = tf.keras.Input((None, 12)), tf.keras.Input((None, None, 6))
+    references = tf.keras.Input((None, None, None, 2))
+    layers = tf.keras.layers
+    # The signature knows inputs by their ranks.
+    points = layers.Lambda(lambda points: points[:, 0])(references)
+    attended = query
+    for _ in range(2):
+        attend = tf_deformable.MultiScaleDeformableAttention(num_heads=3, num_levels=1)
+        attended = layers.add([attended, attend([query, points, maps])])
+    random = np.random.default_rng(7)
+    requests = []
+    for batch, queries, size in ((1, 4, (5, 6)), (3, 9, (8, 3))):
+        values = [
+            random.normal(size=[batch, queries, 12]),
+            random.uniform(size=[batch, 1, queries, 1, 2]),
+            random.normal(size=[batch, *size, 6]),
+        ]
+        requests.append([value.astype(np.float32) for value in values])
+    return tf.keras.Model([query, references, maps], attended), requests
+
+
 @pytest.fixture(scope="module")
 def served(request, tmp_path_factory):
     """A model exported with one backend, a request, what is expected, the library to load."""
@@ -79,7 +102,7 @@ def served(request, tmp_path_factory):
 
 
 def served_with(*backends):
-    cases = [(model, backend) for model in (classifier, detector) for backend in backends]
+    cases = [(model, backend) for model in (classifier, detector, attender) for backend in backends]
     return pytest.mark.parametrize(
         "served", cases, indirect=True, ids=[f"{model.__name__}-{name}" for model, name in cases]
     )

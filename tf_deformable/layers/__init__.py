@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tf_deformable.layers.deformable_attention import MultiScaleDeformableAttention
 from tf_deformable.layers.deformable_conv2d import DeformableConv2D
 from tf_deformable.layers.psroi_pool import DeformablePSRoIPool, PSRoIPool
 from tf_deformable.layers.roi_pool import DeformableRoIPool, RoIPool
@@ -10,6 +11,7 @@ __all__ = [
     "DeformableConv2D",
     "DeformablePSRoIPool",
     "DeformableRoIPool",
+    "MultiScaleDeformableAttention",
     "PSRoIPool",
     "RoIPool",
 ]

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tf_deformable import _native, config
 from tf_deformable._keras import IS_KERAS_3, as_output_shape
 
-__all__ = ["IS_KERAS_3", "OperatorLayer", "as_integer", "as_output_shape"]
+__all__ = ["IS_KERAS_3", "OperatorLayer", "as_integer", "as_output_shape", "fresh"]
 
 _AUTOCAST = "autocast" if IS_KERAS_3 else "experimental_autocast"
 
@@ -159,6 +159,13 @@ class OperatorLayer(tf.keras.layers.Layer):
         if len(pair) != 2 or len(numbers) != 2:
             raise self._error(argument, "must be a positive integer or two of them (y, x)", value)
         return numbers[0], numbers[1]
+
+
+def fresh(initializer: Any) -> Any:
+    """A copy that draws numbers of its own: Keras' initializers repeat theirs when called again."""
+    if hasattr(initializer, "get_config"):
+        return type(initializer).from_config(initializer.get_config())
+    return initializer
 
 
 def as_integer(value: Any) -> int | None:

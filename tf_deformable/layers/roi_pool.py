@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_deformable.layers._base import fresh
 from tf_deformable.layers._offset_branch import mask_from_logits
 from tf_deformable.layers._roi_base import DeformableRoILayer, Regions, RoILayer
 from tf_deformable.ops._symbolic import accepts_keras_tensors
@@ -247,7 +248,7 @@ class DeformableRoIPool(DeformableRoILayer):
             kernel = self._add_branch_weight(
                 name=f"offset_hidden_kernel_{layer}",
                 shape=(size, units),
-                initializer=_fresh(self.offset_hidden_kernel_initializer),
+                initializer=fresh(self.offset_hidden_kernel_initializer),
                 regularizer=self.offset_kernel_regularizer,
             )
             bias = self._add_branch_weight(
@@ -352,10 +353,3 @@ class DeformableRoIPool(DeformableRoILayer):
     def _dense(self, inputs: tf.Tensor, kernel: Any, bias: Any) -> tf.Tensor:
         kernel, bias = self._cast_sampling(kernel), self._cast_sampling(bias)
         return tf.nn.bias_add(tf.matmul(inputs, kernel), bias)
-
-
-def _fresh(initializer: Any) -> Any:
-    """A copy that draws numbers of its own: Keras' initializers repeat theirs when called again."""
-    if hasattr(initializer, "get_config"):
-        return type(initializer).from_config(initializer.get_config())
-    return initializer
