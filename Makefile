@@ -64,11 +64,13 @@ test: $(INSTALLED)-test $(LIBRARY) ## run all tests, those of layers and models 
 bench: $(INSTALLED)-bench $(LIBRARY) ## time it against other packages, an hour, for docs/benchmarks.md
 	$(BIN)/python benchmarks/deformable_conv2d.py $(BENCH_PEERS:%=--peers-python %) $(BENCH_ARGS)
 	$(BIN)/python benchmarks/roi_pool.py $(BENCH_PEERS:%=--peers-python %) $(BENCH_ARGS)
+	$(BIN)/python benchmarks/deformable_attention.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/report.py
 
 bench-quick: $(INSTALLED)-test $(LIBRARY) ## check that no fast path was lost, a minute
 	$(BIN)/python benchmarks/deformable_conv2d.py --quick
 	$(BIN)/python benchmarks/roi_pool.py --quick
+	$(BIN)/python benchmarks/deformable_attention.py --quick
 
 wheel: $(VENV)/wheel-tools ## build one wheel for TensorFlow 2.16 to 2.21, into build/wheels; CUDA=1: with CUDA kernels
 	TF_DEFORMABLE_CUDA=$(or $(CUDA),0) $(BIN)/python wheels/build.py $(WHEEL_ARGS)
