@@ -27,6 +27,7 @@ class OperatorLayer(tf.keras.layers.Layer):
     built: bool  # Keras sets it.
     _supports_jit = True
     _reference_supports_jit = True
+    _native_supports_jit = True  # where the library does
 
     def __init__(self, **kwargs: Any) -> None:
         if tf.keras.backend.backend() != "tensorflow":
@@ -80,7 +81,7 @@ class OperatorLayer(tf.keras.layers.Layer):
             return False
         if config.get_backend() == "reference":
             return self._reference_supports_jit
-        return _native.supports_xla()
+        return self._native_supports_jit and _native.supports_xla()
 
     @supports_jit.setter
     def supports_jit(self, value: bool) -> None:  # Keras assigns it in Layer.__init__.

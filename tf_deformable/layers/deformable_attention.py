@@ -88,6 +88,8 @@ class MultiScaleDeformableAttention(OperatorLayer):
         Zhu et al., Deformable DETR, ICLR 2021, equation 3 and appendix A.4 (initialisation).
     """
 
+    _native_supports_jit = False  # the operator has no lowering for XLA yet
+
     def __init__(
         self,
         num_heads: int = 8,

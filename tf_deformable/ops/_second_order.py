@@ -60,7 +60,7 @@ def hessian_product(
     def zeros(*variables: tf.Tensor) -> Any:
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
             def by_variables(*variables: tf.Tensor) -> Any:
-                return _hessian_product(function, variables, directions)
+                return hessian_product_of(function, variables, directions)
 
             return vector_jacobian_product(by_variables, variables, upstream)
 
@@ -87,12 +87,12 @@ def _sum_of_products(
     return sums
 
 
-def _hessian_product(
+def hessian_product_of(
     function: Callable[..., tf.Tensor],
     variables: Sequence[tf.Tensor],
     directions: Sequence[tf.Tensor],
 ) -> list[tf.Tensor]:
-    """As `hessian_product`, by TensorFlow's gradients of the function."""
+    """As `hessian_product`, all of it by TensorFlow's gradients of the function."""
 
     def gradient(*variables: tf.Tensor) -> list[tf.Tensor]:
         *primals, grad_output = variables

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tf_deformable import _native, config
 from tf_deformable._registration import register_gradient
 from tf_deformable.ops import _arguments
-from tf_deformable.ops._second_order import gradients_of_gradients
+from tf_deformable.ops._second_order import hessian_product_of
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.reference import multi_scale_deformable_attention as _reference
 
@@ -133,11 +133,10 @@ def _gradient(op: tf.Operation, grad_output: tf.Tensor) -> list[tf.Tensor | None
 def _second_gradient(op: tf.Operation, *upstream: tf.Tensor) -> list[tf.Tensor | None]:
     value, spatial_shapes, sampling_locations, attention_weights, grad_output = op.inputs
     reference = functools.partial(_reference, coordinates=_coordinates(op))
-    by_value, by_locations, by_weights, by_grad_output = gradients_of_gradients(
+    by_value, by_locations, by_weights, by_grad_output = hessian_product_of(
         lambda x, locations, weights: reference(x, spatial_shapes, locations, weights),
-        [value, sampling_locations, attention_weights],
-        grad_output,
-        upstream,
+        [value, sampling_locations, attention_weights, grad_output],
+        [*upstream, tf.zeros_like(grad_output)],
     )
     return [by_value, None, by_locations, by_weights, by_grad_output]
 
