@@ -29,7 +29,7 @@ EXPECTED = {
         ("deformable_conv2d", "backward"): 4.66,
     },
     "deformable_attention": {
-        ("deformable_attention", "forward"): 3.06,
+        ("deformable_attention", "forward"): 2.91,
         ("deformable_attention", "backward"): 7.76,
     },
     "roi_pool": {

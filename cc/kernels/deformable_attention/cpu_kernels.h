@@ -20,8 +20,8 @@ inline constexpr int64_t kMostBlockChannels = 256;
 template <typename A>
 inline constexpr int64_t kSampleBytes = 4 * sizeof(int64_t) + 7 * sizeof(A);
 
-// What a head has to know of the maps, of every sample (level, point) of a query: the same for all
-// queries. Whole vectors long; what comes after the last sample repeats it.
+// What is known of the maps for every sample (level, point) of a row, and again for as many rows as
+// are worked out together: the same for all. Whole vectors long.
 template <typename A>
 struct SampleMaps {
   using Size = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;  // as wide as A
@@ -40,6 +40,7 @@ struct ForwardJob {
   bool normalized;
   SampleMaps<A> maps;
   int64_t rows_per_unit;
+  int64_t rows_together;        // whose samples are worked out together, to fill the vectors
   int64_t samples_at, sums_at;  // in a worker's space: SampleVectors, sums of a channel block
 };
 

@@ -11,6 +11,8 @@ namespace {
 
 // A unit of the forward pass has about so many multiply-adds.
 constexpr int64_t kUnitProducts = 1 << 18;
+// Rows whose samples are worked out together have at most so many, or one row's.
+constexpr int64_t kSamplesTogether = 128;
 // So many units of the backward pass keep some threads busy. Each works out the samples that it
 // needs, so that a channel block has at least kLeastBlockChannels.
 constexpr int64_t kUnitsWanted = 8;
@@ -23,29 +25,29 @@ const Kernels<T>& TableKernels() {
   return SelectedKernels<T>(TF_DEFORMABLE_KERNEL_TABLES(kKernels));
 }
 
-// Adds the arrays of SampleMaps to a workspace; FillMaps writes and returns them.
+// Adds the arrays of SampleMaps for so many rows to a workspace; FillMaps writes and returns them.
 template <typename A>
-int64_t AddMaps(const Geometry& g, int64_t lanes, Layout<A>* layout) {
+int64_t AddMaps(const Geometry& g, int64_t rows, int64_t lanes, Layout<A>* layout) {
   using Size = typename SampleMaps<A>::Size;
-  const int64_t samples = RoundUp(g.samples(), lanes);
+  const int64_t samples = RoundUp(rows * g.samples(), lanes);
   const int64_t at = layout->template Add<int64_t>(samples);
   layout->template Add<Size>(samples);
   layout->template Add<Size>(samples);
   return at;
 }
 template <typename A>
-SampleMaps<A> FillMaps(const std::vector<Level>& levels, int64_t points, int64_t lanes,
-                       A* workspace) {
+SampleMaps<A> FillMaps(const std::vector<Level>& levels, int64_t points, int64_t rows,
+                       int64_t lanes, A* workspace) {
   using Size = typename SampleMaps<A>::Size;
   const int64_t samples = static_cast<int64_t>(levels.size()) * points;
-  const int64_t padded = RoundUp(samples, lanes);
+  const int64_t padded = RoundUp(rows * samples, lanes);
   Layout<A> layout;
   auto* const first_pixels =
       reinterpret_cast<int64_t*>(workspace + layout.template Add<int64_t>(padded));
   auto* const heights = reinterpret_cast<Size*>(workspace + layout.template Add<Size>(padded));
   auto* const widths = reinterpret_cast<Size*>(workspace + layout.template Add<Size>(padded));
   for (int64_t i = 0; i < padded; ++i) {
-    const Level& level = levels[std::min(i, samples - 1) / points];
+    const Level& level = levels[i % samples / points];
     first_pixels[i] = level.first_pixel;
     heights[i] = static_cast<Size>(level.height);
     widths[i] = static_cast<Size>(level.width);
@@ -54,8 +56,8 @@ SampleMaps<A> FillMaps(const std::vector<Level>& levels, int64_t points, int64_t
 }
 
 template <typename A>
-int64_t SamplesBytes(const Geometry& g, int64_t lanes) {
-  return RoundUp(std::min(g.samples(), kMostSamples), lanes) * kSampleBytes<A>;
+int64_t SamplesBytes(int64_t samples, int64_t lanes) {
+  return RoundUp(std::min(samples, kMostSamples), lanes) * kSampleBytes<A>;
 }
 
 }  // namespace
@@ -74,13 +76,15 @@ ForwardPlan<T>::ForwardPlan(const Geometry& g, int num_workers)
   job.normalized = g.coordinates == Coordinates::kNormalized;
   const int64_t row_products = std::max<int64_t>(4 * g.samples() * g.depth, 1);
   job.rows_per_unit = std::max<int64_t>(kUnitProducts / row_products, 1);
+  job.rows_together = std::max<int64_t>(kSamplesTogether / std::max<int64_t>(g.samples(), 1), 1);
 
   Layout<A> worker;
-  job.samples_at = worker.AddBytes(SamplesBytes<A>(g, kernels_.lanes));
+  job.samples_at =
+      worker.AddBytes(SamplesBytes<A>(job.rows_together * g.samples(), kernels_.lanes));
   job.sums_at = worker.Add(std::min(g.depth, kMostBlockChannels));
   worker_size_ = worker.size();
   Layout<A> all;
-  maps_at_ = AddMaps(g, kernels_.lanes, &all);
+  maps_at_ = AddMaps(g, job.rows_together, kernels_.lanes, &all);
   worker_at_ = all.Add(num_workers * worker_size_);
   workspace_bytes_ = all.size() * sizeof(A);
 }
@@ -92,7 +96,7 @@ void ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, Executor& executor,
   A* const space = static_cast<A*>(workspace);
   ForwardJob<T> job = job_;
   job.tensors = tensors;
-  job.maps = FillMaps(levels_, points_, kernels_.lanes, space + maps_at_);
+  job.maps = FillMaps(levels_, points_, job.rows_together, kernels_.lanes, space + maps_at_);
   ForEach(executor, CeilDiv(job.rows, job.rows_per_unit), 2 * kUnitProducts,
           [&](int64_t unit, int worker) {
             kernels_.forward(job, unit, space + worker_at_ + worker * worker_size_);
@@ -131,13 +135,13 @@ BackwardPlan<T>::BackwardPlan(const Geometry& g, int num_workers)
 
   const int64_t block_channels = std::min(job.channels_per_block, g.depth);
   Layout<A> worker;
-  job.samples_at = worker.AddBytes(SamplesBytes<A>(g, kernels_.lanes));
+  job.samples_at = worker.AddBytes(SamplesBytes<A>(g.samples(), kernels_.lanes));
   job.gradients_at = worker.Add(std::min(g.samples(), kMostSamples) * 3);
   job.upstream_at = worker.Add(kRounds ? block_channels : 0);
   job.discard_at = worker.Add(block_channels);
   worker_size_ = worker.size();
   Layout<A> all;
-  maps_at_ = AddMaps(g, kernels_.lanes, &all);
+  maps_at_ = AddMaps(g, 1, kernels_.lanes, &all);
   partials_at_ = all.Add(queries_per_step_ * query_partials);
   grad_value_at_ = all.Add(kRounds ? images_per_step_ * g.pixels * g.channels() : 0);
   worker_at_ = all.Add(num_workers * worker_size_);
@@ -151,7 +155,7 @@ void BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, Executor& executor,
   A* const space = static_cast<A*>(workspace);
   BackwardJob<T> job = job_;
   job.tensors = tensors;
-  job.maps = FillMaps(levels_, points_, kernels_.lanes, space + maps_at_);
+  job.maps = FillMaps(levels_, points_, 1, kernels_.lanes, space + maps_at_);
   job.partials = job.blocks > 1 ? space + partials_at_ : nullptr;
   const int64_t image_size = job.pixels * job.heads * job.depth;
   const int64_t row_operations = job.samples * (64 + 16 * job.channels_per_block) + 1;
