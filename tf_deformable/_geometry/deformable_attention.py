@@ -19,6 +19,7 @@ from tf_deformable._geometry.sizes import (
     dims,
     first_known,
     known,
+    shape_text,
     text,
 )
 
@@ -97,14 +98,14 @@ def deformable_attention_geometry(
         if differ(got, expected):
             raise _check.error(
                 f"{name} must have shape {layout} = {text(expected)}, "
-                f"got shape {text(tensor.shape)}"
+                f"got shape {shape_text(tensor)}"
             )
         _check.at_run_time(name, layout, got, expected)
 
     check("value", "[N,S,heads,D]", value, value_dims, [g.batch, g.pixels, g.heads, g.depth])
     if known(g.depth) and g.depth == 0:
         raise _check.error(
-            f"value must have at least 1 channel in each head, got shape {text(value.shape)}"
+            f"value must have at least 1 channel in each head, got shape {shape_text(value)}"
         )
     check("spatial_shapes", "[levels,2]", spatial_shapes, shapes_dims, [g.levels, 2])
     check("sampling_locations", locations_layout, sampling_locations, locations_dims, [*samples, 2])

@@ -11,7 +11,17 @@ import tensorflow as tf
 
 from tf_deformable._geometry import rules
 from tf_deformable._geometry.padding import Axis, resolve_axes
-from tf_deformable._geometry.sizes import Checks, Dim, Pair, differ, dims, known, shape_of, text
+from tf_deformable._geometry.sizes import (
+    Checks,
+    Dim,
+    Pair,
+    differ,
+    dims,
+    known,
+    shape_of,
+    shape_text,
+    text,
+)
 from tf_deformable.ops import _arguments
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.ops.deformable_attention import multi_scale_deformable_attention
@@ -155,7 +165,7 @@ def _sum_of_samples(
         if differ(got, expected):
             raise _check.error(
                 f"{argument} must have shape {layout} = {expected_text}, "
-                f"got shape {text(tensor.shape)}"
+                f"got shape {shape_text(tensor)}"
             )
         _check.at_run_time(argument, layout, got, expected)
 
