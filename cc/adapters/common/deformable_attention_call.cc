@@ -11,9 +11,9 @@ Status Call<is_gradient>::CheckAttributes() {
   } else if (coordinates_ == "pixels") {
     arguments_.coordinates = Coordinates::kPixels;
   } else {
-    return Status(Status::Code::kInvalidArgument,
-                  std::string(kOp) + ": coordinates must be normalized or pixels, got " +
-                      coordinates_);
+    return Status(
+        Status::Code::kInvalidArgument,
+        std::string(kOp) + ": coordinates must be normalized or pixels, got " + coordinates_);
   }
   return Status();
 }
@@ -30,9 +30,9 @@ Status Call<is_gradient>::CheckTypes(const std::vector<ElementType>& types) cons
   Status status = CheckCount(kOp, "tensors", types.size(), is_gradient ? 5 : 4);
   if (status.ok()) status = CheckFeaturesType(kOp, "value", types[0]);
   if (status.ok() && types[1] != ElementType::kInt32) {
-    status = Status(Status::Code::kInvalidArgument,
-                    std::string(kOp) + ": spatial_shapes must have dtype int32, got " +
-                        ToString(types[1]));
+    status = Status(
+        Status::Code::kInvalidArgument,
+        std::string(kOp) + ": spatial_shapes must have dtype int32, got " + ToString(types[1]));
   }
   for (size_t i = 2; status.ok() && i < 4; ++i) {
     status = CheckSamplingType(kOp, "sampling_locations and attention_weights", types[i], "a value",
