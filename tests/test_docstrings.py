@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,10 @@ import tensorflow as tf
 
 import tf_deformable
 
-MODULES = ("analysis", "config", "convert", "layers", "models", "models.boxes", "ops", "reference")
+MODULES = (
+    *("analysis", "config", "convert", "export", "layers", "models", "models.boxes", "ops"),
+    "reference",
+)
 
 
 def _examples() -> dict[str, doctest.DocTest]:
@@ -41,8 +45,8 @@ EXAMPLES = _examples()
 
 
 @pytest.mark.parametrize("test", EXAMPLES.values(), ids=EXAMPLES)
-def test_example(test: doctest.DocTest) -> None:
-    test.globs = {"np": np, "tf": tf, "tf_deformable": tf_deformable}
+def test_example(test: doctest.DocTest, tmp_path: Path) -> None:
+    test.globs = {"np": np, "tf": tf, "tf_deformable": tf_deformable, "folder": tmp_path}
     report: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert runner.run(test, out=report.append).failed == 0, "".join(report)

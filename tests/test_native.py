@@ -36,7 +36,7 @@ def another_library(monkeypatch, tmp_path, nothing_loaded):
         library = tmp_path / "tf_deformable" / ours.name
         library.parent.mkdir()
         library.write_bytes(change(ours.read_bytes()))
-        shutil.copy(ours.with_name(_native._KERNELS), library.parent)
+        shutil.copy(ours.with_name(_native.KERNELS), library.parent)
         monkeypatch.setattr(_native, "_FOLDER", library.parent)
         return library
 

@@ -4,8 +4,9 @@
 are the Keras layers, `RoIPool` and `PSRoIPool` the plain ones; `deformable_conv2d`,
 `deformable_roi_pool`, `deformable_psroi_pool` and `multi_scale_deformable_attention` are the
 functions they call, and `dcnv3` is the operator of InternImage. `config` chooses between the
-compiled operators and the reference implementation, `models` puts the layers into networks, and
-`get_library_path` names the library for programs that load it by themselves.
+compiled operators and the reference implementation, `models` puts the layers into networks,
+`export` takes models to other runtimes, and `get_library_path` names the library for programs that
+load it by themselves.
 
 Importing the package imports TensorFlow and makes the operators and layers known to it and to
 Keras, so that models that hold them can be loaded. `tf_deformable.jax` has the functions for JAX;
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tf_deformable._version import __version__
 
 if TYPE_CHECKING:
-    from tf_deformable import analysis, config, convert, layers, models, ops, reference
+    from tf_deformable import analysis, config, convert, export, layers, models, ops, reference
     from tf_deformable._native import NativeLibraryError, get_library_path
     from tf_deformable.layers.deformable_attention import MultiScaleDeformableAttention
     from tf_deformable.layers.deformable_conv2d import DeformableConv2D
@@ -48,6 +49,7 @@ __all__ = [
     "deformable_conv2d",
     "deformable_psroi_pool",
     "deformable_roi_pool",
+    "export",
     "get_library_path",
     "layers",
     "models",
@@ -56,7 +58,7 @@ __all__ = [
     "reference",
 ]
 
-_MODULES = ("analysis", "config", "convert", "layers", "models", "ops", "reference")
+_MODULES = ("analysis", "config", "convert", "export", "layers", "models", "ops", "reference")
 _MODULE_OF = {
     "DeformableConv2D": "layers",
     "DeformablePSRoIPool": "layers",

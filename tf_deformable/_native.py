@@ -24,7 +24,7 @@ from typing import Any
 from tf_deformable._version import __version__
 
 _FOLDER = Path(__file__).parent
-_KERNELS = f"libtf_deformable_kernels-{__version__}.so"
+KERNELS = f"libtf_deformable_kernels-{__version__}.so"
 _HANDLERS = f"libtf_deformable_xla-{__version__}.so"
 _PURE_PYTHON_MARKER = Path(__file__).with_name("PURE_PYTHON")  # written by setup.py
 _BUILD_INFO_TAG = b"@TFD_BUILD_INFO@"  # cc/adapters/tensorflow/build_info.cc
@@ -133,7 +133,7 @@ def _library() -> Path:
             key=lambda version: [int(number) for number in version.split(".")],
         )
         raise _error(problem + (f"; there is one for {', '.join(others)}" if others else ""))
-    kernels = library.with_name(_KERNELS)
+    kernels = library.with_name(KERNELS)
     if not kernels.exists():
         raise _error(f"the library of the kernels, {kernels}, is missing beside {library.name}")
     return library

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
@@ -83,6 +83,24 @@ def register_vectorization(function: Callable[..., Any], op_types: Sequence[str]
             register(op_type)(converter)
         except (AssertionError, TypeError):  # likewise; or it is called otherwise
             pass
+
+
+# Takes an operator in a graph to a function of its inputs, one by one, that returns its outputs and
+# leaves the operator itself alone.
+AsFunction: TypeAlias = Callable[[tf.Operation], Callable[..., list[tf.Tensor]]]
+
+_references: dict[str, AsFunction] = {}
+
+
+def register_reference(function: AsFunction, op_types: Sequence[str]) -> None:
+    """Registers what plain TensorFlow computes in place of operators, by their types."""
+    for op_type in op_types:
+        _references[op_type] = function
+
+
+def references() -> dict[str, AsFunction]:
+    """Returns what plain TensorFlow computes in place of every operator of the package."""
+    return dict(_references)
 
 
 def _looked_up(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
+from tests import litert
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -15,6 +17,7 @@ DOCUMENTS = [
     "docs/analysis.md",
     "docs/conventions.md",
     "docs/detector.md",
+    "docs/export.md",
     "docs/gpu.md",
     "docs/modes.md",
     "docs/roi_pooling.md",
@@ -26,8 +29,14 @@ DOCUMENTS = [
 OPTIONAL = ("torch", "torchvision")
 
 
+OPTIONAL_PACKAGES = {"docs/export.md": ("onnx", "tf2onnx", "onnxruntime")}
+
+
+@litert.ignore_deprecation
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_code_runs(document, tmp_path, monkeypatch):
+    for package in OPTIONAL_PACKAGES.get(document, ()):
+        pytest.importorskip(package)
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / document).read_text(), re.M | re.S)
     assert blocks
     monkeypatch.chdir(tmp_path)

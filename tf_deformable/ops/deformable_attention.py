@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from tf_deformable import _native, config
-from tf_deformable._registration import register_gradient
+from tf_deformable._registration import register_gradient, register_reference
 from tf_deformable.ops import _arguments
-from tf_deformable.ops._second_order import hessian_product_of
+from tf_deformable.ops._second_order import hessian_product_of, vector_jacobian_product
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.reference import multi_scale_deformable_attention as _reference
 
@@ -141,6 +142,24 @@ def _second_gradient(op: tf.Operation, *upstream: tf.Tensor) -> list[tf.Tensor |
     return [by_value, None, by_locations, by_weights, by_grad_output]
 
 
+def _reference_of(op: tf.Operation) -> Callable[..., list[tf.Tensor]]:
+    function = functools.partial(_reference, coordinates=_coordinates(op))
+    return lambda *inputs: [function(*inputs)]
+
+
+def _reference_of_gradient(op: tf.Operation) -> Callable[..., list[tf.Tensor]]:
+    function = functools.partial(_reference, coordinates=_coordinates(op))
+
+    def compute(value: tf.Tensor, shapes: tf.Tensor, *others: tf.Tensor) -> list[tf.Tensor]:
+        return vector_jacobian_product(
+            lambda x, *rest: function(x, shapes, *rest), [value, *others[:-1]], others[-1]
+        )
+
+    return compute
+
+
+register_reference(_reference_of, ["TFDeformable>MultiScaleDeformableAttention"])
+register_reference(_reference_of_gradient, ["TFDeformable>MultiScaleDeformableAttentionGrad"])
 register_gradient(_gradient, ["TFDeformable>MultiScaleDeformableAttention"])
 register_gradient(_second_gradient, ["TFDeformable>MultiScaleDeformableAttentionGrad"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -13,9 +13,13 @@ from tf_deformable import _native, config
 from tf_deformable._calls import Calls
 from tf_deformable._geometry.padding import Padding, padding_attributes
 from tf_deformable._geometry.sizes import Dim, Pair, dims, shape_of
-from tf_deformable._registration import register_gradient, register_vectorization
+from tf_deformable._registration import (
+    register_gradient,
+    register_reference,
+    register_vectorization,
+)
 from tf_deformable.ops import _arguments
-from tf_deformable.ops._second_order import hessian_product
+from tf_deformable.ops._second_order import hessian_product, vector_jacobian_product
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.ops.sampling import regular_positions
 from tf_deformable.reference import deformable_conv2d as _reference
@@ -394,6 +398,24 @@ def _groups(calls: Calls) -> tf.Tensor:
     return calls.size(0, 3) // calls.size(1, 2)
 
 
+def _reference_of(op: tf.Operation) -> Callable[..., list[tf.Tensor]]:
+    num_masks, attributes = op.get_attr("num_masks"), _Attributes.of(op).for_reference()
+
+    def compute(
+        inputs: tf.Tensor, filters: tf.Tensor, offsets: tf.Tensor, *others: tf.Tensor
+    ) -> list[tf.Tensor]:
+        mask = others[0] if num_masks else None
+        bias = others[num_masks] if len(others) > num_masks else None
+        return [_reference(inputs, filters, offsets, mask, bias=bias, **attributes)]
+
+    return compute
+
+
+def _reference_of_gradient(op: tf.Operation) -> Callable[..., list[tf.Tensor]]:
+    function = functools.partial(_reference, **_Attributes.of(op).for_reference())
+    return lambda *inputs: vector_jacobian_product(function, inputs[:-1], inputs[-1])
+
+
 # The second of each is that of version 0.1.
 _FORWARD = ["TFDeformable>Conv2D", "TFDeformable>DeformableConv2D"]
 _BACKWARD = ["TFDeformable>Conv2DGrad", "TFDeformable>DeformableConv2DGrad"]
@@ -401,6 +423,8 @@ register_gradient(_gradient, _FORWARD)
 register_gradient(_second_gradient, _BACKWARD)
 register_vectorization(_vectorized, _FORWARD)
 register_vectorization(_vectorized_gradient, _BACKWARD)
+register_reference(_reference_of, _FORWARD)
+register_reference(_reference_of_gradient, _BACKWARD)
 
 
 def _sum_over_pixels(grad_output: tf.Tensor) -> tf.Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import tensorflow as tf
@@ -16,7 +16,11 @@ from tf_deformable import _native, config
 from tf_deformable._calls import Calls
 from tf_deformable._geometry.roi_pool import OPERATORS
 from tf_deformable._geometry.sizes import Pair
-from tf_deformable._registration import register_gradient, register_vectorization
+from tf_deformable._registration import (
+    register_gradient,
+    register_reference,
+    register_vectorization,
+)
 from tf_deformable.ops import _arguments
 from tf_deformable.ops._second_order import hessian_product, vector_jacobian_product
 from tf_deformable.ops._symbolic import accepts_keras_tensors
@@ -532,6 +536,32 @@ def _folded(op: tf.Operation, calls: Calls, separates: bool) -> _Inputs:
     return _split_inputs(op, [inputs, *tensors])
 
 
+def _reference_of(op: tf.Operation) -> Callable[..., list[tf.Tensor]]:
+    return lambda *inputs: [_reference_with(op, *inputs[1:3])(inputs[0], *inputs[3:])]
+
+
+def _reference_of_gradient(op: tf.Operation) -> Callable[..., list[tf.Tensor]]:
+    def compute(*inputs: tf.Tensor) -> list[tf.Tensor]:
+        first, boxes, box_indices, *others, upstream = inputs
+        function = _reference_with(op, boxes, box_indices)
+        return vector_jacobian_product(function, [first, *others], upstream)
+
+    return compute
+
+
+def _reference_with(
+    op: tf.Operation, boxes: tf.Tensor, box_indices: tf.Tensor
+) -> Callable[..., tf.Tensor]:
+    """The operator in plain TensorFlow, of what it is differentiated by."""
+    return functools.partial(
+        _reference,
+        boxes=boxes,
+        box_indices=box_indices,
+        num_offsets=op.get_attr("num_offsets"),
+        attributes=_Attributes.of(op),
+    )
+
+
 # The second of each is that of version 0.1.
 _FORWARD = ["TFDeformable>RoiPool", "TFDeformable>DeformableRoIPool"]
 _BACKWARD = ["TFDeformable>RoiPoolGrad", "TFDeformable>DeformableRoIPoolGrad"]
@@ -539,6 +569,8 @@ register_gradient(_gradient, _FORWARD)
 register_gradient(_second_gradient, _BACKWARD)
 register_vectorization(_vectorized, _FORWARD)
 register_vectorization(_vectorized_gradient, _BACKWARD)
+register_reference(_reference_of, _FORWARD)
+register_reference(_reference_of_gradient, _BACKWARD)
 
 
 def _split_inputs(op: tf.Operation, tensors: Sequence[tf.Tensor]) -> _Inputs:
