@@ -123,6 +123,7 @@ CASES = {
     # The upstream gradient of a block fits into shared memory, or not; with 392 filters, by dtype.
     "resident": plain(batch=1, size=(6, 7), channels=32, filters=200, mask=True),
     "streamed": plain(batch=1, size=(5, 6), channels=16, filters=640),
+    "many small groups": plain(batch=1, size=(4, 5), channels=512, filters=512, groups=64),
     "runs across taps": plain(size=(6, 5), channels=12, filters=8),
     # Teams of 8, 16 and 32 threads gather channels, these several times if need be.
     "ranges": plain(size=(6, 5), channels=264, filters=8, mask=True),

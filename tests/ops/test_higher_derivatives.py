@@ -44,6 +44,7 @@ def _conv(**changes: Any) -> Operator:
 
 def _roi(**changes: Any) -> Operator:
     case = dataclasses.replace(RoICase(boxes=4, output_size=(2, 3), depth=3), **changes)
+    # With this seed no sample is nearer to where its derivative jumps than differences reach.
     arrays = case.arrays(seed=5)
     del arrays["grad_output"]
     boxes = {name: tf.constant(arrays.pop(name)) for name in ("boxes", "box_indices")}

@@ -316,10 +316,13 @@ Status LaunchWarpgroupColumnsGradient(const Convolution& c, const ColumnsGradien
 enum class PreparedFilters { kAsTheyAre, kRounded, kPacked };
 
 template <typename T>
-PreparedFilters PrepareForColumnsGradient(bool uses_fma, bool vectorised,
+PreparedFilters PrepareForColumnsGradient(const Convolution& c, bool uses_fma, bool vectorised,
                                           const DeviceLimits& limits) {
   if (std::is_same_v<T, double> || uses_fma) return PreparedFilters::kAsTheyAre;
-  if (vectorised && limits.has_warpgroup_products) return PreparedFilters::kPacked;
+  if (vectorised && limits.has_warpgroup_products &&
+      PacksWell<T>(c, PackForColumnsGradient(c, kPackedColumns))) {
+    return PreparedFilters::kPacked;
+  }
   return std::is_same_v<T, float> ? PreparedFilters::kRounded : PreparedFilters::kAsTheyAre;
 }
 
@@ -329,7 +332,8 @@ Status ColumnsGradient(const Convolution& c, const ColumnsGradientJob<T>& job, b
                        bool vectorised, const DeviceLimits& limits, void* stream) {
   if constexpr (!std::is_same_v<T, double>) {
     if (!uses_fma && vectorised) {
-      if (limits.has_warpgroup_products) {
+      if (PrepareForColumnsGradient<T>(c, uses_fma, vectorised, limits) ==
+          PreparedFilters::kPacked) {
         return LaunchWarpgroupColumnsGradient(c, job, limits, stream);
       }
       using Square = Tile<T, false, 128, 128, 64, 32, true>;

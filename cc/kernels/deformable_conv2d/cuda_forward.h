@@ -234,6 +234,7 @@ int32_t WarpgroupForwardColumns(const Convolution& c, const DeviceLimits& limits
   int64_t least = std::numeric_limits<int64_t>::max();
   for (const int32_t columns : {64, 128, 256}) {
     if (rows != 0 && columns != options.forward_tile_columns) continue;
+    if (!PacksWell<T>(c, PackForForward(c, columns))) continue;
     const int64_t cost =
         ForwardCost(c, kWarpgroupRows, columns, kWarpgroupSamplingCost, limits.multiprocessors);
     if (cost < least) {

@@ -331,7 +331,7 @@ InputsGradientSteps PlanInputsGradient(const Geometry& g, const Convolution& c,
   if (!g.is_depthwise()) {
     // Whether tensors are aligned is not known yet.
     for (const bool vectorised : {false, true}) {
-      switch (PrepareForColumnsGradient<T>(UsesFma<T>(options), vectorised, limits)) {
+      switch (PrepareForColumnsGradient<T>(c, UsesFma<T>(options), vectorised, limits)) {
         case PreparedFilters::kPacked:
           prepared_bytes = std::max(prepared_bytes,
                                     PackForColumnsGradient(c, kPackedColumns).template bytes<T>());
@@ -412,7 +412,7 @@ Status BackwardPlan<T>::RunInputs(const BackwardTensors<T>& tensors, void* works
   columns.columns = reinterpret_cast<T*>(memory + steps_.passing_at);
   if (!depthwise_) {
     T* const prepared = reinterpret_cast<T*>(memory);
-    switch (PrepareForColumnsGradient<T>(uses_fma, vectorised, limits_)) {
+    switch (PrepareForColumnsGradient<T>(c, uses_fma, vectorised, limits_)) {
       case PreparedFilters::kPacked:
         if constexpr (!std::is_same_v<T, double>) {
           status = PackFilters(PackForColumnsGradient(c, kPackedColumns), tensors.filters, prepared,

@@ -64,6 +64,15 @@ inline PackedFilters PackForColumnsGradient(const Convolution& c, int32_t tile_c
   return p;
 }
 
+// Whether little enough of the tiles is filled with zeros, as of groups with few channels or
+// filters it is not: these waste workspace, and the time of the tensor cores.
+template <typename T>
+bool PacksWell(const Convolution& c, const PackedFilters& p) {
+  constexpr int64_t kMostWaste = 4, kSmall = 1 << 20;
+  const int64_t size = static_cast<int64_t>(c.taps) * c.group_channels * c.filters;
+  return p.bytes<T>() <= kMostWaste * size * static_cast<int64_t>(sizeof(T)) + kSmall;
+}
+
 // A thread to each 16 bytes. Neighbouring threads read neighbouring elements.
 template <typename T>
 TF_DEFORMABLE_KERNEL(kThreads, 1)
