@@ -57,30 +57,37 @@ struct CellLists {
 };
 
 // A sample by its number in the tensor of the masks, counted from the first listed pixel.
-struct SampleNumber {
-  int64_t pixel;
+struct ListedSample {
+  TilePixel pixel;
   int32_t offset_group, tap;
+  int32_t row;  // as CellSample's
 };
 
-TF_DEFORMABLE_DEVICE SampleNumber MakeSampleNumber(const Convolution& g, int64_t sample) {
-  const int64_t of_pixel = sample / g.taps;
+TF_DEFORMABLE_HOST_DEVICE int64_t CountListedSamples(const Convolution& g) {
+  return (g.last_pixel - g.first_pixel) * g.offset_groups * g.taps;
+}
+
+TF_DEFORMABLE_DEVICE ListedSample MakeListedSample(const Convolution& g, int64_t number) {
+  const int64_t of_pixel = number / g.taps;
   const int64_t pixel = of_pixel / g.offset_groups;
-  return {pixel, static_cast<int32_t>(of_pixel - pixel * g.offset_groups),
-          static_cast<int32_t>(sample - of_pixel * g.taps)};
+  const int32_t tap = static_cast<int32_t>(number - of_pixel * g.taps);
+  return {MakeTilePixel(g, g.first_pixel + pixel),
+          static_cast<int32_t>(of_pixel - pixel * g.offset_groups), tap,
+          static_cast<int32_t>(pixel * g.taps + tap)};
 }
 
 // The lists of a sample's map.
-TF_DEFORMABLE_DEVICE int64_t FirstList(const Convolution& g, int32_t image, int32_t offset_group) {
+TF_DEFORMABLE_DEVICE int64_t FirstList(const Convolution& g, const ListedSample& sample) {
   const int64_t image_size = static_cast<int64_t>(g.output_height) * g.output_width;
-  const int64_t image_listed = image - g.first_pixel / image_size;
-  return (image_listed * g.offset_groups + offset_group) * CellLists<float>::Cells(g);
+  const int64_t image_listed = sample.pixel.image - g.first_pixel / image_size;
+  return (image_listed * g.offset_groups + sample.offset_group) * CellLists<float>::Cells(g);
 }
 
 // The sampling point whose `pixel` counts cells, from (-1, -1) on.
 template <typename A>
-TF_DEFORMABLE_DEVICE SamplingPoint<A> CellOf(const Convolution& g, const TilePixel& p, int32_t tap,
+TF_DEFORMABLE_DEVICE SamplingPoint<A> CellOf(const Convolution& g, const ListedSample& sample,
                                              const Offset<A>& offset) {
-  SamplingPoint<A> point = PointOf(g, p, tap, offset, g.width + 1);
+  SamplingPoint<A> point = PointOf(g, sample.pixel, sample.tap, offset, g.width + 1);
   point.pixel += g.width + 2;
   return point;
 }
@@ -94,13 +101,13 @@ void CountSamplesKernel(Convolution g, SamplingTensor<const T> offsets,
                         SamplingTensor<T> grad_mask, CellLists<ComputeType<T>> to) {
   using A = ComputeType<T>;
   const int64_t i = BlockIndex() * kThreads + ThreadIndex();
-  if (i >= (g.last_pixel - g.first_pixel) * g.offset_groups * g.taps) return;
-  const SampleNumber n = MakeSampleNumber(g, i);
-  const TilePixel p = MakeTilePixel(g, g.first_pixel + n.pixel);
-  const Offset<A> offset = LoadOffset(g, offsets, mask, p, n.offset_group, n.tap);
-  const SamplingPoint<A> point = CellOf(g, p, n.tap, offset);
+  if (i >= CountListedSamples(g)) return;
+  const ListedSample sample = MakeListedSample(g, i);
+  const Offset<A> offset =
+      LoadOffset(g, offsets, mask, sample.pixel, sample.offset_group, sample.tap);
+  const SamplingPoint<A> point = CellOf(g, sample, offset);
   if (point.corners != 0) {
-    CellList* const list = to.lists + FirstList(g, p.image, n.offset_group) + point.pixel;
+    CellList* const list = to.lists + FirstList(g, sample) + point.pixel;
     to.places[i] = {point.pixel, AtomicAdd(&list->count, 1)};
     return;
   }
@@ -142,12 +149,11 @@ template <typename A>
 TF_DEFORMABLE_KERNEL(kThreads, 1)
 void FillListsKernel(Convolution g, CellLists<A> lists) {
   const int64_t i = BlockIndex() * kThreads + ThreadIndex();
-  if (i >= (g.last_pixel - g.first_pixel) * g.offset_groups * g.taps) return;
+  if (i >= CountListedSamples(g)) return;
   const SamplePlace place = lists.places[i];
   if (place.cell < 0) return;
-  const SampleNumber n = MakeSampleNumber(g, i);
-  const TilePixel p = MakeTilePixel(g, g.first_pixel + n.pixel);
-  const int64_t list = FirstList(g, p.image, n.offset_group) + place.cell;
+  const ListedSample sample = MakeListedSample(g, i);
+  const int64_t list = FirstList(g, sample) + place.cell;
   lists.order[lists.lists[list].first + place.place] = static_cast<int32_t>(i);
 }
 
@@ -158,19 +164,19 @@ void SortListsKernel(Convolution g, SamplingTensor<const T> offsets, SamplingTen
                      CellLists<ComputeType<T>> lists) {
   using A = ComputeType<T>;
   const int64_t i = BlockIndex() * kThreads + ThreadIndex();
-  if (i >= (g.last_pixel - g.first_pixel) * g.offset_groups * g.taps) return;
+  if (i >= CountListedSamples(g)) return;
   const SamplePlace place = lists.places[i];
   if (place.cell < 0) return;
-  const SampleNumber n = MakeSampleNumber(g, i);
-  const TilePixel p = MakeTilePixel(g, g.first_pixel + n.pixel);
-  const CellList list = lists.lists[FirstList(g, p.image, n.offset_group) + place.cell];
+  const ListedSample sample = MakeListedSample(g, i);
+  const CellList list = lists.lists[FirstList(g, sample) + place.cell];
   int32_t before = 0;
 #pragma unroll 4
   for (int32_t k = 0; k < list.count; ++k) before += lists.order[list.first + k] < i ? 1 : 0;
-  const Offset<A> offset = LoadOffset(g, offsets, mask, p, n.offset_group, n.tap);
-  const SamplingPoint<A> point = CellOf(g, p, n.tap, offset);
+  const Offset<A> offset =
+      LoadOffset(g, offsets, mask, sample.pixel, sample.offset_group, sample.tap);
+  const SamplingPoint<A> point = CellOf(g, sample, offset);
   lists.samples[list.first + before] = {point.fraction_y, point.fraction_x, offset.mask,
-                                        static_cast<int32_t>(n.pixel * g.taps + n.tap)};
+                                        sample.row};
 }
 
 // --- Launching -----------------------------------------------------------------------------------
@@ -202,8 +208,7 @@ Status MakeCellLists(const Convolution& c, const BackwardTensors<T>& tensors, in
                      const CellLists<ComputeType<T>>& lists, void* stream) {
   using A = ComputeType<T>;
   const int64_t size = maps * CellLists<A>::Cells(c);
-  const int64_t samples = (c.last_pixel - c.first_pixel) * c.offset_groups * c.taps;
-  const int64_t blocks = CeilDiv(samples, kThreads);
+  const int64_t blocks = CeilDiv(CountListedSamples(c), kThreads);
   const int64_t zeroed =
       reinterpret_cast<char*>(lists.listed + 1) - reinterpret_cast<char*>(lists.lists);
   Status status = FillZeros(kOp, lists.lists, zeroed, stream);

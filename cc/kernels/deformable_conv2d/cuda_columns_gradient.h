@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "kernels/cuda/reduce.h"
 #include "kernels/cuda/warpgroup.h"
 #include "kernels/deformable_conv2d/cuda_launch.h"
 #include "kernels/deformable_conv2d/cuda_packed_filters.h"
@@ -324,6 +325,40 @@ PreparedFilters PrepareForColumnsGradient(const Convolution& c, bool uses_fma, b
     return PreparedFilters::kPacked;
   }
   return std::is_same_v<T, float> ? PreparedFilters::kRounded : PreparedFilters::kAsTheyAre;
+}
+
+// The memory that it takes.
+template <typename T>
+int64_t PreparedBytes(const Convolution& c, PreparedFilters how) {
+  switch (how) {
+    case PreparedFilters::kPacked:
+      return PackForColumnsGradient(c, kPackedColumns).template bytes<T>();
+    case PreparedFilters::kRounded:
+      return static_cast<int64_t>(c.taps) * c.group_channels * c.filters * sizeof(T);
+    case PreparedFilters::kAsTheyAre:
+      break;
+  }
+  return 0;
+}
+
+// Prepares them, in `memory` if it takes any, and sets `prepared` to where they are.
+template <typename T>
+Status PrepareFilters(const Convolution& c, PreparedFilters how, const T* filters, T* memory,
+                      const T** prepared, void* stream) {
+  *prepared = how == PreparedFilters::kAsTheyAre ? filters : memory;
+  if constexpr (!std::is_same_v<T, double>) {
+    if (how == PreparedFilters::kPacked) {
+      return PackFilters(PackForColumnsGradient(c, kPackedColumns), filters, memory, stream);
+    }
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    if (how == PreparedFilters::kRounded) {
+      const int64_t size = PreparedBytes<T>(c, how) / sizeof(T);
+      return Launch(kOp, RoundKernel<T>, CeilDiv(size, kReduceThreads), kReduceThreads, 0, stream,
+                    filters, size, memory);
+    }
+  }
+  return Status();
 }
 
 // The gradient of the columns of the pixels of `c`.

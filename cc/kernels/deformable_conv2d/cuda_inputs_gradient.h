@@ -270,12 +270,12 @@ void ReducePartialsKernel(Convolution g, BackwardTensors<T> tensors, const Compu
                           int32_t ranges) {
   using A = ComputeType<T>;
   const int64_t i = BlockIndex() * kThreads + ThreadIndex();
-  const int64_t samples = (g.last_pixel - g.first_pixel) * g.offset_groups * g.taps;
+  const int64_t samples = CountListedSamples(g);
   if (i >= samples) return;
-  const SampleNumber n = MakeSampleNumber(g, i);
-  const TilePixel p = MakeTilePixel(g, g.first_pixel + n.pixel);
-  const Offset<A> offset = LoadOffset(g, tensors.offsets, tensors.mask, p, n.offset_group, n.tap);
-  if (CellOf(g, p, n.tap, offset).corners == 0) return;
+  const ListedSample sample = MakeListedSample(g, i);
+  const Offset<A> offset =
+      LoadOffset(g, tensors.offsets, tensors.mask, sample.pixel, sample.offset_group, sample.tap);
+  if (CellOf(g, sample, offset).corners == 0) return;
   A sums[3] = {};
   for (int32_t r = 0; r < ranges; ++r) {
 #pragma unroll
@@ -322,31 +322,23 @@ InputsGradientSteps PlanInputsGradient(const Geometry& g, const Convolution& c,
         std::clamp<int64_t>(columns_limit / (g.output_size() * pixel_bytes), 1, most);
     steps.images_per_list = most / steps.images_per_step * steps.images_per_step;
   }
-  const int64_t step_pixels =
-      steps.pixels_per_part > 0 ? steps.pixels_per_part : steps.images_per_step * g.output_size();
-  const int64_t list_pixels =
-      steps.pixels_per_part > 0 ? steps.pixels_per_part : steps.images_per_list * g.output_size();
-  const int64_t filters_bytes = g.taps() * g.group_channels() * g.filters * sizeof(T);
+  int64_t step_pixels = steps.pixels_per_part;
+  steps.pixels_per_list = steps.pixels_per_part;
+  if (steps.pixels_per_part == 0) {
+    step_pixels = steps.images_per_step * g.output_size();
+    steps.pixels_per_list = steps.images_per_list * g.output_size();
+  }
   int64_t prepared_bytes = 0;  // filters, as the product reads them
   if (!g.is_depthwise()) {
     // Whether tensors are aligned is not known yet.
     for (const bool vectorised : {false, true}) {
-      switch (PrepareForColumnsGradient<T>(c, UsesFma<T>(options), vectorised, limits)) {
-        case PreparedFilters::kPacked:
-          prepared_bytes = std::max(prepared_bytes,
-                                    PackForColumnsGradient(c, kPackedColumns).template bytes<T>());
-          break;
-        case PreparedFilters::kRounded:
-          prepared_bytes = std::max(prepared_bytes, filters_bytes);
-          break;
-        case PreparedFilters::kAsTheyAre:
-          break;
-      }
+      const auto how = PrepareForColumnsGradient<T>(c, UsesFma<T>(options), vectorised, limits);
+      prepared_bytes = std::max(prepared_bytes, PreparedBytes<T>(c, how));
     }
   }
   const bool has_sums = !std::is_same_v<T, A> && steps.pixels_per_part > 0;
   const Memory memory(nullptr, nullptr, steps.images_per_list * g.offset_groups, cells,
-                      list_pixels * pixel_samples);
+                      steps.pixels_per_list * pixel_samples);
   const auto take = [&](int64_t bytes) {
     const int64_t at = steps.workspace_bytes;
     steps.workspace_bytes += RoundUp(bytes, 256);
@@ -401,36 +393,16 @@ Status BackwardPlan<T>::RunInputs(const BackwardTensors<T>& tensors, void* works
   const auto lists =
       CellListsMemory<A>(memory + steps_.lists_at, memory + steps_.passing_at,
                          steps_.images_per_list * g.offset_groups, CellLists<A>::Cells(c),
-                         (steps_.pixels_per_part > 0 ? steps_.pixels_per_part
-                                                     : steps_.images_per_list * g.output_size()) *
-                             g.offset_groups * g.taps())
+                         steps_.pixels_per_list * g.offset_groups * g.taps())
           .lists;
 
   ColumnsGradientJob<T> columns;
   columns.grad_output = tensors.grad_output;
-  columns.filters = tensors.filters;
   columns.columns = reinterpret_cast<T*>(memory + steps_.passing_at);
   if (!depthwise_) {
-    T* const prepared = reinterpret_cast<T*>(memory);
-    switch (PrepareForColumnsGradient<T>(c, uses_fma, vectorised, limits_)) {
-      case PreparedFilters::kPacked:
-        if constexpr (!std::is_same_v<T, double>) {
-          status = PackFilters(PackForColumnsGradient(c, kPackedColumns), tensors.filters, prepared,
-                               stream);
-        }
-        columns.filters = prepared;
-        break;
-      case PreparedFilters::kRounded:
-        if constexpr (std::is_same_v<T, float>) {
-          const int64_t size = g.taps() * g.group_channels() * g.filters;
-          status = Launch(kOp, RoundKernel<T>, CeilDiv(size, kReduceThreads), kReduceThreads, 0,
-                          stream, tensors.filters, size, prepared);
-        }
-        columns.filters = prepared;
-        break;
-      case PreparedFilters::kAsTheyAre:
-        break;
-    }
+    const auto how = PrepareForColumnsGradient<T>(c, uses_fma, vectorised, limits_);
+    status = PrepareFilters(c, how, tensors.filters, reinterpret_cast<T*>(memory), &columns.filters,
+                            stream);
   }
   GatherJob<T> gather;
   gather.lists = lists.lists;

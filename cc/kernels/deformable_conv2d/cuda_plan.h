@@ -41,6 +41,7 @@ struct InputsGradientSteps {
   // Samples are listed for so many images at a time, of which a step has some; or for a part of an
   // image, so many pixels, which is a step.
   int64_t images_per_list, images_per_step, pixels_per_part;  // 0: images are whole
+  int64_t pixels_per_list;
   int32_t team;    // threads that gather the channels of a range
   int32_t ranges;  // of an offset group
   // Parts of the workspace, in bytes from its begin.
