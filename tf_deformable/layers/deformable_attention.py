@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_deformable.layers._base import OperatorLayer, as_output_shape, fresh
+from tf_deformable.layers._base import as_output_shape
+from tf_deformable.layers._projections import ProjectingLayer
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.ops.deformable_attention import multi_scale_deformable_attention
 
 
 @tf.keras.utils.register_keras_serializable(package="tf_deformable")
-class MultiScaleDeformableAttention(OperatorLayer):
+class MultiScaleDeformableAttention(ProjectingLayer):
     """Attention of queries to a few points of several maps, as in Deformable DETR.
 
     Every head of every query looks at `num_points` points of each level. Where they lie, relative
@@ -105,7 +106,14 @@ class MultiScaleDeformableAttention(OperatorLayer):
         bias_regularizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            **kwargs,
+        )
         self.num_heads = self._positive_integer("num_heads", num_heads)
         self.num_levels = self._positive_integer("num_levels", num_levels)
         self.num_points = self._positive_integer("num_points", num_points)
@@ -113,11 +121,6 @@ class MultiScaleDeformableAttention(OperatorLayer):
             if value is not None:
                 value = self._positive_integer(argument, value)
             setattr(self, argument, value)
-        self.use_bias = self._boolean("use_bias", use_bias)
-        self.kernel_initializer = tf.keras.initializers.get(kernel_initializer)
-        self.bias_initializer = tf.keras.initializers.get(bias_initializer)
-        self.kernel_regularizer = tf.keras.regularizers.get(kernel_regularizer)
-        self.bias_regularizer = tf.keras.regularizers.get(bias_regularizer)
 
     def build(self, input_shape: Any) -> None:
         """Creates the weights for inputs of these shapes."""
@@ -128,18 +131,8 @@ class MultiScaleDeformableAttention(OperatorLayer):
         self._heads_dim = self._head_dim(query[-1]) * self.num_heads
         self._add_projection("value", channels, self._heads_dim)
         samples = self.num_heads * self.num_levels * self.num_points
-        for name, outputs, initializer in (
-            ("offset", 2 * samples, self._ring),
-            ("attention", samples, "zeros"),
-        ):
-            kernel = self._add_branch_weight(
-                name=f"{name}_kernel", shape=(query[-1], outputs), initializer="zeros"
-            )
-            setattr(self, f"{name}_kernel", kernel)
-            bias = self._add_branch_weight(
-                name=f"{name}_bias", shape=(outputs,), initializer=initializer
-            )
-            setattr(self, f"{name}_bias", bias)
+        self._add_prediction("offset", query[-1], 2 * samples, self._ring)
+        self._add_prediction("attention", query[-1], samples)
         self._add_projection("output", self._heads_dim, self.output_dim or query[-1])
         super().build(input_shape)
 
@@ -196,11 +189,6 @@ class MultiScaleDeformableAttention(OperatorLayer):
             "num_points": self.num_points,
             "head_dim": self.head_dim,
             "output_dim": self.output_dim,
-            "use_bias": self.use_bias,
-            "kernel_initializer": tf.keras.initializers.serialize(self.kernel_initializer),
-            "bias_initializer": tf.keras.initializers.serialize(self.bias_initializer),
-            "kernel_regularizer": tf.keras.regularizers.serialize(self.kernel_regularizer),
-            "bias_regularizer": tf.keras.regularizers.serialize(self.bias_regularizer),
         }
 
     @property
@@ -223,29 +211,6 @@ class MultiScaleDeformableAttention(OperatorLayer):
             rule = f"must divide the channels of the query ({channels}), or head_dim be given"
             raise self._error("num_heads", rule, self.num_heads)
         return channels // self.num_heads
-
-    def _add_projection(self, name: str, inputs: int, outputs: int) -> None:
-        kernel = self.add_weight(
-            name=f"{name}_kernel",
-            shape=(inputs, outputs),
-            initializer=fresh(self.kernel_initializer),
-            regularizer=self.kernel_regularizer,
-        )
-        setattr(self, f"{name}_kernel", kernel)
-        bias = None
-        if self.use_bias:
-            bias = self.add_weight(
-                name=f"{name}_bias",
-                shape=(outputs,),
-                initializer=fresh(self.bias_initializer),
-                regularizer=self.bias_regularizer,
-            )
-        setattr(self, f"{name}_bias", bias)
-
-    def _project(self, name: str, tensor: tf.Tensor) -> tf.Tensor:
-        result = tf.tensordot(tensor, self._cast(getattr(self, f"{name}_kernel")), 1)
-        bias = getattr(self, f"{name}_bias")
-        return result if bias is None else result + self._cast(bias)
 
     def _ring(self, shape: Any, dtype: Any = None, **_: Any) -> tf.Tensor:
         """Offsets of an untrained layer: 1, 2, ... pixels along a direction of each head."""
@@ -284,12 +249,12 @@ class MultiScaleDeformableAttention(OperatorLayer):
         batch, queries = tf.unstack(tf.shape(query)[:2], num=2)
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
 
-        def branch(name: str) -> tf.Tensor:
-            kernel, bias = (getattr(self, f"{name}_{kind}") for kind in ("kernel", "bias"))
-            return tf.tensordot(query, self._cast_sampling(kernel), 1) + self._cast_sampling(bias)
-
-        offsets = tf.reshape(branch("offset"), [batch, queries, heads, levels, points, 2])
-        logits = tf.reshape(branch("attention"), [batch, queries, heads, levels * points])
+        offsets = tf.reshape(
+            self._predict("offset", query), [batch, queries, heads, levels, points, 2]
+        )
+        logits = tf.reshape(
+            self._predict("attention", query), [batch, queries, heads, levels * points]
+        )
         weights = tf.reshape(tf.nn.softmax(logits), [batch, queries, heads, levels, points])
         # [B, Q, 1, levels or 1, 1, 2 or 4]
         references = self._cast_sampling(reference_points)[:, :, None, :, None, :]
