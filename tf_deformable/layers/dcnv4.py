@@ -42,7 +42,7 @@ class DCNv4(DCNLayer):
             group, is replaced by the projected pixel itself. Needs strides of 1 and padding "same".
             An untrained layer replaces one half.
         depthwise_kernel_size: int or (height, width) of a depthwise convolution of the input that
-            offsets and weights are functions of, or None for none. (FlashInternImage has 3.)
+            offsets and weights are functions of, or None for none.
         use_projections: bool, whether the input and the sums are projected.
         use_bias: bool, whether the projections have biases.
         use_output_bias: bool, whether the projection of the sums has one, or None for `use_bias`.
