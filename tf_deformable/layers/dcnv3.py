@@ -26,18 +26,14 @@ class DCNv3(DCNLayer):
         >>> layer(tf.random.normal([2, 14, 14, 64])).shape
         TensorShape([2, 14, 14, 64])
 
-        A block of InternImage:
+        A block of InternImage-T:
 
-        >>> def block(features, groups, layer_scale=1e-5):
+        >>> def block(features, groups):
+        ...     norms = [tf.keras.layers.LayerNormalization(epsilon=1e-6) for _ in range(2)]
+        ...     features += tf_deformable.layers.DCNv3(groups)(norms[0](features))
         ...     channels = features.shape[-1]
-        ...     def add(branch):
-        ...         norm = tf.keras.layers.LayerNormalization(
-        ...             epsilon=1e-6, gamma_initializer=tf.keras.initializers.Constant(layer_scale)
-        ...         )
-        ...         return tf.keras.layers.Add()([features, norm(branch)])
-        ...     features = add(tf_deformable.layers.DCNv3(groups=groups)(features))
-        ...     hidden = tf.keras.layers.Dense(4 * channels, activation="gelu")(features)
-        ...     return add(tf.keras.layers.Dense(channels)(hidden))
+        ...     hidden = tf.keras.layers.Dense(4 * channels, activation="gelu")(norms[1](features))
+        ...     return features + tf.keras.layers.Dense(channels)(hidden)
         >>> images = tf.keras.Input((None, None, 64))
         >>> model = tf.keras.Model(images, block(images, groups=4))
         >>> model(tf.zeros([1, 8, 9, 64])).shape

@@ -126,6 +126,10 @@ def levels_of_points(
         Locations `[N, Q, heads, levels, points, 2]` and weights `[N, Q, heads, levels, points]`.
     """
     most = max(num_points)
+    if min(num_points) == most:
+        batch, queries, heads, _ = tf.unstack(tf.shape(attention_weights), num=4)
+        shape = [batch, queries, heads, len(num_points), most]
+        return tf.reshape(sampling_locations, [*shape, 2]), tf.reshape(attention_weights, shape)
 
     def stacked(tensor: tf.Tensor, outside: float) -> tf.Tensor:
         trailing = [[0, 0]] * (tensor.shape.rank - 4)
