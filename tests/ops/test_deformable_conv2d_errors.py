@@ -83,6 +83,10 @@ BAD = {
         "inputs height and width must be at most 2147483647, got shape [0,2147483648,11,4]",
         {"inputs": [0, 2**31, 11, 4]},
     ),
+    "filters, height beyond int32": Bad(
+        "filters height and width must be at most 2147483647, got shape [2147483648,3,0,6]",
+        {"filters": [2**31, 3, 0, 6]},
+    ),
     "filters, rank 2": _rank("filters", 4, "[kh,kw,C/groups,F]", [3, 3]),
     "offsets, rank 6": _rank("offsets", 4, "[N,Ho,Wo,G*kh*kw*2]", [2, 9, 11, 3, 3, 2]),
     "mask, rank 3": _rank("mask", 4, "[N,Ho,Wo,G*kh*kw]", [2, 9, 11]),

@@ -110,6 +110,7 @@ def deformable_attention_geometry(
     check("spatial_shapes", "[levels,2]", spatial_shapes, shapes_dims, [g.levels, 2])
     check("sampling_locations", locations_layout, sampling_locations, locations_dims, [*samples, 2])
     check("attention_weights", weights_layout, attention_weights, weights_dims, samples)
+    _check.output(g.batch, g.queries, g.heads * g.depth)
     _check_levels(spatial_shapes, g)
     return g
 
