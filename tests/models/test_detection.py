@@ -110,6 +110,21 @@ def test_assignment():
     np.testing.assert_array_equal(none[0], [3] * 5)
 
 
+@pytest.mark.parametrize("bound", [0.5, 0.25])
+def test_overlaps_at_the_bounds(bound):
+    # Overlaps of exactly 1/2 and 1/4, which float32 has.
+    anchors = np.array([[[0, 0, 8, 4], [0, 0, 8, 2]]], np.float32)
+    objects, labels = np.array([[[0, 0, 8, 8]]], np.float32), np.array([[1]])
+    overlap = int(bound == 0.25)
+    above = np.nextafter(np.float32(bound), np.float32(1))
+    for positive, expected in ((bound, 1), (above, -1)):
+        got, _ = boxes.assign(anchors, objects, labels, 3, positive_iou=positive, negative_iou=0.1)
+        assert got[0, overlap] == expected
+    for negative, expected in ((bound, -1), (above, 3)):
+        got, _ = boxes.assign(anchors, objects, labels, 3, positive_iou=1, negative_iou=negative)
+        assert got[0, overlap] == expected
+
+
 def test_sampling():
     labels = np.array([[0] * 20 + [2] * 60 + [-1] * 20, [0] * 2 + [2] * 98])
     drawn = boxes.sample(labels, 2, 16).numpy()
