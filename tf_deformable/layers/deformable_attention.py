@@ -288,16 +288,20 @@ class MultiScaleDeformableAttention(OperatorLayer):
             kernel, bias = (getattr(self, f"{name}_{kind}") for kind in ("kernel", "bias"))
             return tf.tensordot(query, self._cast_sampling(kernel), 1) + self._cast_sampling(bias)
 
-        offsets = tf.reshape(branch("offset"), [batch, queries, heads, levels, points, 2])
-        logits = tf.reshape(branch("attention"), [batch, queries, heads, levels * points])
+        # The points of all levels are one axis until the end: LiteRT takes no more than five.
+        samples = levels * points
+        offsets = tf.reshape(branch("offset"), [batch, queries, heads, samples, 2])
+        logits = tf.reshape(branch("attention"), [batch, queries, heads, samples])
         weights = tf.reshape(tf.nn.softmax(logits), [batch, queries, heads, levels, points])
-        # [B, Q, 1, levels or 1, 1, 2 or 4]
-        references = self._cast_sampling(reference_points)[:, :, None, :, None, :]
+        references = self._cast_sampling(reference_points)
+        references += tf.zeros([levels, 1], references.dtype)  # One may be given for all levels.
+        references = tf.expand_dims(tf.repeat(references, points, axis=2), 2)
         if references.shape[-1] == 4:
             scale = references[..., 2:] * (0.5 / points)
         else:
-            scale = 1 / self._cast_sampling(tf.reshape(sizes, [levels, 1, 2]))
-        return references[..., :2] + offsets * scale, weights
+            scale = tf.repeat(1 / self._cast_sampling(sizes), points, axis=0)
+        locations = references[..., :2] + offsets * scale
+        return tf.reshape(locations, [batch, queries, heads, levels, points, 2]), weights
 
     def _shapes(self, input_shape: Any) -> list[tuple[int | None, ...]]:
         """The shapes of the inputs, checked as far as they are known."""

@@ -171,11 +171,10 @@ def _sum_of_samples(
 
     dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32
     queries = axes[0].output * axes[1].output
-    moved = tf.reshape(
-        tf.cast(offsets, dtype),
-        shape_of(batch, axes[0].output, axes[1].output, groups, count, 2),
-    )
+    # Rows and columns are one axis: LiteRT takes no more than five.
+    moved = tf.reshape(tf.cast(offsets, dtype), shape_of(batch, queries, groups, count, 2))
     grid = _grid(axes, taps, kernel, strides, dilations, scale, dtype)
+    grid = tf.reshape(grid, shape_of(queries, 1, count, 2))
     attended = multi_scale_deformable_attention(
         tf.reshape(inputs, shape_of(batch, height * width, groups, channels // groups)),
         tf.reshape(tf.stack([height, width]), [1, 2]),
