@@ -219,6 +219,18 @@ def dcnv3() -> Case:
     return Case(tf.keras.Model(maps, outputs), [images(2, 9, 12, 6)])
 
 
+def dcn_layers() -> Case:
+    """The layers of InternImage and FlashInternImage, which have no filters either."""
+    maps = tf.keras.Input((None, None, 6))
+    first = tf_deformable.layers.DCNv3(2, center_feature_scale=True, normalization="batch")
+    second = tf_deformable.layers.DCNv4(3, strides=2)
+    outputs = second(first(maps))
+    for layer in (first, second):
+        for weight in (layer.offset_kernel, layer.mask_kernel):
+            weight.assign(offset_kernel()(weight.shape))
+    return Case(tf.keras.Model(maps, outputs), [images(2, 9, 12, 6)])
+
+
 def detector(kind: str = "faster_rcnn", size: int | None = None, **arguments: Any) -> Case:
     """A whole detector, up to non-maximum suppression."""
     if kind == "faster_rcnn":
@@ -256,8 +268,9 @@ KINDS: dict[str, Callable[[], Case]] = {
         module,
         attention,
         dcnv3,
+        dcn_layers,
         detector,
     )
 }
 # Kinds of models that hold no deformable convolution: sums of samples without filters.
-WITHOUT_FILTERS = ("attention", "dcnv3")
+WITHOUT_FILTERS = ("attention", "dcnv3", "dcn_layers")

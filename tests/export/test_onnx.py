@@ -59,7 +59,7 @@ def test_models(kind, tmp_path):
     assert operators["DeformConv"] == (kind not in small_models.WITHOUT_FILTERS)
 
 
-@pytest.mark.parametrize("kind", ["channels_first", "attention", "dcnv3"])
+@pytest.mark.parametrize("kind", ["channels_first", "attention", "dcn_layers"])
 def test_newest_operators(kind, tmp_path):
     operators = check(small_models.KINDS[kind](), tmp_path / "model.onnx", 22)
     assert operators["DeformConv"] == (kind not in small_models.WITHOUT_FILTERS)
@@ -232,7 +232,7 @@ def test_rfcn(tmp_path):
     check(small_models.detector("rfcn", head_arguments={"bins": 3}), tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("kind", ["channels_first", "attention", "dcnv3", "detector"])
+@pytest.mark.parametrize("kind", ["channels_first", "attention", "dcn_layers", "detector"])
 def test_openvino(kind, tmp_path):
     openvino = pytest.importorskip("openvino")
     case, path = small_models.KINDS[kind](), tmp_path / "model.onnx"

@@ -10,7 +10,8 @@ with an index of their image. Others differ:
 
 - torchvision, mmcv, ONNX, PaddlePaddle and MXNet have maps NCHW and kernels OIHW; the channels of
   their convolution offsets are ordered as here: (tap row, tap column, (dy, dx)).
-- DCNv3 and DCNv4 have maps NHWC and convolution offsets (tap column, tap row, (dx, dy)).
+- DCNv3 and DCNv4 have maps NHWC and convolution offsets (tap column, tap row, (dx, dy)); DCNv4
+  has them and the mask in one tensor.
 - Deformable DETR and its heirs have locations (x, y) in [0, 1], where here they are (y, x).
 - All but ONNX have boxes as rois (index of the image, x1, y1, x2, y2).
 - mmcv and MXNet have RoI offsets as planes, `[R, classes x (dx, dy), part_h, part_w]`, where here
@@ -29,11 +30,13 @@ from tf_deformable.convert.layouts import (
     boxes_from_rois,
     dcnv3_from_mask,
     dcnv3_from_offsets,
+    dcnv4_from_offsets_and_mask,
     depth_major_from_psroi_channels,
     hwio_from_oihw,
     mask_from_dcnv3,
     nchw_from_nhwc,
     nhwc_from_nchw,
+    offsets_and_mask_from_dcnv4,
     offsets_from_dcnv3,
     oihw_from_hwio,
     planes_from_roi_offsets,
@@ -60,6 +63,7 @@ __all__ = [
     "boxes_from_rois",
     "dcnv3_from_mask",
     "dcnv3_from_offsets",
+    "dcnv4_from_offsets_and_mask",
     "depth_major_from_psroi_channels",
     "hwio_from_oihw",
     "layer_from_mxnet",
@@ -68,6 +72,7 @@ __all__ = [
     "mask_from_dcnv3",
     "nchw_from_nhwc",
     "nhwc_from_nchw",
+    "offsets_and_mask_from_dcnv4",
     "offsets_from_dcnv3",
     "oihw_from_hwio",
     "planes_from_roi_offsets",
