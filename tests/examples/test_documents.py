@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     "README.md",
     "docs/analysis.md",
+    "docs/attention.md",
     "docs/conventions.md",
     "docs/detector.md",
     "docs/export.md",
