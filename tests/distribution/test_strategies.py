@@ -12,18 +12,16 @@ import pytest
 
 from tests import clusters
 
-TIMEOUT = 120  # seconds, for a loaded machine; a cluster takes some 10 to 20
+TIMEOUT = 300  # seconds, for a loaded machine; a cluster takes some 10 to 20
 
 Results = dict[str, np.ndarray]
 
 
-def results_of(
-    strategy: str, folder: Path, jobs: dict[str, int], *waited_for: str
-) -> list[Results]:
-    """Trains under a strategy, and returns what each of the tasks that do the work has written."""
+def results_of(strategy: str, folder: Path, jobs: dict[str, int], job: str) -> list[Results]:
+    """Trains under a strategy, and returns what each task of a job has written."""
     command = ["-m", "tests.distribution.train", strategy, folder]
     with clusters.running(jobs, command, folder) as cluster:
-        cluster.wait(*waited_for, timeout=TIMEOUT)
+        cluster.wait(job, timeout=TIMEOUT)
     return [dict(np.load(path)) for path in sorted(folder.glob("*.npz"))]
 
 

@@ -17,6 +17,7 @@ DOCUMENTS = [
     "docs/analysis.md",
     "docs/conventions.md",
     "docs/detector.md",
+    "docs/distribution.md",
     "docs/export.md",
     "docs/gpu.md",
     "docs/modes.md",
