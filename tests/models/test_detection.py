@@ -11,7 +11,7 @@ from tf_deformable.layers import (
     PSRoIPool,
     RoIPool,
 )
-from tf_deformable.models import boxes, detector, faster_rcnn_head, rfcn_head
+from tf_deformable.models import Detector, boxes, detector, faster_rcnn_head, rfcn_head
 
 layers = tf.keras.layers
 
@@ -251,8 +251,13 @@ def test_backbone_and_arguments_of_deformify():
         small_detector("rpn", deformify_arguments={"modulated": True})
     one = backbone()
     several = tf.keras.Model(one.inputs, [one.outputs[0], one.layers[1].output])
-    with pytest.raises(ValueError, match="detector: backbone must .* got 1 inputs and 2 outputs"):
-        detector(several, 2, channels=8)
+    assert detector(several, 2, channels=8).stride == 4
+    assert detector(several, 2, level=1).stride < 4
+    with pytest.raises(ValueError, match=r"detector: level must be .*got 2; there are "):
+        detector(several, 2, level=2)
+    model = detector(one, 2)
+    with pytest.raises(ValueError, match="Detector: backbone must .* got 1 inputs and 2 outputs"):
+        Detector(several, model.rpn, model.head, 2, 4, (8,))
 
 
 def test_features_are_reduced_after_the_deformable_layers():
