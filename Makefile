@@ -17,7 +17,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' tf_deformable/_versio
 
 # The folders are listed too: they change when a file goes.
 CXX_SOURCES := $(shell find cc)
-CXX_FORMATTED := $(filter %.cc %.h %.inc,$(CXX_SOURCES))
+CXX_FORMATTED := $(filter %.cc %.h %.inc,$(CXX_SOURCES) $(wildcard tests/native/*))
 
 ifeq ($(filter-out 0,$(TF_DEFORMABLE_PURE_PYTHON)),)
 LIBRARY := tf_deformable/libtf_deformable_kernels-$(VERSION).so
@@ -28,7 +28,8 @@ INSTALLED := $(VENV)/installed-pure-python
 endif
 
 .PHONY: help demo demo-detector demo-detr experiments experiment-segmentation experiment-effective-dilation \
-	experiment-detection experiment-costs docs-check test bench bench-quick build wheel wheel-check lint format clean \
+	experiment-detection experiment-costs docs-check test bench bench-quick build wheel wheel-check sanitizers lint \
+	format clean \
 	compiler
 
 help: ## list the commands
@@ -83,6 +84,14 @@ wheel-check: $(VENV)/wheel-tools ## try that wheel in a clean environment for ea
 
 build: $(VENV)/build-requirements ## compile what changed: sources, flags, compiler or TensorFlow
 	$(BIN)/python setup.py build_ext --inplace
+
+# The tests do not need the program that counts instructions.
+sanitizers: $(VENV)/build-requirements ## run the native tests under the address, undefined behaviour and thread sanitizers
+	cd cc && for preset in address thread; do \
+		PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --preset $$preset && \
+		cmake --build --preset $$preset --target fuzz_kernels parallel_loop && \
+		ctest --preset $$preset || exit 1; \
+	done
 
 lint: $(VENV)/dev-tools ## check style and types
 	$(BIN)/ruff check

@@ -18,6 +18,7 @@ DOCUMENTS = [
     "docs/attention.md",
     "docs/conventions.md",
     "docs/detector.md",
+    "docs/distribution.md",
     "docs/export.md",
     "docs/gpu.md",
     "docs/modes.md",

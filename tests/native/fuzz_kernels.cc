@@ -3,13 +3,12 @@
 // What is read or written outside of a tensor ends the process: half of the tensors end where a
 // page without access begins, the others begin where one ends. Usage:
 //
-//   fuzz_kernels FIRST_SEED LAST_SEED [keep FILE | compare FILE]
+//   fuzz_kernels FIRST_SEED LAST_SEED [keep FILE | compare FILE | threads]
 //   fuzz_kernels workspaces
 //
-// Results that are kept are compared with those of another instruction set. The second form runs
-// nothing: it checks how much memory lopsided shapes would need. Linked with the objects of
-// cc/kernels (see test_fuzz_kernels.py), or with those compiled with sanitizers
-// (CONTRIBUTING.md).
+// Results that are kept are compared with those of another instruction set. With `threads` units
+// run on several threads at once, for the thread sanitizer; otherwise on one, in reverse order. The
+// second form runs nothing: it checks how much memory lopsided shapes would need.
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -21,13 +20,17 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
+#include "kernels/base/parallel_loop.h"
 #include "kernels/cpu/driver.h"
 #include "kernels/deformable_attention/cpu_plan.h"
 #include "kernels/deformable_conv2d/cpu_plan.h"
 #include "kernels/roi_pool/cpu_plan.h"
+#include "pool.h"
 
 namespace {
 
@@ -52,6 +55,28 @@ class Backwards : public Executor {
  private:
   int workers_;
 };
+
+// Runs units at once, each on some thread.
+class Threaded : public Executor {
+ public:
+  Threaded(int workers, Pool* pool) : workers_(workers), pool_(pool) {}
+  int num_workers() const override { return workers_; }
+  void Run(int64_t units, int64_t, Task task, const void* context) override {
+    ParallelLoop(units, workers_, task, context,
+                 [this](std::function<void()> work) { pool_->Schedule(std::move(work)); });
+  }
+
+ private:
+  int workers_;
+  Pool* pool_;
+};
+
+std::unique_ptr<Pool> pool;  // where units run on threads
+
+std::unique_ptr<Executor> MakeExecutor() {
+  if (pool != nullptr) return std::make_unique<Threaded>(Between(2, 8), pool.get());
+  return std::make_unique<Backwards>(Between(1, 4));
+}
 
 // Memory of exactly so many bytes, with a page without access before or behind it.
 class Guarded {
@@ -251,22 +276,22 @@ void ConvolutionCase(bool hostile) {
   Tensor<T> output(pixels * filters), grad_output(pixels * filters, 1, hostile);
   Tensor<T> grad_inputs(size), grad_filters(filters_size);
   Tensor<T> grad_offsets(pixels * samples * 2), grad_mask(pixels * samples);
-  Backwards executor(Between(1, 4));
+  const std::unique_ptr<Executor> executor = MakeExecutor();
   if (pixels > 0) {
-    const deformable_conv2d::cpu::ForwardPlan<T> plan(g, executor.num_workers());
+    const deformable_conv2d::cpu::ForwardPlan<T> plan(g, executor->num_workers());
     RunPlan(plan, [&](void* workspace) {
       plan.Run({inputs.data(), weights.data(), offsets.data(), mask.data_if(has_mask),
                 bias.data_if(has_bias), output.data()},
-               executor, workspace);
+               *executor, workspace);
     });
     if (!hostile) results.Take("convolution", output.data(), pixels * filters);
   }
-  const deformable_conv2d::cpu::BackwardPlan<T> plan(g, executor.num_workers());
+  const deformable_conv2d::cpu::BackwardPlan<T> plan(g, executor->num_workers());
   RunPlan(plan, [&](void* workspace) {
     plan.Run(
         {inputs.data(), weights.data(), offsets.data(), mask.data_if(has_mask), grad_output.data(),
          grad_inputs.data(), grad_filters.data(), grad_offsets.data(), grad_mask.data_if(has_mask)},
-        executor, workspace);
+        *executor, workspace);
   });
   if (hostile) return;
   results.Take("convolution's grad_inputs", grad_inputs.data(), size);
@@ -308,15 +333,15 @@ void RoIPoolCase(bool hostile) {
   for (int i = 0; i < boxes; ++i) box_indices[i] = Between(-1, batch - 1);
   const roi_pool::InputTensors<T> tensors = {inputs.data(), corners.data(), box_indices,
                                              offsets.data_if(has_offsets), mask.data_if(has_mask)};
-  Backwards executor(Between(1, 4));
-  const roi_pool::cpu::ForwardPlan<T> forward(g, executor.num_workers());
+  const std::unique_ptr<Executor> executor = MakeExecutor();
+  const roi_pool::cpu::ForwardPlan<T> forward(g, executor->num_workers());
   RunPlan(forward,
-          [&](void* workspace) { forward.Run({tensors, output.data()}, executor, workspace); });
-  const roi_pool::cpu::BackwardPlan<T> backward(g, executor.num_workers());
+          [&](void* workspace) { forward.Run({tensors, output.data()}, *executor, workspace); });
+  const roi_pool::cpu::BackwardPlan<T> backward(g, executor->num_workers());
   RunPlan(backward, [&](void* workspace) {
     backward.Run({tensors, grad_output.data(), grad_inputs.data(),
                   grad_offsets.data_if(has_offsets), grad_mask.data_if(has_mask)},
-                 executor, workspace);
+                 *executor, workspace);
   });
   if (hostile) return;
   results.Take("pooling", output.data(), pooled);
@@ -356,15 +381,15 @@ void AttentionCase(bool hostile) {
   Tensor<T> output(summed), grad_value(size), grad_locations(samples * 2), grad_weights(samples);
   const deformable_attention::InputTensors<T> tensors = {value.data(), locations.data(),
                                                          weights.data()};
-  Backwards executor(Between(1, 4));
-  const deformable_attention::cpu::ForwardPlan<T> forward(g, executor.num_workers());
+  const std::unique_ptr<Executor> executor = MakeExecutor();
+  const deformable_attention::cpu::ForwardPlan<T> forward(g, executor->num_workers());
   RunPlan(forward,
-          [&](void* workspace) { forward.Run({tensors, output.data()}, executor, workspace); });
-  const deformable_attention::cpu::BackwardPlan<T> backward(g, executor.num_workers());
+          [&](void* workspace) { forward.Run({tensors, output.data()}, *executor, workspace); });
+  const deformable_attention::cpu::BackwardPlan<T> backward(g, executor->num_workers());
   RunPlan(backward, [&](void* workspace) {
     backward.Run({tensors, grad_output.data(), grad_value.data(), grad_locations.data(),
                   grad_weights.data()},
-                 executor, workspace);
+                 *executor, workspace);
   });
   if (hostile) return;
   results.Take("attention", output.data(), summed);
@@ -489,8 +514,13 @@ bool WorkspacesAreBounded() {
 
 int main(int argc, char** argv) {
   if (argc == 2 && std::strcmp(argv[1], "workspaces") == 0) return WorkspacesAreBounded() ? 0 : 1;
-  if (argc != 3 && argc != 5) return 2;
-  if (argc == 5) results.Open(argv[3], argv[4]);
+  if (argc == 4 && std::strcmp(argv[3], "threads") == 0) {
+    pool = std::make_unique<Pool>(7);
+  } else if (argc == 5) {
+    results.Open(argv[3], argv[4]);
+  } else if (argc != 3) {
+    return 2;
+  }
   const int last = std::atoi(argv[2]);
   for (int seed = std::atoi(argv[1]); seed < last; ++seed) {
     std::fprintf(stderr, "%d\r", seed);  // the last one seen is the one that failed
@@ -513,6 +543,7 @@ int main(int argc, char** argv) {
         break;
     }
   }
+  pool.reset();
   if (!results.Close() || !results.Report()) return 1;
   std::puts("all cases ran");
 }

@@ -7,7 +7,6 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -15,6 +14,8 @@
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include "pool.h"
 
 namespace tf_deformable {
 namespace {
@@ -27,49 +28,6 @@ void Check(bool holds, const char* what) {
   std::fflush(stdout);
   std::_Exit(1);  // threads may wait for what will not come
 }
-
-// As TensorFlow's: threads that take work from a queue.
-class Pool {
- public:
-  explicit Pool(int threads) {
-    for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { Serve(); });
-  }
-  ~Pool() {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      closed_ = true;
-    }
-    changed_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
-  }
-  void Schedule(Work work) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      queue_.push_back(std::move(work));
-    }
-    changed_.notify_one();
-  }
-
- private:
-  void Serve() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    while (true) {
-      changed_.wait(lock, [this] { return closed_ || !queue_.empty(); });
-      if (queue_.empty()) return;
-      const Work work = std::move(queue_.front());
-      queue_.pop_front();
-      lock.unlock();
-      work();
-      lock.lock();
-    }
-  }
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<Work> queue_;
-  bool closed_ = false;
-  std::vector<std::thread> threads_;
-};
 
 template <typename F>
 void Loop(int64_t units, int workers, const F& function, std::function<void(Work)> schedule) {

@@ -83,6 +83,10 @@ BAD = {
         "inputs height and width must be at most 2147483647, got shape [0,2147483648,11,4]",
         {"inputs": [0, 2**31, 11, 4]},
     ),
+    "filters, height beyond int32": Bad(
+        "filters height and width must be at most 2147483647, got shape [2147483648,3,0,6]",
+        {"filters": [2**31, 3, 0, 6]},
+    ),
     "filters, rank 2": _rank("filters", 4, "[kh,kw,C/groups,F]", [3, 3]),
     "offsets, rank 6": _rank("offsets", 4, "[N,Ho,Wo,G*kh*kw*2]", [2, 9, 11, 3, 3, 2]),
     "mask, rank 3": _rank("mask", 4, "[N,Ho,Wo,G*kh*kw]", [2, 9, 11]),
@@ -185,6 +189,19 @@ def _graph_that_knows_nothing(backend: str) -> Any:
             return tf_deformable.deformable_conv2d(**tensors)
 
     return function
+
+
+def test_a_mask_without_channels_beside_offsets_of_unknown_size(backend: str) -> None:
+    tensors = _tensors(mask=[2, 9, 11, 0])
+    specs = {name: tf.TensorSpec(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    specs["offsets"] = tf.TensorSpec([2, 9, 11, None])
+
+    @tf.function(input_signature=[specs], autograph=False)
+    def function(tensors: dict[str, tf.Tensor]) -> tf.Tensor:
+        return tf_deformable.deformable_conv2d(**tensors)
+
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="mask"):
+        function(tensors)
 
 
 @pytest.mark.parametrize("name", [name for name, bad in BAD.items() if bad.shapes])

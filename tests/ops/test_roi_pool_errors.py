@@ -61,7 +61,7 @@ def _output_size(value: Any, text: str) -> Bad:
 def _samples(value: int, **attributes: Any) -> Bad:
     return Bad(
         "samples_per_bin must be a positive integer (or 0 with aligned=True: as many as pixels), "
-        f"at most 2147483647, got {value}",
+        f"at most 1024, got {value}",
         attributes={"samples_per_bin": value, **attributes},
     )
 
@@ -79,8 +79,7 @@ def _number(argument: str, rule: str, value: float, text: str) -> Bad:
 
 _SCALE = ("spatial_scale", "finite and positive")
 
-# The compiled operator, which serves both functions, has one name for them.
-NAME = {"native": "deformable_roi_pool", "reference": "deformable_psroi_pool"}
+OP = "deformable_psroi_pool"
 
 BAD = {
     "output size, zero": _output_size(0, "[0,0]"),
@@ -93,7 +92,8 @@ BAD = {
     "samples, none": _samples(0),
     "samples, negative": _samples(-1),
     "samples, negative and aligned": _samples(-1, aligned=True),
-    "samples, beyond int32": _samples(2**31),
+    "samples, too many": _samples(1025),
+    "samples, too many and aligned": _samples(2**31 - 1, aligned=True),
     "scale, zero": _number(*_SCALE, 0, "0"),
     "scale, negative": _number(*_SCALE, -0.0625, "-0.0625"),
     "scale, NaN": _number(*_SCALE, np.nan, "nan"),
@@ -154,10 +154,10 @@ def _pool(tensors: dict[str, tf.Tensor], **attributes: Any) -> tf.Tensor:
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
 def test_bad_input_in_eager_mode(backend: str, bad: Bad) -> None:
     error = tf.errors.InvalidArgumentError if backend == "native" else ValueError
-    with pytest.raises(error, match=re.escape(f"{NAME[backend]}: {bad.message}")) as caught:
+    with pytest.raises(error, match=re.escape(f"{OP}: {bad.message}")) as caught:
         _pool(_tensors(**bad.shapes), **bad.attributes)
     if backend == "reference":
-        assert str(caught.value) == f"{NAME[backend]}: {bad.message}"
+        assert str(caught.value) == f"{OP}: {bad.message}"
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
@@ -167,7 +167,7 @@ def test_bad_input_while_a_graph_is_built(backend: str, bad: Bad) -> None:
         return _pool(tensors, **bad.attributes)
 
     specs = {name: tf.TensorSpec(t.shape, t.dtype) for name, t in _tensors(**bad.shapes).items()}
-    with pytest.raises(ValueError, match=re.escape(f"{NAME[backend]}: {bad.message}")):
+    with pytest.raises(ValueError, match=re.escape(f"{OP}: {bad.message}")):
         function.get_concrete_function(specs)
 
 
@@ -185,8 +185,31 @@ def test_bad_input_that_only_the_run_shows(backend: str) -> None:
             function(_tensors(**bad.shapes))
         # The reference only promises an error instead of a silent broadcast.
         if backend == "native":
-            assert f"deformable_roi_pool: {bad.message}" in str(caught.value)
+            assert f"{OP}: {bad.message}" in str(caught.value)
     assert function(_tensors()).shape == [5, 4, 3, 6]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "output_size"),
+    [(1, (2**31 - 1, 2**31 - 1)), (0, (2**30, 2**16)), (2**20, (2**13, 2**13))],
+)
+def test_output_beyond_all_memory(backend: str, boxes: int, output_size: tuple[int, int]) -> None:
+    text = f"[{boxes},{output_size[0]},{output_size[1]},8]"
+    message = f"output must have at most 281474976710656 elements, got shape {text}"
+    arguments = [tf.zeros([1, 4, 4, 8]), tf.zeros([boxes, 4]), tf.zeros([boxes], tf.int32)]
+
+    def pool(*arguments: tf.Tensor) -> tf.Tensor:
+        return tf_deformable.deformable_roi_pool(*arguments, output_size=output_size)
+
+    for function in (pool, tf.function(pool, autograph=False)):
+        with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match=re.escape(message)):
+            function(*arguments)
+
+
+def test_plain_pooling_is_named_as_it_was_called(backend: str) -> None:
+    inputs, boxes = tf.zeros([1, 4, 4, 8]), tf.zeros([2, 4])
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="deformable_roi_pool: "):
+        tf_deformable.deformable_roi_pool(inputs, boxes, [0, 1], output_size=0)
 
 
 def test_the_good_call_is_good(backend: str) -> None:
@@ -203,7 +226,7 @@ def test_the_good_call_is_good(backend: str) -> None:
 def test_box_indices_out_of_range(backend: str, index: int, in_graph: bool) -> None:
     tensors = {**_tensors(), "box_indices": tf.constant([0, 1, -1, index, 7])}
     function = tf.function(_pool, autograph=False) if in_graph else _pool
-    message = f"{NAME[backend]}: box_indices must be -1 (padding) or in [0,N)"
+    message = f"{OP}: box_indices must be -1 (padding) or in [0,N)"
     rest = f" = [0,2), got {index} at 3"
     if backend == "reference" and in_graph:  # an assertion prints its parts
         rest = f", N:] [2] [got:] [{index}] [at:] [3]"

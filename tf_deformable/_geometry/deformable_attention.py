@@ -86,7 +86,8 @@ def deformable_attention_geometry(
         pixels=value_dims[1],
         heads=first_known(value_dims[2], locations_dims[2], weights_dims[2]),
         depth=value_dims[3],
-        queries=first_known(locations_dims[1], weights_dims[1]),
+        # Of the two, where neither is known, weights have no more axes than LiteRT takes.
+        queries=locations_dims[1] if known(locations_dims[1]) else weights_dims[1],
         levels=first_known(shapes_dims[0], locations_dims[3], weights_dims[3]),
         points=first_known(locations_dims[4], weights_dims[4]),
     )
@@ -110,6 +111,7 @@ def deformable_attention_geometry(
     check("spatial_shapes", "[levels,2]", spatial_shapes, shapes_dims, [g.levels, 2])
     check("sampling_locations", locations_layout, sampling_locations, locations_dims, [*samples, 2])
     check("attention_weights", weights_layout, attention_weights, weights_dims, samples)
+    _check.output(g.batch, g.queries, g.heads * g.depth)
     _check_levels(spatial_shapes, g)
     return g
 

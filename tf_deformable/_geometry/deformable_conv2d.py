@@ -110,6 +110,11 @@ def deformable_conv2d_geometry(
             f"inputs height and width must be at most {LARGEST_INTEGER}, "
             f"got shape {shape_text(inputs)}"
         )
+    if any(known(size) and size > LARGEST_INTEGER for size in (kernel_height, kernel_width)):
+        raise _check.error(
+            f"filters height and width must be at most {LARGEST_INTEGER}, "
+            f"got shape {shape_text(filters)}"
+        )
     if _is(0, kernel_height, kernel_width, group_channels, filter_count):
         raise _check.error(
             "filters must have kernel height, kernel width, input channels and output channels "
@@ -166,6 +171,7 @@ def deformable_conv2d_geometry(
         raise _check.error(
             f"bias must have shape [F] = {text([filter_count])}, got shape {shape_text(bias)}"
         )
+    _check.output(*output_map, filter_count)
 
     return DeformableConv2DGeometry(
         batch=batch,

@@ -26,6 +26,8 @@ from tf_deformable._geometry.sizes import (
     text,
 )
 
+MOST_SAMPLES_PER_BIN = 1024  # the work of a bin grows with their number, whatever it pools
+
 OPERATORS = ("deformable_roi_pool", "deformable_psroi_pool")
 
 
@@ -132,6 +134,7 @@ def roi_pool_geometry(
             )
     if mask is not None and differ(mask_dims, [count, *output_size]):
         raise _shape_error(check, "mask", "[R,ph,pw]", [count, *output_size], mask)
+    check.output(count, *output_size, depth)
     check.at_run_time("inputs", "[N,H,W,k*k*D]", [channels % maps], [0])
     check.at_run_time("boxes", "[R,4]", boxes_dims, [boxes_dims[0], 4])
     # One box (one part row) for all would be a silent broadcast, not an error.
@@ -182,10 +185,10 @@ def _check_attributes(
         raise check.error(
             f"group_size must be a positive integer{AT_MOST_LARGEST}, got {group_size}"
         )
-    if not _is_between(samples_per_bin, 0 if aligned else 1):
+    if not (0 if aligned else 1) <= samples_per_bin <= MOST_SAMPLES_PER_BIN:
         raise check.error(
             "samples_per_bin must be a positive integer (or 0 with aligned=True: as many as "
-            f"pixels){AT_MOST_LARGEST}, got {samples_per_bin}"
+            f"pixels), at most {MOST_SAMPLES_PER_BIN}, got {samples_per_bin}"
         )
     if not (np.isfinite(np.float32(spatial_scale)) and np.float32(spatial_scale) > 0):
         raise check.error(f"spatial_scale must be finite and positive, got {spatial_scale:g}")

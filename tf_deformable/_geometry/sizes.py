@@ -5,6 +5,7 @@ Sizes that are known need no TensorFlow: those of JAX's arrays always are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,6 +18,7 @@ Pair: TypeAlias = tuple[int, int]
 
 LARGEST_INTEGER = 2**31 - 1
 AT_MOST_LARGEST = f", at most {LARGEST_INTEGER}"  # ends the rule of an integer attribute
+_MOST_ELEMENTS = 2**48  # of an output: memory for more cannot be addressed
 
 
 class Checks:
@@ -34,6 +36,16 @@ class Checks:
         shape = None if tensor is None else static_shape(tensor)
         if shape is not None and len(shape) != rank:
             raise self.error(f"{name} must have rank {rank} {layout}, got shape {text(shape)}")
+
+    def output(self, *sizes: Dim) -> None:
+        """Raises ValueError if the output is too large, as far as is known.
+
+        No size counts for less than 1: where there are no boxes or images, one must be possible.
+        """
+        if math.prod(max(size, 1) for size in sizes if isinstance(size, int)) > _MOST_ELEMENTS:
+            raise self.error(
+                f"output must have at most {_MOST_ELEMENTS} elements, got shape {text(sizes)}"
+            )
 
     def at_run_time(
         self, name: str, layout: str, got: Sequence[Dim], expected: Sequence[Dim]

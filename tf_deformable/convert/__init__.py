@@ -1,8 +1,9 @@
 """Conversions from and to other packages: weights of layers and networks, and layouts of tensors.
 
-Weights: `layer_from_torch`, `load_torch_layer`, `resnet_from_torch`, `layer_from_mxnet`,
-`psroi_layer_from_mxnet` read what PyTorch and MXNet have saved, `torch_state_dict` goes the other
-way, `read_weights` reads a file. Layouts: all the others, which only move and rename numbers.
+Weights: `layer_from_torch`, `attention_layer_from_torch`, `load_torch_layer`, `resnet_from_torch`,
+`layer_from_mxnet`, `psroi_layer_from_mxnet` read what PyTorch and MXNet have saved,
+`torch_state_dict` goes the other way, `read_weights` reads a file. Layouts: all the others, which
+only move and rename numbers.
 
 Everywhere in this package y comes before x, maps are NHWC, kernels HWIO, and boxes (y1, x1, y2, x2)
 with an index of their image. Others differ:
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from tf_deformable.convert.files import read_weights
     from tf_deformable.convert.mxnet_layers import layer_from_mxnet, psroi_layer_from_mxnet
     from tf_deformable.convert.resnet import resnet_from_torch
+    from tf_deformable.convert.torch_attention import attention_layer_from_torch
     from tf_deformable.convert.torch_layers import (
         layer_from_torch,
         load_torch_layer,
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "attention_layer_from_torch",
     "boxes_from_normalized",
     "boxes_from_rois",
     "dcnv3_from_mask",
@@ -85,6 +88,7 @@ __all__ = [
 
 # Layouts need no Keras: what makes layers is imported when it is asked for.
 _MODULE_OF = {
+    "attention_layer_from_torch": "torch_attention",
     "layer_from_mxnet": "mxnet_layers",
     "layer_from_torch": "torch_layers",
     "load_torch_layer": "torch_layers",

@@ -11,6 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_deformable._geometry.roi_pool import MOST_SAMPLES_PER_BIN
 from tf_deformable.layers._base import OperatorLayer, as_integer, as_output_shape
 from tf_deformable.layers._offset_branch import scale_gradient
 from tf_deformable.ops._symbolic import accepts_keras_tensors
@@ -60,8 +61,12 @@ class RoILayer(OperatorLayer):
         self.spatial_scale = self._finite_number("spatial_scale", spatial_scale, above=0)
         self.aligned = self._boolean("aligned", aligned)
         number = as_integer(samples_per_bin)
-        if number is None or number < (0 if self.aligned else 1):
-            rule = "must be a positive integer (or 0 with aligned=True: one per pixel)"
+        fewest = 0 if self.aligned else 1
+        if number is None or not fewest <= number <= MOST_SAMPLES_PER_BIN:
+            rule = (
+                "must be a positive integer (or 0 with aligned=True: one per pixel), "
+                f"at most {MOST_SAMPLES_PER_BIN}"
+            )
             raise self._error("samples_per_bin", rule, samples_per_bin)
         self.samples_per_bin = number
         if number == 0:  # The boxes decide how much there is to compute.

@@ -33,7 +33,7 @@ class RoIPool(RoILayer):
         output_size: int or two ints (ph, pw), number of bins.
         spatial_scale: float, pixels of the features per pixel of the image: 1/16 for features of
             stride 16.
-        samples_per_bin: int, number of bilinear samples of a bin along each axis, at least 1. With
+        samples_per_bin: int, number of bilinear samples of a bin along each axis, 1 to 1024. With
             `aligned=True` 0 means one per pixel; such a layer does not run under XLA.
         aligned: bool, where a box lies on the features. True: as in RoIAlign, box coordinates are
             continuous, pixel i extends from i to i+1, and nothing is rounded. False: as in the

@@ -216,8 +216,10 @@ def positions_of_taps(
         op, kernel_size, strides, padding, dilations, offset_scale, remove_center, "NHWC"
     )
     axes = resolve_axes(input_size, window.kernel, window.strides, window.dilations, window.padding)
-    groups = dims(offsets, 4)[3] // (2 * len(window.taps))
-    return _positions(offsets, axes, groups, window, offsets.dtype)
+    batch, rows, columns, sizes = dims(offsets, 4)
+    groups = sizes // (2 * len(window.taps))
+    positions = _positions(offsets, axes, groups, window, offsets.dtype)
+    return tf.reshape(positions, shape_of(batch, rows, columns, groups, len(window.taps), 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,7 +335,10 @@ def _groups(check: Checks, sizes: Dim, taps: int, channels: Dim) -> Dim:
 def _positions(
     offsets: tf.Tensor, axes: tuple[Axis, Axis], groups: Dim, window: _Window, dtype: tf.DType
 ) -> tf.Tensor:
-    """Where the taps sample, in pixels: `[N, Ho, Wo, G, K, 2]`."""
+    """Where the taps sample, in pixels: `[N, Ho*Wo, G, K, 2]`.
+
+    Rows and columns are one axis: LiteRT takes no more than five.
+    """
 
     def along(i: int) -> tf.Tensor:  # [Ho, K] or [Wo, K]
         axis, center = axes[i], window.centers[i]
@@ -345,8 +350,6 @@ def _positions(
     y, x = along(0)[:, None, None, :], along(1)[None, :, None, :]
     grid = tf.stack([y + tf.zeros_like(x), x + tf.zeros_like(y)], axis=-1)
     batch, rows, columns, _ = dims(offsets, 4)
-    moved = tf.reshape(
-        tf.cast(offsets, dtype),
-        shape_of(batch, rows, columns, groups, len(window.taps), 2),
-    )
-    return moved * window.scale + grid
+    taps = len(window.taps)
+    moved = tf.reshape(tf.cast(offsets, dtype), shape_of(batch, rows * columns, groups, taps, 2))
+    return moved * window.scale + tf.reshape(grid, shape_of(rows * columns, 1, taps, 2))

@@ -119,7 +119,7 @@ def deformable_roi_pool(
             before.
         output_size: number of bins, an integer or (ph, pw).
         spatial_scale: pixels of the map per pixel of the image: 1/16 for features of stride 16.
-        samples_per_bin: number of samples of a bin along each axis, at least 1. With
+        samples_per_bin: number of samples of a bin along each axis, 1 to 1024. With
             `aligned=True` 0 means one per pixel: the size of the bin, rounded up.
         gamma: scale of the offsets.
         aligned: which of the conventions holds.
@@ -214,7 +214,7 @@ def deformable_psroi_pool(
         output_size: number of bins, an integer or (ph, pw).
         group_size: k. Most often it is the output size; it need not be.
         spatial_scale: pixels of the map per pixel of the image: 1/16 for features of stride 16.
-        samples_per_bin: number of samples of a bin along each axis, at least 1. With
+        samples_per_bin: number of samples of a bin along each axis, 1 to 1024. With
             `aligned=True` 0 means one per pixel: the size of the bin, rounded up.
         gamma: scale of the offsets.
         aligned: False for the authors' geometry, True for that of RoIAlign.

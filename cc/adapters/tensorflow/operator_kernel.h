@@ -35,9 +35,11 @@ class OperatorKernel : public tensorflow::OpKernel {
 
     std::vector<TensorView> outputs = call_.Outputs(inputs, geometry);
     for (size_t i = 0; i < outputs.size(); ++i) {
+      tensorflow::TensorShape shape;
+      OP_REQUIRES_OK(context,
+                     tensorflow::TensorShape::BuildTensorShape(outputs[i].shape.dims, &shape));
       tensorflow::Tensor* output;
-      OP_REQUIRES_OK(context, context->allocate_output(
-                                  i, tensorflow::TensorShape(outputs[i].shape.dims), &output));
+      OP_REQUIRES_OK(context, context->allocate_output(i, shape, &output));
       outputs[i].data = output->data();
     }
     Device<S>::Run(context, geometry, call_.template Tensors<S>(inputs, outputs));

@@ -4,7 +4,13 @@
 
 namespace tf_deformable {
 
-std::string AtMostLargest() { return ", at most " + std::to_string(kLargestAttribute); }
+std::string AtMost(int64_t largest) { return ", at most " + std::to_string(largest); }
+
+int64_t Product(int64_t a, int64_t b) {
+  if (!Known(a) || !Known(b)) return kUnknown;
+  int64_t product;
+  return __builtin_mul_overflow(a, b, &product) ? std::numeric_limits<int64_t>::max() : product;
+}
 
 int64_t FirstKnown(std::initializer_list<int64_t> values) {
   for (int64_t value : values) {
@@ -32,6 +38,14 @@ std::string RankError(const char* op, const char* name, const char* layout, int 
   if (!shape.known_rank || static_cast<int>(shape.dims.size()) == rank) return "";
   return std::string(op) + ": " + name + " must have rank " + std::to_string(rank) + " " + layout +
          ", got shape " + ToString(shape);
+}
+
+std::string OutputError(const char* op, const std::vector<int64_t>& dims) {
+  int64_t elements = 1;
+  for (int64_t dim : dims) elements = Product(elements, std::max<int64_t>(dim, 1));
+  if (elements <= kMostElements) return "";
+  return std::string(op) + ": output must have at most " + std::to_string(kMostElements) +
+         " elements, got shape " + ToString(dims);
 }
 
 }  // namespace tf_deformable

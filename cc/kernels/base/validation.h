@@ -15,16 +15,20 @@ namespace tf_deformable {
 // Bounds integer attributes, so that no product of one with a tensor's size can overflow.
 inline constexpr int64_t kLargestAttribute = std::numeric_limits<int32_t>::max();
 
+// Bounds the elements of an output: memory for more cannot be addressed, and the sizes that plans
+// derive from them do not overflow.
+inline constexpr int64_t kMostElements = int64_t{1} << 48;
+
 inline bool Known(int64_t value) { return value != kUnknown; }
 
 // True when both are known and differ.
 inline bool Differ(int64_t a, int64_t b) { return Known(a) && Known(b) && a != b; }
 
-// kUnknown if either is.
-inline int64_t Product(int64_t a, int64_t b) { return Known(a) && Known(b) ? a * b : kUnknown; }
+// kUnknown if either is; the largest integer where the product is beyond it, which no size equals.
+int64_t Product(int64_t a, int64_t b);
 
-// ", at most 2147483647": ends the rule of an integer attribute.
-std::string AtMostLargest();
+// ", at most <largest>": ends the rule of an integer attribute.
+std::string AtMost(int64_t largest);
 
 int64_t FirstKnown(std::initializer_list<int64_t> values);
 
@@ -40,6 +44,11 @@ std::string ListToString(const std::vector<int64_t>& values);
 // "<op>: <name> must have rank <rank> <layout>, got shape [..]"; empty if the rank is right.
 std::string RankError(const char* op, const char* name, const char* layout, int rank,
                       const Shape& shape);
+
+// "<op>: output must have at most <kMostElements> elements, got shape [..]"; empty if it has, as
+// far as is known. No dimension counts for less than 1, so that the sizes of one box or image are
+// small enough where there are none.
+std::string OutputError(const char* op, const std::vector<int64_t>& dims);
 
 }  // namespace tf_deformable
 

@@ -54,8 +54,8 @@ std::string LevelsToString(const std::vector<int64_t>& sizes) {
 // Sets the maps, and the pixels if value does not tell them.
 std::string FillMaps(const std::vector<int64_t>& sizes, Geometry* g) {
   if (!AllInRange(sizes, sizes.size(), 0)) {
-    return Message("spatial_shapes must be heights and widths of at least 0" + AtMostLargest() +
-                   ", got " + LevelsToString(sizes));
+    return Message("spatial_shapes must be heights and widths of at least 0" +
+                   AtMost(kLargestAttribute) + ", got " + LevelsToString(sizes));
   }
   constexpr int64_t kMostPixels = int64_t{1} << 61;  // no tensor has so many; sums do not overflow
   int64_t pixels = 0;
@@ -114,6 +114,8 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   if (a.grad_output && ShapeDiffers(grad_output, output)) {
     return ShapeMessage("grad_output", "[N,Q,heads*D]", output, grad_output);
   }
+  error = OutputError(kOp, output);
+  if (!error.empty()) return error;
   return a.level_sizes ? FillMaps(*a.level_sizes, &g) : "";
 }
 

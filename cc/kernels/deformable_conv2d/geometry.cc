@@ -1,6 +1,7 @@
 #include "kernels/deformable_conv2d/geometry.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "kernels/base/validation.h"
 
@@ -40,16 +41,16 @@ Axis ResolveAxis(int64_t input, int64_t kernel, int64_t stride, int64_t dilation
 
 std::string CheckAttributes(const Arguments& a) {
   if (!AllInRange(a.strides, 2, 1)) {
-    return Message("strides must be 2 positive integers (y, x)" + AtMostLargest() + ", got " +
-                   ListToString(a.strides));
+    return Message("strides must be 2 positive integers (y, x)" + AtMost(kLargestAttribute) +
+                   ", got " + ListToString(a.strides));
   }
   if (!AllInRange(a.dilations, 2, 1)) {
-    return Message("dilations must be 2 positive integers (y, x)" + AtMostLargest() + ", got " +
-                   ListToString(a.dilations));
+    return Message("dilations must be 2 positive integers (y, x)" + AtMost(kLargestAttribute) +
+                   ", got " + ListToString(a.dilations));
   }
   if (a.padding == Padding::kExplicit && !AllInRange(a.explicit_paddings, 4, 0)) {
     return Message("explicit padding must be 4 non-negative integers (top, bottom, left, right)" +
-                   AtMostLargest() + ", got " + ListToString(a.explicit_paddings));
+                   AtMost(kLargestAttribute) + ", got " + ListToString(a.explicit_paddings));
   }
   return "";
 }
@@ -105,10 +106,14 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   g.channels = a.inputs.dim(3);
 
   // Kernels count rows and columns in 32 bits.
-  constexpr int64_t kLargestSize = (int64_t{1} << 31) - 1;
-  if (g.height > kLargestSize || g.width > kLargestSize) {
+  constexpr int64_t kLargestSize = std::numeric_limits<int32_t>::max();
+  if (std::max(g.height, g.width) > kLargestSize) {
     return Message("inputs height and width must be at most 2147483647, got shape " +
                    ToString(a.inputs));
+  }
+  if (std::max(g.kernel_height, g.kernel_width) > kLargestSize) {
+    return Message("filters height and width must be at most 2147483647, got shape " +
+                   ToString(a.filters));
   }
   for (int i = 0; a.filters.known_rank && i < 4; ++i) {
     if (a.filters.dims[i] == 0) {
@@ -154,13 +159,13 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   const int64_t taps = Product(g.kernel_height, g.kernel_width);
   const int64_t offset_channels = a.offsets.dim(3);
   const bool channels_wrong = Known(offset_channels) && Known(taps) &&
-                              (offset_channels == 0 || offset_channels % (2 * taps) != 0);
+                              (offset_channels == 0 || offset_channels % Product(taps, 2) != 0);
   if (channels_wrong || MapDiffers(a.offsets, g)) {
     return MapMessage("offsets", "[N,Ho,Wo,G*2*kh*kw]", g,
                       "G*" + DimensionToString(Product(taps, 2)), a.offsets);
   }
   if (Known(offset_channels) && Known(taps)) {
-    g.offset_groups = offset_channels / (2 * taps);
+    g.offset_groups = offset_channels / Product(taps, 2);
   } else if (Known(mask.dim(3)) && Known(taps) && mask.dim(3) % taps == 0) {
     g.offset_groups = std::max<int64_t>(mask.dim(3) / taps, 1);
   }
@@ -179,7 +184,7 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   if (a.grad_output && (Differ(grad_output.dim(3), g.filters) || MapDiffers(grad_output, g))) {
     return MapMessage("grad_output", "[N,Ho,Wo,F]", g, DimensionToString(g.filters), grad_output);
   }
-  return "";
+  return OutputError(kOp, {g.batch, g.output_height, g.output_width, g.filters});
 }
 
 }  // namespace

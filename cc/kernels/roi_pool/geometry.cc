@@ -8,9 +8,13 @@
 namespace tf_deformable::roi_pool {
 namespace {
 
-constexpr char kOp[] = "deformable_roi_pool";
+// They weigh the pixels of a bin to a thousandth of it. The work of a bin grows with their number,
+// whatever the size of the map.
+constexpr int64_t kMostSamplesPerBin = 1024;
 
-std::string Message(const std::string& text) { return std::string(kOp) + ": " + text; }
+std::string Message(int64_t group_size, const std::string& text) {
+  return std::string(OperatorName(group_size)) + ": " + text;
+}
 
 std::string ToText(float value) {
   std::ostringstream text;
@@ -19,46 +23,48 @@ std::string ToText(float value) {
 }
 
 std::string CheckAttributes(const Arguments& a) {
+  const auto message = [&](const std::string& text) { return Message(a.group_size, text); };
   if (!AllInRange(a.output_size, 2, 1)) {
-    return Message("output_size must be 2 positive integers (ph, pw)" + AtMostLargest() + ", got " +
-                   ListToString(a.output_size));
+    return message("output_size must be 2 positive integers (ph, pw)" + AtMost(kLargestAttribute) +
+                   ", got " + ListToString(a.output_size));
   }
   if (!AllInRange({a.group_size}, 1, 1)) {
-    return Message("group_size must be a positive integer" + AtMostLargest() + ", got " +
+    return message("group_size must be a positive integer" + AtMost(kLargestAttribute) + ", got " +
                    std::to_string(a.group_size));
   }
-  if (!AllInRange({a.samples_per_bin}, 1, a.aligned ? 0 : 1)) {
-    return Message(
+  if (a.samples_per_bin < (a.aligned ? 0 : 1) || a.samples_per_bin > kMostSamplesPerBin) {
+    return message(
         "samples_per_bin must be a positive integer (or 0 with aligned=True: as many as pixels)" +
-        AtMostLargest() + ", got " + std::to_string(a.samples_per_bin));
+        AtMost(kMostSamplesPerBin) + ", got " + std::to_string(a.samples_per_bin));
   }
   if (!std::isfinite(a.spatial_scale) || a.spatial_scale <= 0) {
-    return Message("spatial_scale must be finite and positive, got " + ToText(a.spatial_scale));
+    return message("spatial_scale must be finite and positive, got " + ToText(a.spatial_scale));
   }
   if (!std::isfinite(a.gamma)) {
-    return Message("gamma must be finite, got " + ToText(a.gamma));
+    return message("gamma must be finite, got " + ToText(a.gamma));
   }
   return "";
 }
 
 std::string CheckRanks(const Arguments& a) {
-  std::string error = RankError(kOp, "inputs", "[N,H,W,k*k*D]", 4, a.inputs);
-  if (error.empty()) error = RankError(kOp, "boxes", "[R,4]", 2, a.boxes);
-  if (error.empty()) error = RankError(kOp, "box_indices", "[R]", 1, a.box_indices);
+  const char* const op = OperatorName(a.group_size);
+  std::string error = RankError(op, "inputs", "[N,H,W,k*k*D]", 4, a.inputs);
+  if (error.empty()) error = RankError(op, "boxes", "[R,4]", 2, a.boxes);
+  if (error.empty()) error = RankError(op, "box_indices", "[R]", 1, a.box_indices);
   if (error.empty() && a.offsets) {
-    error = RankError(kOp, "offsets", "[R,part_h,part_w,classes,2]", 5, *a.offsets);
+    error = RankError(op, "offsets", "[R,part_h,part_w,classes,2]", 5, *a.offsets);
   }
-  if (error.empty() && a.mask) error = RankError(kOp, "mask", "[R,ph,pw]", 3, *a.mask);
+  if (error.empty() && a.mask) error = RankError(op, "mask", "[R,ph,pw]", 3, *a.mask);
   if (error.empty() && a.grad_output) {
-    error = RankError(kOp, "grad_output", "[R,ph,pw,D]", 4, *a.grad_output);
+    error = RankError(op, "grad_output", "[R,ph,pw,D]", 4, *a.grad_output);
   }
   return error;
 }
 
-std::string ShapeMessage(const char* name, const char* layout, const std::string& expected,
-                         const Shape& got) {
-  return Message(std::string(name) + " must have shape " + layout + " = " + expected +
-                 ", got shape " + ToString(got));
+std::string ShapeMessage(int64_t group_size, const char* name, const char* layout,
+                         const std::string& expected, const Shape& got) {
+  return Message(group_size, std::string(name) + " must have shape " + layout + " = " + expected +
+                                 ", got shape " + ToString(got));
 }
 
 // What is wrong with the arguments, or an empty string.
@@ -89,8 +95,9 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   if (Known(g.channels)) {
     if (g.channels == 0 || g.channels % maps != 0) {
       return Message(
+          g.group_size,
           "inputs channels must be a positive multiple of group_size*group_size, got C=" +
-          DimensionToString(g.channels) + " and group_size=" + DimensionToString(g.group_size));
+              DimensionToString(g.channels) + " and group_size=" + DimensionToString(g.group_size));
     }
     g.depth = g.channels / maps;
   } else {
@@ -99,23 +106,25 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   g.boxes = FirstKnown(
       {a.boxes.dim(0), a.box_indices.dim(0), offsets.dim(0), mask.dim(0), grad_output.dim(0)});
   if (Differ(a.boxes.dim(0), g.boxes) || Differ(a.boxes.dim(1), 4)) {
-    return ShapeMessage("boxes", "[R,4]", ToString({g.boxes, 4}), a.boxes);
+    return ShapeMessage(g.group_size, "boxes", "[R,4]", ToString({g.boxes, 4}), a.boxes);
   }
   if (Differ(a.box_indices.dim(0), g.boxes)) {
-    return ShapeMessage("box_indices", "[R]", ToString({g.boxes}), a.box_indices);
+    return ShapeMessage(g.group_size, "box_indices", "[R]", ToString({g.boxes}), a.box_indices);
   }
   if (a.offsets) {
     if (Differ(offsets.dim(0), g.boxes) || offsets.dim(1) == 0 || offsets.dim(2) == 0 ||
         offsets.dim(3) == 0 || Differ(offsets.dim(4), 2)) {
-      return ShapeMessage("offsets", "[R,part_h,part_w,classes,2]",
+      return ShapeMessage(g.group_size, "offsets", "[R,part_h,part_w,classes,2]",
                           "[" + DimensionToString(g.boxes) + ",>=1,>=1,>=1,2]", offsets);
     }
     g.part_height = offsets.dim(1);
     g.part_width = offsets.dim(2);
     g.classes = offsets.dim(3);
     if (Known(g.depth) && Known(g.classes) && g.depth % g.classes != 0) {
-      return Message("output channels must be a multiple of the offset classes, got D=" +
-                     DimensionToString(g.depth) + " and classes=" + DimensionToString(g.classes));
+      return Message(g.group_size,
+                     "output channels must be a multiple of the offset classes, got D=" +
+                         DimensionToString(g.depth) +
+                         " and classes=" + DimensionToString(g.classes));
     }
   }
   const auto pooled_differs = [&](const Shape& shape) {
@@ -123,17 +132,22 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
            Differ(shape.dim(2), g.pooled_width);
   };
   if (a.mask && pooled_differs(mask)) {
-    return ShapeMessage("mask", "[R,ph,pw]", ToString({g.boxes, g.pooled_height, g.pooled_width}),
-                        mask);
+    return ShapeMessage(g.group_size, "mask", "[R,ph,pw]",
+                        ToString({g.boxes, g.pooled_height, g.pooled_width}), mask);
   }
   if (a.grad_output && (pooled_differs(grad_output) || Differ(grad_output.dim(3), g.depth))) {
-    return ShapeMessage("grad_output", "[R,ph,pw,D]",
+    return ShapeMessage(g.group_size, "grad_output", "[R,ph,pw,D]",
                         ToString({g.boxes, g.pooled_height, g.pooled_width, g.depth}), grad_output);
   }
-  return "";
+  return OutputError(OperatorName(g.group_size),
+                     {g.boxes, g.pooled_height, g.pooled_width, g.depth});
 }
 
 }  // namespace
+
+const char* OperatorName(int64_t group_size) {
+  return group_size == 1 ? "deformable_roi_pool" : "deformable_psroi_pool";
+}
 
 Status Parse(const Arguments& arguments, Geometry* geometry) {
   std::string error = FillGeometry(arguments, geometry);
@@ -144,10 +158,11 @@ Status Parse(const Arguments& arguments, Geometry* geometry) {
 Status CheckBoxIndices(const Geometry& g, const int32_t* box_indices) {
   for (int64_t i = 0; i < g.boxes; ++i) {
     if (box_indices[i] < -1 || box_indices[i] >= g.batch) {
-      return Status(Status::Code::kInvalidArgument,
-                    Message("box_indices must be -1 (padding) or in [0,N) = [0," +
-                            DimensionToString(g.batch) + "), got " +
-                            std::to_string(box_indices[i]) + " at " + std::to_string(i)));
+      return Status(
+          Status::Code::kInvalidArgument,
+          Message(g.group_size, "box_indices must be -1 (padding) or in [0,N) = [0," +
+                                    DimensionToString(g.batch) + "), got " +
+                                    std::to_string(box_indices[i]) + " at " + std::to_string(i)));
     }
   }
   return Status();
