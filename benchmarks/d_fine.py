@@ -133,7 +133,7 @@ class KerasHub(frameworks.TensorFlow):
         tf, model = self.tf, self.model(case)
 
         def forward(images: Any) -> Tensors:
-            return {"output": model(images, training=False)["last_hidden_state"]}
+            return {"output": model(images, training=False)["intermediate_logits"]}
 
         def step(images: Any) -> Tensors:
             with tf.GradientTape() as tape:

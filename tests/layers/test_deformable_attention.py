@@ -130,6 +130,19 @@ def test_an_untrained_layer_with_points_of_each_level(arrays):
     assert again.get_config() == layer.get_config()
 
 
+@pytest.mark.parametrize("levels", [1, 2])
+def test_one_graph_serves_points_of_one_and_of_all_levels(arrays, levels):
+    query, references, *maps = arrays
+    layer = make()
+    layer(arrays)
+    randomise(layer)
+    specs = [tf.TensorSpec([None, None, CHANNELS]), tf.TensorSpec([None] * 3 + [2])]
+    specs += [tf.TensorSpec([None, None, None, 8]) for _ in maps]
+    graph = tf.function(lambda *inputs: layer(list(inputs)), input_signature=specs)
+    inputs = [query, references[:, :, :levels], *maps]
+    np.testing.assert_allclose(graph(*inputs), layer(inputs), atol=1e-5)
+
+
 def test_projections_start_with_numbers_of_their_own(arrays):
     layer = make(head_dim=4, num_heads=2, output_dim=8)
     layer(arrays)

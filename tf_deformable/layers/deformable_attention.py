@@ -272,6 +272,8 @@ class MultiScaleDeformableAttention(ProjectingLayer):
         offsets = tf.reshape(self._predict("offset", query), [*samples, 2])
         weights = tf.nn.softmax(tf.reshape(self._predict("attention", query), samples))
         references = self._cast_sampling(reference_points)
+        if references.shape[2] is None:  # It may be 1, too.
+            references += tf.zeros([self.num_levels, 1], references.dtype)
         if references.shape[2] != 1:
             references = tf.gather(references, level, axis=2)
         references = references[:, :, None]  # [B, Q, 1, points of all levels or 1, 2 or 4]
