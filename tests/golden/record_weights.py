@@ -2,6 +2,7 @@
 
     python tests/golden/record_weights.py torch     # needs torch, torchvision, safetensors
     python tests/golden/record_weights.py attention # needs transformers, torch
+    python tests/golden/record_weights.py dcnv3     # needs torch, InternImage's ops_dcnv3
     python tests/golden/record_weights.py mxnet     # needs mxnet 1.9.1, numpy below 1.24
 
 Each writes its files beside this one. TensorFlow is not needed.
@@ -63,6 +64,18 @@ LAYERS: dict[str, dict[str, Any]] = {
         "offset_groups": 1,
         "modulated": True,
     },
+}
+
+DCNV3: dict[str, dict[str, Any]] = {
+    "internimage_t": {"group": 2},
+    "internimage_h": {
+        "group": 3,
+        "dw_kernel_size": 5,
+        "center_feature_scale": True,
+        "offset_scale": 2.0,
+        "remove_center": True,
+    },
+    "batch_normalization": {"group": 4, "norm_layer": "BN", "act_layer": "SiLU"},
 }
 
 
@@ -285,6 +298,38 @@ def record_attention() -> None:
     )
 
 
+def record_dcnv3() -> None:
+    """DCNv3 as InternImage's own module in PyTorch computes it."""
+    import types
+
+    import torch
+
+    # The compiled operator and its version, which the module asks for and does not need.
+    sys.modules["DCNv3"] = types.ModuleType("DCNv3")
+    resources = types.ModuleType("pkg_resources")
+    resources.get_distribution = lambda name: types.SimpleNamespace(version="1.1")
+    sys.modules["pkg_resources"] = resources
+    from ops_dcnv3.modules import DCNv3_pytorch
+
+    torch.manual_seed(0)
+    arrays: dict[str, np.ndarray] = {}
+    for case, arguments in DCNV3.items():
+        module = DCNv3_pytorch(channels=12, **arguments).double()
+        with torch.no_grad():
+            for name, tensor in module.state_dict().items():
+                if not name.endswith("num_batches_tracked"):
+                    tensor.normal_(0, 0.4)
+                if name.endswith("running_var"):
+                    tensor.abs_().add_(0.5)
+            maps = torch.randn(2, 7, 9, 12, dtype=torch.float64)
+            outputs = module.eval()(maps)
+        state = {f"state/dcn.{name}": tensor for name, tensor in module.state_dict().items()}
+        for name, tensor in {"inputs": maps, "outputs": outputs, **state}.items():
+            arrays[f"{case}/{name}"] = (tensor.float() if tensor.ndim else tensor).numpy()
+    meta = json.dumps({"versions": {"torch": torch.__version__}, "modules": DCNV3})
+    np.savez_compressed(FOLDER / "torch_dcnv3.npz", meta=meta, **arrays)
+
+
 def record_mxnet() -> None:
     """Layers of the authors' R-FCN and DeepLab, in a file that MXNet saves."""
     import mxnet as mx
@@ -366,5 +411,10 @@ def record_mxnet() -> None:
 
 
 if __name__ == "__main__":
-    recorders = {"torch": record_torch, "attention": record_attention, "mxnet": record_mxnet}
+    recorders = {
+        "torch": record_torch,
+        "attention": record_attention,
+        "dcnv3": record_dcnv3,
+        "mxnet": record_mxnet,
+    }
     recorders[sys.argv[1]]()

@@ -1,9 +1,9 @@
 """Conversions from and to other packages: weights of layers and networks, and layouts of tensors.
 
-Weights: `layer_from_torch`, `attention_layer_from_torch`, `load_torch_layer`, `resnet_from_torch`,
-`layer_from_mxnet`, `psroi_layer_from_mxnet` read what PyTorch and MXNet have saved,
-`torch_state_dict` goes the other way, `read_weights` reads a file. Layouts: all the others, which
-only move and rename numbers.
+Weights: `layer_from_torch`, `attention_layer_from_torch`, `dcnv3_layer_from_torch`,
+`load_torch_layer`, `resnet_from_torch`, `layer_from_mxnet`, `psroi_layer_from_mxnet` read what
+PyTorch and MXNet have saved, `torch_state_dict` goes the other way, `read_weights` reads a file.
+Layouts: all the others, which only move and rename numbers.
 
 Everywhere in this package y comes before x, maps are NHWC, kernels HWIO, and boxes (y1, x1, y2, x2)
 with an index of their image. Others differ:
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from tf_deformable.convert.mxnet_layers import layer_from_mxnet, psroi_layer_from_mxnet
     from tf_deformable.convert.resnet import resnet_from_torch
     from tf_deformable.convert.torch_attention import attention_layer_from_torch
+    from tf_deformable.convert.torch_dcnv3 import dcnv3_layer_from_torch
     from tf_deformable.convert.torch_layers import (
         layer_from_torch,
         load_torch_layer,
@@ -63,6 +64,7 @@ __all__ = [
     "boxes_from_rois",
     "dcnv3_from_mask",
     "dcnv3_from_offsets",
+    "dcnv3_layer_from_torch",
     "dcnv4_from_offsets_and_mask",
     "depth_major_from_psroi_channels",
     "hwio_from_oihw",
@@ -89,6 +91,7 @@ __all__ = [
 # Layouts need no Keras: what makes layers is imported when it is asked for.
 _MODULE_OF = {
     "attention_layer_from_torch": "torch_attention",
+    "dcnv3_layer_from_torch": "torch_dcnv3",
     "layer_from_mxnet": "mxnet_layers",
     "layer_from_torch": "torch_layers",
     "load_torch_layer": "torch_layers",

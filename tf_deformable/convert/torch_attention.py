@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from tf_deformable.convert.files import Array, WeightsSource, read_weights
 from tf_deformable.convert.matching import Matching, joined
+from tf_deformable.convert.torch_parameters import (
+    Parameter,
+    arguments_of,
+    check_arguments,
+    described,
+    linear,
+    load_parameters,
+)
 from tf_deformable.layers.deformable_attention import MultiScaleDeformableAttention
 
 # What a file says of a layer, so that no argument can.
 _FROM_FILE = ("num_points", "head_dim", "output_dim", "use_bias")
-_ARGUMENTS = {
-    *inspect.signature(MultiScaleDeformableAttention).parameters,
-    "dtype",
-    "trainable",
-} - {"kwargs"}
-
-
-class _Projection(NamedTuple):
-    """One of the layer's linear functions, and the `nn.Linear` that it is in PyTorch."""
-
-    layer: str
-    torch: str
-    is_pairs: bool = False  # of (y, x), where PyTorch has (x, y)
-
-
-# Deformable DETR, mmcv and transformers have the same names.
-_PROJECTIONS = (
-    _Projection("value", "value_proj"),
-    _Projection("offset", "sampling_offsets", is_pairs=True),
-    _Projection("attention", "attention_weights"),
-    _Projection("output", "output_proj"),
-)
+# The layer's projections, as Deformable DETR, mmcv and transformers all name them.
+_NAMES = {
+    "value": "value_proj",
+    "offset": "sampling_offsets",
+    "attention": "attention_weights",
+    "output": "output_proj",
+}
 
 
 def attention_layer_from_torch(
@@ -91,43 +83,36 @@ def attention_layer_from_torch(
             message lists them all.
     """
     op = "attention_layer_from_torch"
-    for name in layer_arguments:
-        if name in _FROM_FILE:
-            raise TypeError(f"{op}: {name} is what the file says, and no argument")
-        if name not in _ARGUMENTS:
-            raise TypeError(f"{op}: MultiScaleDeformableAttention has no argument {name!r}")
+    known = arguments_of(MultiScaleDeformableAttention)
+    check_arguments(op, "MultiScaleDeformableAttention", layer_arguments, known, _FROM_FILE)
     arrays = read_weights(weights, key)
     prefix = prefix.strip(".")
     layer = _layer_of_shapes(op, arrays, prefix, num_heads, num_levels, layer_arguments)
-    load_attention(op, layer, arrays, prefix, ignore)
+    load_parameters(
+        op, describe_attention(layer), attention_parameters(layer), arrays, prefix, ignore=ignore
+    )
     return layer
 
 
-def load_attention(
-    op: str, layer: Any, arrays: Mapping[str, Array], prefix: str, ignore: str | None
-) -> None:
-    """Gives a built layer the weights under a prefix; `op` is the public function, for messages."""
-    matching = Matching(op, arrays, [f"{prefix}." if prefix else ""], ignore)
-    for projection, kernel, bias in _variables(layer):
-        name = joined(prefix, projection.torch)
-        inputs, outputs = kernel.shape
-        array = matching.take(f"{name}.weight", (outputs, inputs))
-        matching.plan(kernel, _exchanged(projection, array).T)
-        if bias is not None:
-            array = matching.take(f"{name}.bias", (outputs,))
-            matching.plan(bias, _exchanged(projection, array))
-    matching.load(_describe(layer))
+def attention_parameters(layer: Any) -> list[Parameter]:
+    """Returns what the modules of PyTorch have for the variables of a built layer."""
+    parameters = []
+    for name, module in _NAMES.items():
+        kernel, bias = (getattr(layer, f"{name}_{kind}") for kind in ("kernel", "bias"))
+        reorder = [_exchanged] * 2 if name == "offset" else []
+        parameters += linear(module, kernel, bias, *reorder)
+    return parameters
 
 
-def attention_arrays(layer: Any, prefix: str) -> dict[str, Array]:
-    """Returns the weights of a built layer by the names that they have in PyTorch."""
-    state = {}
-    for projection, kernel, bias in _variables(layer):
-        name = joined(prefix, projection.torch)
-        state[f"{name}.weight"] = _exchanged(projection, np.array(kernel.numpy()).T)
-        if bias is not None:
-            state[f"{name}.bias"] = _exchanged(projection, np.array(bias.numpy()))
-    return {name: np.ascontiguousarray(array) for name, array in state.items()}
+def describe_attention(layer: Any) -> str:
+    """Returns the layer for messages."""
+    names = ("num_heads", "num_levels", "num_points", "head_dim", "output_dim", "use_bias")
+    return described(layer, names)
+
+
+def _exchanged(array: Array) -> Array:
+    """(x, y) in place of (y, x) on the last axis, and the other way."""
+    return array[..., np.arange(array.shape[-1]) ^ 1]
 
 
 def _layer_of_shapes(
@@ -141,10 +126,8 @@ def _layer_of_shapes(
     """Returns a built layer for weights of these shapes."""
     matching = Matching(op, arrays, ())
     shapes = {
-        projection.layer: matching.shape(
-            joined(prefix, projection.torch, "weight"), "[outputs,inputs]"
-        )
-        for projection in _PROJECTIONS
+        name: matching.shape(joined(prefix, module, "weight"), "[outputs,inputs]")
+        for name, module in _NAMES.items()
     }
     target = f"an attention module {prefix!r}"
     matching.check(target)  # If it returns, there are all shapes.
@@ -172,20 +155,3 @@ def _layer_of_shapes(
     levels = [(None, None, None, channels)] * num_levels
     layer.build([(None, None, query), (None, None, num_levels, 2), *levels])
     return layer
-
-
-def _variables(layer: Any) -> Iterator[tuple[_Projection, Any, Any]]:
-    for projection in _PROJECTIONS:
-        kernel, bias = (getattr(layer, f"{projection.layer}_{kind}") for kind in ("kernel", "bias"))
-        yield projection, kernel, bias
-
-
-def _exchanged(projection: _Projection, array: Array) -> Array:
-    """Outputs, the first axis, in the other framework's order."""
-    return array[np.arange(len(array)) ^ 1] if projection.is_pairs else array
-
-
-def _describe(layer: Any) -> str:
-    names = ("num_heads", "num_levels", "num_points", "head_dim", "output_dim", "use_bias")
-    config = ", ".join(f"{name}={getattr(layer, name)}" for name in names)
-    return f"MultiScaleDeformableAttention({config})"

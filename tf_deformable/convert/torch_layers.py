@@ -11,7 +11,10 @@ import numpy as np
 
 from tf_deformable.convert.files import Array, WeightsSource, import_torch, read_weights
 from tf_deformable.convert.matching import Matching, joined
-from tf_deformable.convert.torch_attention import attention_arrays, load_attention
+from tf_deformable.convert.torch_attention import attention_parameters, describe_attention
+from tf_deformable.convert.torch_dcnv3 import DCNV3_COUNTERS, dcnv3_parameters, describe_dcnv3
+from tf_deformable.convert.torch_parameters import load_parameters, parameter_arrays
+from tf_deformable.layers.dcnv3 import DCNv3
 from tf_deformable.layers.deformable_attention import MultiScaleDeformableAttention
 from tf_deformable.layers.deformable_conv2d import DeformableConv2D
 
@@ -21,6 +24,13 @@ _BRANCHES = (".conv_offset", ".conv_offset_mask", "_offset")
 # What a file says of a layer, so that no argument can.
 _FROM_FILE = ("filters", "kernel_size", "use_bias")
 _ARGUMENTS = {*inspect.signature(DeformableConv2D).parameters, "dtype", "trainable"} - {"kwargs"}
+
+# Layers whose weights have one name each: what PyTorch has for them, their description for
+# messages, and names that may be there for nothing.
+_WITHOUT_FILTERS: dict[Any, tuple[Any, Any, tuple[str, ...]]] = {
+    MultiScaleDeformableAttention: (attention_parameters, describe_attention, ()),
+    DCNv3: (dcnv3_parameters, describe_dcnv3, DCNV3_COUNTERS),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +129,7 @@ def layer_from_torch(
 
 
 def load_torch_layer(
-    layer: DeformableConv2D | MultiScaleDeformableAttention,
+    layer: DeformableConv2D | MultiScaleDeformableAttention | DCNv3,
     weights: WeightsSource,
     prefix: str = "",
     *,
@@ -132,10 +142,11 @@ def load_torch_layer(
     """Gives a layer, in a model, say, the weights of a module of PyTorch.
 
     Args:
-        layer: a `DeformableConv2D` or `MultiScaleDeformableAttention` that has been built (called).
-        weights: see `layer_from_torch` and `attention_layer_from_torch`, as all other arguments.
-            Those that say how offsets are made are for a convolution alone.
-        prefix: name of the deformable convolution, or of the attention's module.
+        layer: a `DeformableConv2D`, `MultiScaleDeformableAttention` or `DCNv3` that has been built
+            (called).
+        weights: see `layer_from_torch`, `attention_layer_from_torch` and `dcnv3_layer_from_torch`,
+            as all other arguments. Those that say how offsets are made are for a convolution alone.
+        prefix: name of the deformable convolution, or of the module of another layer.
         key: under which key of the checkpoint the state dict is.
         offset_prefix: name of the convolution that makes the offsets.
         mask_prefix: name of the convolution that makes the mask, if it has one of its own.
@@ -150,11 +161,20 @@ def load_torch_layer(
     """
     op = "load_torch_layer"
     _check_layer(op, layer)
-    if isinstance(layer, MultiScaleDeformableAttention):
-        _check_no_branch(op, offset_prefix, mask_prefix, offset_use_bias)
-        load_attention(op, layer, read_weights(weights, key), prefix.strip("."), ignore)
-        return
     arrays = read_weights(weights, key)
+    if not isinstance(layer, DeformableConv2D):
+        _check_no_branch(op, offset_prefix, mask_prefix, offset_use_bias)
+        parameters, describe, not_needed = _table_of(layer)
+        load_parameters(
+            op,
+            describe(layer),
+            parameters(layer),
+            arrays,
+            prefix.strip("."),
+            ignore=ignore,
+            not_needed=not_needed,
+        )
+        return
     names = _names(
         op, arrays, prefix, offset_prefix, mask_prefix, offset_use_bias, layer.get_config()
     )
@@ -164,7 +184,7 @@ def load_torch_layer(
 
 
 def torch_state_dict(
-    layer: DeformableConv2D | MultiScaleDeformableAttention,
+    layer: DeformableConv2D | MultiScaleDeformableAttention | DCNv3,
     prefix: str = "",
     *,
     offset_prefix: str | None = None,
@@ -173,12 +193,12 @@ def torch_state_dict(
 ) -> dict[str, Any]:
     """Returns the weights of a layer as a state dict of PyTorch.
 
-    Of a `MultiScaleDeformableAttention` it is what the modules load that
-    `attention_layer_from_torch` names. Of a `DeformableConv2D` it is what mmcv's packs load, and
-    `torchvision.ops.DeformConv2d` with a convolution `conv_offset` beside its weight. For
-    `torchvision.ops.DeformConv2d` by itself the layer's own weights are those without a further
-    dot in their name. The module needs the layer's strides and dilation, and its padding in
-    numbers. `layer_from_torch` and `attention_layer_from_torch` give the same layer again, bit by
+    Of a `MultiScaleDeformableAttention` or `DCNv3` it is what the modules load that
+    `attention_layer_from_torch` and `dcnv3_layer_from_torch` name. Of a `DeformableConv2D` it is
+    what mmcv's packs load, and `torchvision.ops.DeformConv2d` with a convolution `conv_offset`
+    beside its weight. For `torchvision.ops.DeformConv2d` by itself the layer's own weights are
+    those without a further dot in their name. The module needs the layer's strides and dilation,
+    and its padding in numbers. `layer_from_torch` and the others give the same layer again, bit by
     bit.
 
     Example:
@@ -193,10 +213,10 @@ def torch_state_dict(
         dcn.conv_offset.bias (18,)
 
     Args:
-        layer: a `DeformableConv2D` or `MultiScaleDeformableAttention` that has been built (called).
-            A mask that starts at 1 (`mask_initial_value=1.0`) is `2 * sigmoid` of what the offset
-            convolution makes.
-        prefix: name of the deformable convolution, or of the attention's module.
+        layer: a `DeformableConv2D`, `MultiScaleDeformableAttention` or `DCNv3` that has been built
+            (called). A mask that starts at 1 (`mask_initial_value=1.0`) is `2 * sigmoid` of what
+            the offset convolution makes.
+        prefix: name of the deformable convolution, or of the module of another layer.
         offset_prefix: name of the convolution that makes the offsets, whole; by default
             `conv_offset` under the prefix.
         mask_prefix: name of a convolution of its own for the mask; by default the mask's channels
@@ -206,9 +226,9 @@ def torch_state_dict(
     Returns:
         Tensors by name, in the dtype of the layer's weights. Of an attention `sampling_offsets`,
         `attention_weights`, `value_proj` and `output_proj`, each with `weight`
-        `[outputs, inputs]` and `bias` `[outputs]`. Of a convolution `weight`
-        `[F, C/groups, kh, kw]`; `bias` `[F]`, if it has one; of the offset convolution, if it has
-        one, `weight` `[D, C, kh, kw]` and `bias` `[D]`.
+        `[outputs, inputs]` and `bias` `[outputs]`. Of DCNv3 InternImage's. Of a convolution
+        `weight` `[F, C/groups, kh, kw]`; `bias` `[F]`, if it has one; of the offset convolution, if
+        it has one, `weight` `[D, C, kh, kw]` and `bias` `[D]`.
 
     Raises:
         ImportError: PyTorch is missing. The message names the extra.
@@ -218,9 +238,10 @@ def torch_state_dict(
     """
     op = "torch_state_dict"
     _check_layer(op, layer)
-    if isinstance(layer, MultiScaleDeformableAttention):
+    if not isinstance(layer, DeformableConv2D):
         _check_no_branch(op, offset_prefix, mask_prefix)
-        state = attention_arrays(layer, prefix)
+        parameters, *_ = _table_of(layer)
+        state = parameter_arrays(parameters(layer), prefix)
     else:
         state = _convolution_arrays(op, layer, prefix, offset_prefix, mask_prefix)
     if as_numpy:
@@ -444,13 +465,18 @@ def _input_shapes(layer: Any, channels: int, branch_channels: int | None) -> Any
 
 
 def _check_layer(op: str, layer: Any) -> None:
-    if not isinstance(layer, (DeformableConv2D, MultiScaleDeformableAttention)):
+    kinds: Any = (DeformableConv2D, *_WITHOUT_FILTERS)
+    if not isinstance(layer, kinds):
         raise TypeError(
-            f"{op}: layer must be a DeformableConv2D or a MultiScaleDeformableAttention, "
+            f"{op}: layer must be a DeformableConv2D, MultiScaleDeformableAttention or DCNv3, "
             f"got {type(layer).__name__}"
         )
     if not layer.built:
         raise ValueError(f"{op}: layer {layer.name!r} has no weights yet: call it first")
+
+
+def _table_of(layer: Any) -> tuple[Any, Any, tuple[str, ...]]:
+    return next(table for kind, table in _WITHOUT_FILTERS.items() if isinstance(layer, kind))
 
 
 def _check_no_branch(
