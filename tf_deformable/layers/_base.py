@@ -27,7 +27,6 @@ class OperatorLayer(tf.keras.layers.Layer):
     built: bool  # Keras sets it.
     _supports_jit = True
     _reference_supports_jit = True
-    _native_supports_jit = True  # where the library does
 
     def __init__(self, **kwargs: Any) -> None:
         if tf.keras.backend.backend() != "tensorflow":
@@ -88,7 +87,7 @@ class OperatorLayer(tf.keras.layers.Layer):
         """Whether XLA can compile the operators of layers of this class."""
         if config.get_backend() == "reference":
             return cls._reference_supports_jit
-        return cls._native_supports_jit and _native.supports_xla()
+        return _native.supports_xla()
 
     def _cast(self, value: Any) -> tf.Tensor:
         """Returns a tensor or weight of the layer in the layer's compute dtype.
