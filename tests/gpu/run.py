@@ -210,10 +210,14 @@ def jax_items(arguments: argparse.Namespace) -> Iterator[Item]:
             yield item(f"{name}, {dtype}", "check_conv2d", case, dtype)
         for name, roi_case in roi_pool.CASES.items():
             yield item(f"roi_pool, {name}, {dtype}", "check_roi_pool", roi_case, dtype)
+        for name, attention_case in attention.CASES.items():
+            yield item(f"attention, {name}, {dtype}", "check_attention", attention_case, dtype)
     for path in conv2d.GOLDEN:
         yield item(path.stem, "check_golden_conv2d", path, "float64")
     for path in sorted((ROOT / "tests" / "golden").glob("psroi_*.npz")):
         yield item(path.stem, "check_golden_roi_pool", path, "float64")
+    for path in attention.GOLDEN:
+        yield item(path.stem, "check_golden_attention", path, "float64")
 
 
 def _build_handlers(folder: pathlib.Path, architecture: str) -> None:

@@ -1,4 +1,4 @@
-"""The window of DCNv3: attributes, sizes and rules, for TensorFlow and JAX."""
+"""The window of DCNv3 and DCNv4: attributes, sizes and rules, for TensorFlow and JAX."""
 
 from __future__ import annotations
 
