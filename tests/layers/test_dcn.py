@@ -479,3 +479,26 @@ def test_wrong_inputs(kind):
         make(kind)(IMAGES[0])
     with pytest.raises(ValueError, match="must fit into"):
         make(kind, padding="valid", dilation_rate=4)(IMAGES)
+
+
+@BOTH
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_xla_compiles_the_layer(kind, backend):
+    layer = make(kind)
+    layer(IMAGES)
+    randomise(layer)
+
+    def step(images):
+        with tf.GradientTape() as tape:
+            output = layer(images)
+            loss = tf.reduce_sum(output**2)
+        return [output, *tape.gradient(loss, layer.trainable_weights)]
+
+    with tf_deformable.config.use_backend(backend):
+        has_xla = backend == "reference" or tf_deformable.config.build_info()["xla"]
+        assert layer.supports_jit is has_xla
+        if not has_xla:
+            pytest.skip("the headers of this TensorFlow lack XLA's FFI")
+        got, want = tf.function(step, jit_compile=True)(IMAGES), step(IMAGES)
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)

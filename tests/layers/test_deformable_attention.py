@@ -314,3 +314,48 @@ def test_wrong_inputs(arrays):
         make(num_heads=5)(arrays)
     with pytest.raises(ValueError, match="spatial_shapes must not be given with maps"):
         make()(arrays, spatial_shapes=SIZES)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("kind", ["maps", "a flat value"])
+def test_xla_compiles_the_layer(arrays, kind, backend):
+    query, references, *maps = arrays
+    layer = make()
+    layer(arrays)
+    randomise(layer)
+
+    def step(query, references, *maps):
+        inputs, named = [query, references, *maps], {}
+        if kind == "a flat value":
+            inputs, named = [query, references, maps[0]], {"spatial_shapes": SIZES}
+        with tf.GradientTape() as tape:
+            output = layer(inputs, **named)
+            loss = tf.reduce_sum(output**2)
+        return [output, *tape.gradient(loss, layer.trainable_weights)]
+
+    tensors = [query, references, *(maps if kind == "maps" else [flat(maps)])]
+    with tf_deformable.config.use_backend(backend):
+        assert layer.supports_jit is (
+            backend == "reference" or tf_deformable.config.build_info()["xla"]
+        )
+        if not layer.supports_jit:
+            pytest.skip("the headers of this TensorFlow lack XLA's FFI")
+        got, want = tf.function(step, jit_compile=True)(*tensors), step(*tensors)
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(
+    not tf_deformable.config.build_info()["xla"], reason="this TensorFlow lacks XLA's FFI"
+)
+def test_keras_trains_the_layer_by_xla(arrays):
+    losses = []
+    for jit_compile in (False, True):
+        tf.keras.utils.set_random_seed(1)
+        inputs = [tf.keras.Input(array.shape[1:]) for array in arrays]
+        model = tf.keras.Model(inputs, make()(inputs))
+        model.compile("sgd", "mse", jit_compile=jit_compile)
+        target = np.ones([2, QUERIES, CHANNELS], np.float32)
+        losses.append(model.fit(arrays, target, epochs=3, verbose=0).history["loss"])
+    assert losses[0][2] < losses[0][0]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)

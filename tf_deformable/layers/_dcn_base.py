@@ -14,7 +14,6 @@ from tf_deformable.layers._base import as_output_shape
 from tf_deformable.layers._convolution import ConvolutionLayer
 from tf_deformable.layers._offset_branch import pad_or_crop, wide_depthwise_convolution
 from tf_deformable.layers._projections import ProjectingLayer
-from tf_deformable.layers.deformable_attention import MultiScaleDeformableAttention
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.ops.dcnv3 import positions_of_taps
 
@@ -27,9 +26,6 @@ class DCNLayer(ConvolutionLayer, ProjectingLayer):
     Not public: `DCNv3` and `DCNv4` are.
     """
 
-    _native_supports_jit = (
-        MultiScaleDeformableAttention._native_supports_jit
-    )  # it is their operator
     _operator: ClassVar[Callable[..., tf.Tensor]]
 
     def __init__(

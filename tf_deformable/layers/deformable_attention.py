@@ -95,8 +95,6 @@ class MultiScaleDeformableAttention(ProjectingLayer):
         Zhu et al., Deformable DETR, ICLR 2021, equation 3 and appendix A.4 (initialisation).
     """
 
-    _native_supports_jit = False  # the operator has no lowering for XLA yet
-
     def __init__(
         self,
         num_heads: int = 8,

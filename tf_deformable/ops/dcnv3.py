@@ -5,34 +5,20 @@ The two are one operator: what differs is what their layers do to the mask befor
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from tf_deformable._geometry import rules
+from tf_deformable._geometry.dcnv3 import Window, axes_text, dcnv3_geometry, dcnv3_window
 from tf_deformable._geometry.padding import Axis, resolve_axes
-from tf_deformable._geometry.sizes import (
-    Checks,
-    Dim,
-    Pair,
-    differ,
-    dims,
-    known,
-    shape_of,
-    shape_text,
-    text,
-)
+from tf_deformable._geometry.sizes import Dim, dims, shape_of
 from tf_deformable.ops import _arguments
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.ops.deformable_attention import multi_scale_deformable_attention
 
 _TO_NHWC = (0, 2, 3, 1)
 _TO_NCHW = (0, 3, 1, 2)
-_LAST = {"offsets": "G*K*2", "mask": "G*K"}
 
 
 @accepts_keras_tensors
@@ -104,7 +90,7 @@ def dcnv3(
     return _dcn(
         "dcnv3",
         {"inputs": inputs, "offsets": offsets, "mask": mask},
-        _window(
+        dcnv3_window(
             "dcnv3",
             kernel_size,
             strides,
@@ -171,7 +157,7 @@ def dcnv4(
     return _dcn(
         "dcnv4",
         {"inputs": inputs, "offsets": offsets, "mask": mask},
-        _window(
+        dcnv3_window(
             "dcnv4",
             kernel_size,
             strides,
@@ -212,128 +198,49 @@ def positions_of_taps(
         `[N, Ho, Wo, G, K, 2]`, (y, x) in pixels of the inputs.
     """
     op = "positions_of_taps"
-    window = _window(
+    window = dcnv3_window(
         op, kernel_size, strides, padding, dilations, offset_scale, remove_center, "NHWC"
     )
-    axes = resolve_axes(input_size, window.kernel, window.strides, window.dilations, window.padding)
+    axes = resolve_axes(
+        input_size, window.kernel_size, window.strides, window.dilations, window.padding
+    )
     batch, rows, columns, sizes = dims(offsets, 4)
     groups = sizes // (2 * len(window.taps))
     positions = _positions(offsets, axes, groups, window, offsets.dtype)
     return tf.reshape(positions, shape_of(batch, rows, columns, groups, len(window.taps), 2))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Window:
-    """The attributes of a call, checked."""
-
-    kernel: Pair
-    strides: Pair
-    padding: Any  # as `resolve_axes` takes it
-    dilations: Pair
-    scale: float
-    taps: np.ndarray  # [K, 2]: row, column
-    layout: str  # "NHWC" or "NCHW"
-
-    @property
-    def centers(self) -> tuple[int, int]:
-        """Distance of the center from the first tap."""
-        y, x = (
-            rate * (size - 1) // 2 for size, rate in zip(self.kernel, self.dilations, strict=True)
-        )
-        return y, x
-
-
-def _window(
-    op: str,
-    kernel_size: Any,
-    strides: Any,
-    padding: Any,
-    dilations: Any,
-    offset_scale: Any,
-    remove_center: Any,
-    data_format: Any,
-) -> _Window:
-    layout = _arguments.data_format(op, data_format)
-    kernel = _arguments.positive_pair(op, "kernel_size", kernel_size)
-    steps = _arguments.positive_pair(op, "strides", strides)
-    rates = _arguments.positive_pair(op, "dilations", dilations)
-    pads = _arguments.padding(op, padding, layout)
-    if not np.isfinite(_arguments.number(op, "offset_scale", offset_scale)):
-        raise Checks(op).error(f"offset_scale must be finite, got {offset_scale:g}")
-    scale = float(offset_scale)  # no attribute of an operator: it need not be float32
-    taps = list(itertools.product(range(kernel[0]), range(kernel[1])))
-    if _arguments.boolean(op, "remove_center", remove_center):
-        if kernel[0] % 2 == 0 or kernel[1] % 2 == 0:
-            raise Checks(op).error(f"remove_center needs an odd kernel_size, got {text(kernel)}")
-        del taps[len(taps) // 2]
-    return _Window(kernel, steps, pads, rates, scale, np.array(taps).reshape(-1, 2), layout)
-
-
-def _dcn(op: str, arguments: dict[str, Any], window: _Window, name: str | None) -> tf.Tensor:
+def _dcn(op: str, arguments: dict[str, Any], window: Window, name: str | None) -> tf.Tensor:
     with tf.name_scope(name or op):
         values = _arguments.tensors(op, arguments, sampling=("offsets", "mask"))
         for argument, tensor in values.items():
-            axes = "[N,H,W,C]" if argument == "inputs" else f"[N,Ho,Wo,{_LAST[argument]}]"
-            if window.layout == "NCHW":
-                axes = "[N,C,H,W]" if argument == "inputs" else f"[N,{_LAST[argument]},Ho,Wo]"
-            _arguments.check_rank(op, argument, axes, tensor)
+            _arguments.check_rank(op, argument, axes_text(argument, window.layout), tensor)
             if window.layout == "NCHW":
                 values[argument] = tf.transpose(tensor, _TO_NHWC)
-        outputs = _sum_of_samples(Checks(op), **values, window=window)
+        outputs = _sum_of_samples(op, **values, window=window)
         return tf.transpose(outputs, _TO_NCHW) if window.layout == "NCHW" else outputs
 
 
 def _sum_of_samples(
-    check: Checks, inputs: tf.Tensor, offsets: tf.Tensor, mask: tf.Tensor, window: _Window
+    op: str, inputs: tf.Tensor, offsets: tf.Tensor, mask: tf.Tensor, window: Window
 ) -> tf.Tensor:
-    batch, height, width, channels = dims(inputs, 4)
-    axes = resolve_axes(
-        (height, width), window.kernel, window.strides, window.dilations, window.padding
-    )
-    if any(axis.kernel_is_too_large for axis in axes):
-        extent, padded = ([getattr(axis, size) for axis in axes] for size in ("extent", "padded"))
-        raise check.error(rules.kernel_does_not_fit(extent, padded))
+    g = dcnv3_geometry(op, inputs, offsets, mask, window)
+    batch, rows, columns = g.output
     count = len(window.taps)
-    groups = _groups(check, dims(offsets, 4)[3], count, channels)
-    output = [batch, axes[0].output, axes[1].output]
-    for argument, tensor, size in (("offsets", offsets, 2 * count), ("mask", mask, count)):
-        got, expected = dims(tensor, 4), [*output, groups * size]
-        expected_text = text([*output, f"G*{size}"]) if argument == "offsets" else text(expected)
-        layout = f"[N,Ho,Wo,{_LAST[argument]}]"
-        if differ(got, expected):
-            raise check.error(
-                f"{argument} must have shape {layout} = {expected_text}, "
-                f"got shape {shape_text(tensor)}"
-            )
-        check.at_run_time(argument, layout, got, expected)
-
-    queries = axes[0].output * axes[1].output
     dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32
-    positions = _positions(offsets, axes, groups, window, dtype)
+    positions = _positions(offsets, g.axes, g.groups, window, dtype)
     attended = multi_scale_deformable_attention(
-        tf.reshape(inputs, shape_of(batch, height * width, groups, channels // groups)),
-        tf.reshape(tf.stack([height, width]), [1, 2]),
-        tf.reshape(positions, shape_of(batch, queries, groups, 1, count, 2)),
-        tf.reshape(tf.cast(mask, dtype), shape_of(batch, queries, groups, 1, count)),
+        tf.reshape(inputs, shape_of(batch, g.height * g.width, g.groups, g.channels // g.groups)),
+        tf.reshape(tf.stack([g.height, g.width]), [1, 2]),
+        tf.reshape(positions, shape_of(batch, rows * columns, g.groups, 1, count, 2)),
+        tf.reshape(tf.cast(mask, dtype), shape_of(batch, rows * columns, g.groups, 1, count)),
         coordinates="pixels",
     )
-    return tf.reshape(attended, shape_of(*output, channels))
-
-
-def _groups(check: Checks, sizes: Dim, taps: int, channels: Dim) -> Dim:
-    """The groups that offsets of `sizes` channels have, which must divide the channels."""
-    if known(sizes) and (sizes == 0 or sizes % (2 * taps)):
-        raise check.error(
-            f"offsets channels must be a positive multiple of K*2={2 * taps}, got {sizes}"
-        )
-    groups = sizes // (2 * taps)
-    if known(channels, groups) and channels % groups:
-        raise check.error(f"inputs channels must be a multiple of G, got C={channels}, G={groups}")
-    return groups
+    return tf.reshape(attended, shape_of(*g.output, g.channels))
 
 
 def _positions(
-    offsets: tf.Tensor, axes: tuple[Axis, Axis], groups: Dim, window: _Window, dtype: tf.DType
+    offsets: tf.Tensor, axes: tuple[Axis, Axis], groups: Dim, window: Window, dtype: tf.DType
 ) -> tf.Tensor:
     """Where the taps sample, in pixels: `[N, Ho*Wo, G, K, 2]`.
 
@@ -341,11 +248,9 @@ def _positions(
     """
 
     def along(i: int) -> tf.Tensor:  # [Ho, K] or [Wo, K]
-        axis, center = axes[i], window.centers[i]
-        pixels = tf.range(axis.output, dtype=tf.int64)
-        starts = pixels * window.strides[i] - axis.pad_before + center
-        distances = (window.taps[:, i] * window.dilations[i] - center) * window.scale
-        return tf.cast(starts, dtype)[:, None] + tf.constant(distances, dtype)
+        pixels = tf.range(axes[i].output, dtype=tf.int64)
+        starts = pixels * window.strides[i] - axes[i].pad_before + window.center(i)
+        return tf.cast(starts, dtype)[:, None] + tf.constant(window.distances(i), dtype)
 
     y, x = along(0)[:, None, None, :], along(1)[None, :, None, :]
     grid = tf.stack([y + tf.zeros_like(x), x + tf.zeros_like(y)], axis=-1)
