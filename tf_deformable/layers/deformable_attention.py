@@ -47,7 +47,8 @@ class MultiScaleDeformableAttention(OperatorLayer):
         bias_regularizer: regularizer of the biases of the projections.
         **kwargs: what every Keras layer takes: `name`, `dtype`, `trainable`.
 
-    Weights, in this order:
+    Weights:
+        In this order:
         value_kernel, value_bias: `[C, heads*head_dim]` and `[heads*head_dim]`.
         offset_kernel, offset_bias: `[Cq, heads*levels*points*2]` and its last axis, ordered (head,
             level, point, (dy, dx)), in pixels of the level. The kernel starts at zero, the bias as
@@ -76,7 +77,7 @@ class MultiScaleDeformableAttention(OperatorLayer):
 
         Batch, queries and sizes of maps may be unknown; channels must be known.
 
-    Returns:
+    Output shape:
         `[B, Q, output_dim]`, in the compute dtype. Offsets, locations and attention weights are
         computed in float32 (float64) under every policy.
 
