@@ -53,10 +53,16 @@ def _as_on_site(link: re.Match[str], target: str, here: str) -> str:
     elif target.startswith("docs/"):
         page = target.removeprefix("docs/")
     elif (ROOT / target).exists():
-        return link["text"]  # a source file
+        return link["text"]  # A source file.
     else:
-        return link[0]  # MkDocs reports it
-    return f"[{link['text']}]({posixpath.relpath(page, here or '.')}{link['anchor'] or ''})"
+        return link[0]  # MkDocs reports it.
+    if not (ROOT / target).exists():
+        return link[0]
+    text = link["text"]
+    if text.endswith(".md"):  # On the site pages go by their titles.
+        title = re.search(r"^# (.+)$", (ROOT / target).read_text(), re.M)
+        text = title[1] if title else text
+    return f"[{text}]({posixpath.relpath(page, here or '.')}{link['anchor'] or ''})"
 
 
 def _outside_of_code(markdown: str, change: Any) -> str:

@@ -22,14 +22,13 @@ SCHEMES = ("light", "dark")
 # Elements that stick out of the page, unless something around them scrolls by itself.
 _OVERHANGING = """() => {
   const wide = document.scrollingElement.scrollWidth > innerWidth;
-  const scrolls = e => e && e !== document.documentElement && (
-    ["auto", "scroll", "hidden"].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+  const clips = e => ["auto", "scroll", "hidden"].includes(getComputedStyle(e).overflowX);
+  const scrolls = e => e && e !== document.documentElement && (clips(e) || scrolls(e.parentElement));
   const out = [...document.querySelectorAll(".md-content *")].filter(
     e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e));
   const missing = [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src);
-  return {
-    wide, missing, out: out.slice(0, 3).map(e => e.tagName + ": " + e.textContent.trim().slice(0, 60))
-  };
+  const named = out.slice(0, 3).map(e => e.tagName + ": " + e.textContent.trim().slice(0, 60));
+  return { wide, missing, out: named };
 }"""
 
 

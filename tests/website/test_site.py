@@ -1,9 +1,8 @@
-"""The documentation site builds without a warning, and has every public name; README's links lead somewhere."""
+"""The documentation site builds without a warning and has every public name."""
 
 from __future__ import annotations
 
 import ast
-import posixpath
 import re
 import subprocess
 import sys
@@ -68,11 +67,11 @@ def test_all_modules_with_public_names_are_known() -> None:
 
 
 def test_no_page_asks_another_server(site: Path) -> None:
-    for page in site.rglob("*.html"):
-        loaded = re.findall(
-            r"<(?:script|link|img)\b[^>]*?(?:src|href)=\"(https?:[^\"]*)", page.read_text()
-        )
-        assert [url for url in loaded if "canonical" not in url] == [], page
+    loads = re.compile(r'<(?:script|link|img)\b[^>]*?(?:src|href)="(https?:[^"]*)')
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 30
+    for page in pages:
+        assert loads.findall(page.read_text()) == [], page
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
@@ -89,11 +88,3 @@ def test_links_of_the_readme_lead_somewhere() -> None:
             headings = re.findall(r"^#+ (.*)$", document.read_text(), re.M)
             slugs = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings]
             assert anchor in slugs, target
-
-
-def test_pages_from_outside_of_docs_are_documents_of_the_repository() -> None:
-    hooks = (ROOT / "website/hooks.py").read_text()
-    documents = re.findall(r'^    "[\w/]+\.md": "(.*)",$', hooks, re.M)
-    assert len(documents) == 3
-    for document in documents:
-        assert posixpath.normpath(document) == document and (ROOT / document).is_file()
