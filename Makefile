@@ -28,8 +28,8 @@ INSTALLED := $(VENV)/installed-pure-python
 endif
 
 .PHONY: help demo demo-detector demo-detr experiments experiment-segmentation experiment-effective-dilation \
-	experiment-detection experiment-costs docs-check test bench bench-quick build wheel wheel-check sanitizers lint \
-	format clean \
+	experiment-detection experiment-costs docs docs-check test bench bench-quick build wheel wheel-check sanitizers \
+	lint format clean \
 	compiler
 
 help: ## list the commands
@@ -57,6 +57,9 @@ experiment-detection: $(INSTALLED)-demo $(LIBRARY) ## plain and deformable detec
 
 experiment-costs: $(INSTALLED)-demo $(LIBRARY) ## weights and time of whole networks
 	$(BIN)/python experiments/costs.py $(EXPERIMENT_ARGS)
+
+docs: $(VENV)/docs-tools ## build the documentation, API reference included, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-check: $(INSTALLED)-test $(LIBRARY) ## run the code of the documentation
 	$(BIN)/python -m pytest tests/examples/test_documents.py
@@ -147,6 +150,10 @@ $(VENV)/build-requirements: pyproject.toml $(VENV)/created
 
 $(VENV)/dev-tools: pyproject.toml $(VENV)/build-requirements
 	@$(PIP_INSTALL) --group dev
+	@touch $@
+
+$(VENV)/docs-tools: pyproject.toml $(VENV)/build-requirements
+	@$(PIP_INSTALL) --group docs
 	@touch $@
 
 $(VENV)/wheel-tools: pyproject.toml $(VENV)/build-requirements

@@ -25,6 +25,7 @@ from tf_deformable import _native
 __all__ = ["Backend", "build_info", "get_backend", "set_backend", "use_backend"]
 
 Backend: TypeAlias = Literal["native", "reference"]
+"""The name of an implementation."""
 
 _ENVIRONMENT_VARIABLE = "TF_DEFORMABLE_BACKEND"
 

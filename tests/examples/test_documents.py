@@ -10,27 +10,25 @@ import tensorflow as tf
 from tests import litert
 
 ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "cc/kernels/README.md")
+)
+_FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.M | re.S)
+# "py" is Python that does not run as it stands: it needs files, machines or packages of the reader's.
+LANGUAGES = {"python", "py", "sh", "text", "c"}
 
 
-DOCUMENTS = [
-    "README.md",
-    "docs/analysis.md",
-    "docs/attention.md",
-    "docs/conventions.md",
-    "docs/detector.md",
-    "docs/distribution.md",
-    "docs/export.md",
-    "docs/gpu.md",
-    "docs/modes.md",
-    "docs/roi_pooling.md",
-    "docs/serving.md",
-    "docs/weights.md",
-    "docs/xla.md",
-]
+def code(document):
+    """The blocks of Python in a document, from top to bottom."""
+    blocks = _FENCE.findall((ROOT / document).read_text())
+    assert {language for language, _ in blocks} <= LANGUAGES
+    return [block for language, block in blocks if language == "python"]
+
+
+DOCUMENTS = [document for document in PAGES if code(document)]
 # Blocks that import one of these are left out where it is not installed.
-OPTIONAL = ("torch", "torchvision")
-
-
+OPTIONAL = ("torch", "torchvision", "jax")
 OPTIONAL_PACKAGES = {"docs/export.md": ("onnx", "tf2onnx", "onnxruntime")}
 
 
@@ -39,13 +37,22 @@ OPTIONAL_PACKAGES = {"docs/export.md": ("onnx", "tf2onnx", "onnxruntime")}
 def test_code_runs(document, tmp_path, monkeypatch):
     for package in OPTIONAL_PACKAGES.get(document, ()):
         pytest.importorskip(package)
-    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / document).read_text(), re.M | re.S)
-    assert blocks
     monkeypatch.chdir(tmp_path)
     tf.keras.utils.set_random_seed(0)
     names = {"__name__": "document"}
-    for block in blocks:
+    for block in code(document):
         imported = [name for name in OPTIONAL if re.search(rf"^import {name}$", block, re.M)]
         if any(importlib.util.find_spec(name) is None for name in imported):
             continue
         exec(compile(block, document, "exec"), names)
+
+
+def test_the_pages_that_teach_have_code():
+    taught = {"analysis", "conventions", "detector", "first_layer", "roi_conventions"}
+    taught |= {"roi_pooling", "segmentation", "serving", "surgery", "weights", "xla"}
+    assert {"README.md", *(f"docs/{name}.md" for name in taught)} <= set(DOCUMENTS)
+
+
+def test_every_block_is_found():
+    for page in PAGES:
+        assert not re.search(r"^[ \t>]+```|^~~~", (ROOT / page).read_text(), re.M), page

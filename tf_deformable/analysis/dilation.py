@@ -35,7 +35,7 @@ def effective_dilation(positions: Any) -> Array:
     Raises:
         ValueError: another shape, or a 1x1 kernel, which has no adjacent taps.
 
-    Source:
+    Sources:
         Dai et al., Deformable Convolutional Networks, ICCV 2017, section 3 ("effective dilation").
     """
     values = np.asarray(positions)
@@ -118,7 +118,7 @@ def effective_dilation_by_size(
         TypeError: neither boxes nor masks are given, or both.
         ValueError: they have another shape, areas are not in order, or as `sampling_locations`.
 
-    Source:
+    Sources:
         Dai et al., Deformable Convolutional Networks, ICCV 2017, section 3 and Table 2.
     """
     if (boxes is None) == (masks is None):

@@ -119,7 +119,7 @@ def sampling_locations(
             depends on the one before it, unit lies outside of the map, or an operator on the way
             (a transformation of coordinates, say) lets no position pass.
 
-    Source:
+    Sources:
         Dai et al., Deformable Convolutional Networks, ICCV 2017, Figures 5 and 6.
     """
     if (unit is None) == (pixel is None):

@@ -54,7 +54,8 @@ class MultiScaleDeformableAttention(ProjectingLayer):
         bias_regularizer: regularizer of the biases of the projections.
         **kwargs: what every Keras layer takes: `name`, `dtype`, `trainable`.
 
-    Weights, in this order:
+    Weights:
+        In this order:
         value_kernel, value_bias: `[C, heads*head_dim]` and `[heads*head_dim]`.
         offset_kernel, offset_bias: `[Cq, heads*P*2]` and its last axis, P the points of all levels,
             ordered (head, level, point, (dy, dx)), in pixels of the level. The kernel starts at
@@ -83,7 +84,7 @@ class MultiScaleDeformableAttention(ProjectingLayer):
 
         Batch, queries and sizes of maps may be unknown; channels must be known.
 
-    Returns:
+    Output shape:
         `[B, Q, output_dim]`, in the compute dtype. Offsets, locations and attention weights are
         computed in float32 (float64) under every policy.
 

@@ -118,7 +118,8 @@ class DeformableConv2D(ConvolutionLayer):
         **kwargs: what every Keras layer takes: `name`, `dtype`, `trainable`. (`autocast` changes
             nothing: features are cast to the compute dtype, offsets, mask and flow are not.)
 
-    Weights (kh, kw the kernel size, C input channels, G `offset_groups`), in this order:
+    Weights:
+        In this order; kh, kw are the kernel size, C input channels, G `offset_groups`:
         kernel: `[kh, kw, C // groups, filters]`.
         bias: `[filters]`, if `use_bias`.
         offset_kernel: `[kh, kw, C, D]`, D = G*kh*kw*2, or G*kh*kw*3 if modulated; C are the
@@ -142,10 +143,8 @@ class DeformableConv2D(ConvolutionLayer):
 
     Output shape:
         `[batch, new_height, new_width, filters]` for channels_last, `[batch, filters, new_height,
-        new_width]` for channels_first, sizes as `keras.layers.Conv2D` has them.
-
-    Returns:
-        A tensor in the compute dtype, `activation(deformable_conv2d(inputs, ...) + bias)`.
+        new_width]` for channels_first, sizes as `keras.layers.Conv2D` has them. It is
+        `activation(deformable_conv2d(inputs, ...) + bias)`, in the compute dtype.
 
     Raises:
         ValueError: an argument breaks its rule, `groups` or `offset_groups` does not divide the

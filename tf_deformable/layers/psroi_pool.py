@@ -43,10 +43,7 @@ class PSRoIPool(RoILayer):
         Dtypes, and what may be unknown, as in `RoIPool`.
 
     Output shape:
-        `[B, R, ph, pw, D]`, for channels_first `[B, R, D, ph, pw]`.
-
-    Returns:
-        A tensor in the compute dtype.
+        `[B, R, ph, pw, D]`, for channels_first `[B, R, D, ph, pw]`, in the compute dtype.
 
     Raises:
         ValueError: an argument breaks its rule, shapes do not fit, the channels are not a multiple
@@ -171,7 +168,8 @@ class DeformablePSRoIPool(DeformableRoILayer):
         data_format: `"channels_last"` or `"channels_first"`, as in `RoIPool`.
         **kwargs: what every Keras layer takes: `name`, `dtype`, `trainable`.
 
-    Weights (C the channels of what a convolution reads), in this order:
+    Weights:
+        In this order; C are the channels of what a convolution reads:
         kernel: `[1, 1, C, k*k*D]`, outputs ordered (map row, map column, D); with `score_filters`.
         bias: `[k*k*D]`, with `score_filters`, if `use_bias`.
         offset_kernel: `[1, 1, C, k*k*classes*2]`, classes = 1 if `class_agnostic`, else D; outputs
@@ -189,10 +187,8 @@ class DeformablePSRoIPool(DeformableRoILayer):
         Dtypes, and what else may be unknown, as in `RoIPool`.
 
     Output shape:
-        `[B, R, ph, pw, D]`. R-FCN takes the mean over ph and pw, and of scores then the softmax.
-
-    Returns:
-        A tensor in the compute dtype.
+        `[B, R, ph, pw, D]`, in the compute dtype. R-FCN takes the mean over ph and pw, and of
+        scores then the softmax.
 
     Raises:
         ValueError: an argument breaks its rule, shapes do not fit, or boxes are in half precision.

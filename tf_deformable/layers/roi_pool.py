@@ -63,10 +63,7 @@ class RoIPool(RoILayer):
         `layer(features, boxes)` and `layer({"features": features, "boxes": boxes})` do the same.
 
     Output shape:
-        `[B, R, ph, pw, C]`, for channels_first `[B, R, C, ph, pw]`.
-
-    Returns:
-        A tensor in the compute dtype.
+        `[B, R, ph, pw, C]`, for channels_first `[B, R, C, ph, pw]`, in the compute dtype.
 
     Raises:
         ValueError: an argument breaks its rule, shapes do not fit, or boxes are in half precision.
@@ -158,7 +155,8 @@ class DeformableRoIPool(DeformableRoILayer):
         data_format: `"channels_last"` or `"channels_first"`, as in `RoIPool`.
         **kwargs: what every Keras layer takes: `name`, `dtype`, `trainable`.
 
-    Weights, in this order:
+    Weights:
+        In this order:
         offset_hidden_kernel_n, offset_hidden_bias_n: `[inputs, units]` and `[units]`, for each
             hidden layer n = 0, 1, ... The branch reads the ph*pw*C numbers of plain pooling,
             ordered (bin row, bin column, C).
@@ -176,10 +174,7 @@ class DeformableRoIPool(DeformableRoILayer):
         Dtypes, and what else may be unknown, as in `RoIPool`.
 
     Output shape:
-        `[B, R, ph, pw, C]`.
-
-    Returns:
-        A tensor in the compute dtype.
+        `[B, R, ph, pw, C]`, in the compute dtype.
 
     Raises:
         ValueError: an argument breaks its rule, shapes do not fit, or boxes are in half precision.
