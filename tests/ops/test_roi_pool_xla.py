@@ -86,7 +86,7 @@ def test_attributes_arrive_as_they_are(value: float) -> None:
 def test_box_indices_out_of_range(index: int) -> None:
     arguments = _constants(Case(), tf.float32)
     arguments["box_indices"] = tf.constant([0, 1, index, 0, 0])
-    message = rf"deformable_roi_pool: box_indices must be -1 .* \[0,2\), got {index} at 2"
+    message = rf"deformable_psroi_pool: box_indices must be -1 .* \[0,2\), got {index} at 2"
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         compiled(_call(Case()))(arguments)
 
