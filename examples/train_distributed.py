@@ -247,34 +247,40 @@ def learning_rate(plan: Plan) -> tf.keras.optimizers.schedules.LearningRateSched
 # --- Training ------------------------------------------------------------------------------------
 
 
+def last_checkpoint(directory: Path) -> tuple[str | None, int]:
+    """Returns the newest checkpoint that is whole, and its step."""
+    last = tf.train.latest_checkpoint(str(directory))
+    if last is None:
+        return None, 0
+    return last, int(tf.train.load_variable(last, "step/.ATTRIBUTES/VARIABLE_VALUE"))
+
+
 def is_finished(directory: Path, plan: Plan) -> bool:
     """Returns whether the last checkpoint is that of the end, and the model is there."""
-    last = tf.train.latest_checkpoint(str(directory))
-    if last is None or not (directory / MODEL).exists():
-        return False
-    return int(tf.train.load_variable(last, "step/.ATTRIBUTES/VARIABLE_VALUE")) >= plan.steps
+    return (directory / MODEL).exists() and last_checkpoint(directory)[1] >= plan.steps
 
 
 def resume(
     strategy: tf.distribute.Strategy, checkpoint: tf.train.Checkpoint, directory: Path
 ) -> None:
-    """Reads the last checkpoint, if there is one, and checks that all have read the same."""
-    last = tf.train.latest_checkpoint(str(directory))
-    if last is not None:
-        checkpoint.restore(last).assert_existing_objects_matched()
-    mine = step_of(checkpoint)
+    """Reads the last checkpoint, if there is one, after all have agreed which one it is.
+
+    Nobody can write another one meanwhile: all workers are new, and here.
+    """
+    last, step = last_checkpoint(directory)
 
     @tf.function
     def sum_of_steps() -> tf.Tensor:
-        return strategy.reduce("SUM", strategy.run(tf.constant, args=(mine,)), axis=None)
+        return strategy.reduce("SUM", strategy.run(tf.constant, args=(step,)), axis=None)
 
-    total = int(sum_of_steps())
-    if total != mine * strategy.num_replicas_in_sync:
+    if int(sum_of_steps()) != step * strategy.num_replicas_in_sync:
         raise RuntimeError(
-            f"This worker finds a checkpoint of step {mine} in {directory}, others find another "
+            f"This worker finds a checkpoint of step {step} in {directory}, others find another "
             "one: --directory must be one folder that all of them see."
         )
-    say(f"starts at step {mine}")
+    if last is not None:
+        checkpoint.restore(last).assert_existing_objects_matched()
+    say(f"starts at step {step}")
 
 
 def step_of(checkpoint: tf.train.Checkpoint) -> int:
