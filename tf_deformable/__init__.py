@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from tf_deformable.layers.deformable_conv2d import DeformableConv2D
     from tf_deformable.layers.psroi_pool import DeformablePSRoIPool, PSRoIPool
     from tf_deformable.layers.roi_pool import DeformableRoIPool, RoIPool
-    from tf_deformable.ops.dcnv3 import dcnv3
-    from tf_deformable.ops.deformable_attention import multi_scale_deformable_attention
-    from tf_deformable.ops.deformable_conv2d import deformable_conv2d
-    from tf_deformable.ops.roi_pool import deformable_psroi_pool, deformable_roi_pool
+    from tf_deformable.ops import (
+        dcnv3,
+        deformable_conv2d,
+        deformable_psroi_pool,
+        deformable_roi_pool,
+        multi_scale_deformable_attention,
+    )
 
 __all__ = [
     "DeformableConv2D",
