@@ -44,13 +44,13 @@ def show_functions_in_place_of_modules(
     `ops.dcnv3` is both, and Python has the function. Griffe has the module.
 
     Returns:
-        The functions, by these names with the module's.
+        The functions, by their paths before.
     """
     shown = {}
     for name in map(str, module.exports or ()):
         member = module.members.get(name)
         if isinstance(member, griffe.Module) and name in member.members:
-            shown[f"{module.path}.{name}"] = member.members[name]
+            shown[member.members[name].path] = member.members[name]
             _put(module, name, member.members[name])
     return shown
 
