@@ -27,8 +27,9 @@ LIBRARY :=
 INSTALLED := $(VENV)/installed-pure-python
 endif
 
-.PHONY: help demo demo-detector experiments experiment-segmentation experiment-effective-dilation \
-	experiment-detection experiment-costs docs docs-check test bench bench-quick build wheel wheel-check sanitizers lint format clean \
+.PHONY: help demo demo-detector demo-detr experiments experiment-segmentation experiment-effective-dilation \
+	experiment-detection experiment-costs docs docs-check test bench bench-quick build wheel wheel-check sanitizers \
+	lint format clean \
 	compiler
 
 help: ## list the commands
@@ -39,6 +40,9 @@ demo: $(INSTALLED)-demo $(LIBRARY) ## train on handwritten digits, export, serve
 
 demo-detector: $(INSTALLED)-demo $(LIBRARY) ## train detectors with plain and with deformable RoI pooling
 	$(BIN)/python examples/detector_demo.py $(DEMO_ARGS)
+
+demo-detr: $(INSTALLED)-demo $(LIBRARY) ## train a small Deformable DETR, draw where its queries look
+	$(BIN)/python examples/detr_demo.py $(DEMO_ARGS)
 
 experiments: experiment-segmentation experiment-effective-dilation experiment-detection experiment-costs ## all of docs/experiments.md, docs/effective_dilation.md
 
@@ -67,7 +71,7 @@ test: $(INSTALLED)-test $(LIBRARY) ## run all tests, those of layers and models 
 bench: $(INSTALLED)-bench $(LIBRARY) ## time it against other packages, an hour, for docs/benchmarks.md
 	$(BIN)/python benchmarks/deformable_conv2d.py $(BENCH_PEERS:%=--peers-python %) $(BENCH_ARGS)
 	$(BIN)/python benchmarks/roi_pool.py $(BENCH_PEERS:%=--peers-python %) $(BENCH_ARGS)
-	$(BIN)/python benchmarks/deformable_attention.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/deformable_attention.py $(BENCH_PEERS:%=--peers-python %) $(BENCH_ARGS)
 	$(BIN)/python benchmarks/report.py
 
 bench-quick: $(INSTALLED)-test $(LIBRARY) ## check that no fast path was lost, a minute

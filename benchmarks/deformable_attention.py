@@ -1,6 +1,8 @@
-"""Times multi-scale deformable attention and DCNv3, against TensorFlow's own operators.
+"""Times multi-scale deformable attention and DCNv3 against what else computes them.
 
-    python benchmarks/deformable_attention.py [--quick]
+    python benchmarks/deformable_attention.py [--quick] [--peers-python PYTHON]...
+
+KerasHub's runs in an interpreter that has TensorFlow and keras-hub, PyTorch's in one with torch.
 
 docs/benchmarks.md says how it is measured.
 """
@@ -9,12 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import frameworks
 import harness
 import numpy as np
-from frameworks import Data
+from frameworks import Call, Data, Tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +120,110 @@ class _OfThePackage(frameworks.TensorFlow):
         return self.package.multi_scale_deformable_attention(spatial_shapes=case.levels, **inputs)
 
 
+class KerasHub(frameworks.TensorFlow):
+    """What KerasHub's D-FINE does: gathers, a map of a head as an image."""
+
+    modes = ("forward", "step")
+    is_tensorflow = False  # a peer: the interpreter of ours need not have KerasHub
+    environment: ClassVar[dict[str, str]] = {"KERAS_BACKEND": "tensorflow"}
+    differentiated = ("value", "sampling_locations", "attention_weights")
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        import keras_hub
+        from keras_hub.src.models.d_fine import d_fine_utils
+
+        self.version = keras_hub.__version__
+        self.attend = d_fine_utils.multi_scale_deformable_attention_v2
+
+    def versions(self) -> dict[str, str]:
+        return {"KerasHub": self.version}
+
+    def expression(self, case: Case, **inputs: Any) -> Any:
+        tf = self.tf
+        samples = [case.batch, case.rows, case.heads, len(case.levels) * case.points]
+        return self.attend(
+            inputs["value"],
+            tf.constant(case.levels),
+            tf.reshape(inputs["sampling_locations"][..., ::-1], [*samples, 2]),
+            tf.reshape(inputs["attention_weights"], samples),
+            [case.points] * len(case.levels),
+            [height * width for height, width in case.levels],
+            list(case.levels),
+            len(case.levels),
+            case.rows,
+        )
+
+
+class KerasHubXla(KerasHub):
+    """The same, compiled by XLA."""
+
+    jit_compile = True
+
+
+class PyTorch(frameworks.Framework):
+    """`grid_sample` of each level, as the code of Deformable DETR for processors without CUDA."""
+
+    def __init__(self, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.torch = torch
+
+    @classmethod
+    def supports(cls, case: Case) -> bool:
+        return case.dtype == "float32"
+
+    def versions(self) -> dict[str, str]:
+        return {"PyTorch": self.torch.__version__}
+
+    def load(self, case: Case, data: Data) -> Tensors:
+        xy = {"sampling_locations": data["sampling_locations"][..., ::-1].copy()}
+        return {name: self.torch.from_numpy(array) for name, array in (data | xy).items()}
+
+    def prepare(self, case: Case, mode: str, inputs: Tensors) -> Call:
+        torch = self.torch
+        inputs = dict(inputs)
+        grad_output = inputs.pop("grad_output")
+        images = case.batch * case.heads
+        pixels = [height * width for height, width in case.levels]
+
+        def forward() -> Tensors:
+            maps = inputs["value"].permute(0, 2, 3, 1).reshape(images, case.depth, case.pixels)
+            # [N*heads, Q, levels, points, 2], -1 and 1 being the edges
+            grids = 2 * inputs["sampling_locations"].transpose(1, 2).flatten(0, 1) - 1
+            weights = inputs["attention_weights"].transpose(1, 2).reshape(images, 1, case.rows, -1)
+            sampled = [
+                torch.nn.functional.grid_sample(
+                    level.reshape(images, case.depth, *size),
+                    grids[:, :, i],
+                    mode="bilinear",
+                    padding_mode="zeros",
+                    align_corners=False,
+                )
+                for i, (level, size) in enumerate(
+                    zip(maps.split(pixels, dim=-1), case.levels, strict=True)
+                )
+            ]
+            sums = (torch.cat(sampled, dim=-1) * weights).sum(-1)  # [N*heads, D, Q]
+            output = sums.reshape(case.batch, case.heads * case.depth, case.rows)
+            return {"output": output.transpose(1, 2).contiguous()}
+
+        def step() -> Tensors:
+            output = forward()["output"]
+            grads = torch.autograd.grad(output, list(inputs.values()), grad_output)
+            names = map(frameworks.GRAD.__add__, inputs)
+            return {"output": output, **dict(zip(names, grads, strict=True))}
+
+        for tensor in inputs.values():
+            tensor.requires_grad_(mode == "step")
+        return step if mode == "step" else forward
+
+    def to_numpy(self, name: str, tensor: Any) -> np.ndarray:
+        array = tensor.detach().numpy()
+        return array[..., ::-1] if name.endswith("sampling_locations") else array
+
+
 class TfDeformable(_OfThePackage, frameworks.TfDeformable):
     """Ours."""
 
@@ -135,6 +241,9 @@ class GatherXla(Gather):
 
 FRAMEWORKS = {
     harness.OURS: TfDeformable,
+    "PyTorch grid_sample": PyTorch,
+    "KerasHub, XLA": KerasHubXla,
+    "KerasHub": KerasHub,
     "TensorFlow gather, XLA": GatherXla,
     "TensorFlow gather": Gather,
 }

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import deformable_attention
 import deformable_conv2d
 import harness
 import roi_pool
@@ -187,17 +188,19 @@ def scaling_table(results: Results) -> str:
     counts = results.values("threads", "shapes")
     if len(counts) < 2:
         return ""
+    shown = [name for name in (CONV2D, OURS) if name in results.values("framework", "shapes")]
     rows = []
     for case in results.values("case", "shapes"):
         row = [case]
-        for name in (CONV2D, OURS):
+        for name in shown:
             for mode in ("forward", "step"):
                 one, all_ = (
                     results.time("shapes", case, name, mode, n) for n in (counts[0], counts[-1])
                 )
                 row.append(f"{milliseconds(one) / milliseconds(all_):.2f}" if one and all_ else "–")
         rows.append(row)
-    header = ["", *(f"{n}, {mode}" for n in ("conv2d", OURS) for mode in ("forward", "step"))]
+    names = ["conv2d" if name == CONV2D else name for name in shown]
+    header = ["", *(f"{name}, {mode}" for name in names for mode in ("forward", "step"))]
     title = f"\n### Speed-up from {threads_in_words(counts[0])} to {counts[-1]}\n\n"
     return title + table(header, rows)
 
@@ -219,36 +222,40 @@ def small_table(results: Results) -> str:
 
 def dtypes_table(results: Results) -> str:
     """Returns the times of other types over those of float32 and of the plain convolution."""
+    has_conv = CONV2D in results.values("framework", "dtypes")
     rows = []
     for case in results.values("case", "dtypes"):
         row = [case]
-        single = f"{case.split()[0]} float32"
+        single = " ".join([*case.split()[:-1], "float32"])
         for mode in ("forward", "step"):
             ours = results.time("dtypes", case, OURS, mode, 1)
             conv = results.time("dtypes", case, CONV2D, mode, 1)
             base = results.time("dtypes", single, OURS, mode, 1)
             row.append(f"{milliseconds(ours):.1f}" if ours else "–")
             row.append(f"{milliseconds(ours) / milliseconds(base):.2f}" if ours and base else "–")
-            row.append(f"{milliseconds(ours) / milliseconds(conv):.2f}" if ours and conv else "–")
+            if has_conv:
+                row.append(
+                    f"{milliseconds(ours) / milliseconds(conv):.2f}" if ours and conv else "–"
+                )
         rows.append(row)
     if not rows:
         return ""
-    columns = ("{}, ms", "over float32", "over conv2d")
+    columns = ("{}, ms", "over float32", *(["over conv2d"] if has_conv else []))
     header = ["", *(column.format(mode) for mode in ("forward", "step") for column in columns)]
     return "\n### Other types, 1 thread\n\n" + table(header, rows)
 
 
-def roi_table(results: Results, mode: str) -> str:
+def times_table(results: Results, mode: str) -> str:
     """Returns times in milliseconds, and over ours."""
     names = results.values("framework", "shapes")
     rows = []
-    for case in roi_pool.SHAPES:
+    for case in results.values("case", "shapes"):
         for threads in results.values("threads", "shapes"):
-            found = {n: results.time("shapes", case.name, n, mode, threads) for n in names}
+            found = {n: results.time("shapes", case, n, mode, threads) for n in names}
             ours = found[OURS]
             if ours is None:
                 continue
-            row = [f"{case.name}, {threads_in_words(threads)}"]
+            row = [f"{case}, {threads_in_words(threads)}"]
             for name, record in found.items():
                 if record is None:
                     row.append("–")
@@ -380,11 +387,24 @@ def roi_report(results: Results) -> str:
     """Returns the text on RoI pooling."""
     shapes = [[case.name, case.description] for case in roi_pool.SHAPES]
     text = about_the_run(results) + "\n" + table(["", "300 boxes, 7x7 bins, 4x4 samples"], shapes)
-    text += roi_table(results, "forward") + roi_table(results, "step") + memory_table(results)
+    text += times_table(results, "forward") + times_table(results, "step") + memory_table(results)
     return text + agreement(results) + failures(results)
 
 
-REPORTS = {"deformable_conv2d": conv_report, "roi_pool": roi_report}
+def attention_report(results: Results) -> str:
+    """Returns the text on multi-scale deformable attention."""
+    shapes = [[case.name, case.description] for case in deformable_attention.SHAPES]
+    text = about_the_run(results) + "\n" + table(["", ""], shapes)
+    text += times_table(results, "forward") + times_table(results, "step")
+    text += scaling_table(results) + memory_table(results) + dtypes_table(results)
+    return text + agreement(results) + failures(results)
+
+
+REPORTS = {
+    "deformable_conv2d": conv_report,
+    "roi_pool": roi_report,
+    "deformable_attention": attention_report,
+}
 
 
 def main() -> None:

@@ -6,12 +6,12 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from digit_scenes import Scenes
+from digit_scenes import CANVAS, Scenes
 from digits import Array
-
-from tf_deformable.models import boxes
+from recipes.evaluation import precision_at, results_of
 
 DIGITS = 10  # classes
+_RECALLS = 1001  # COCO has 101; at so many, the mean is the area under the curve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,30 +30,39 @@ class Detections:
 
 
 def mean_average_precision(found: Detections, scenes: Scenes, threshold: float) -> float:
-    """Area under the precision-recall curve, mean over classes (as PASCAL VOC since 2010).
+    """Area under the precision-recall curve, mean over classes, by pycocotools.
 
     A detection is right if it overlaps a digit of its class by `threshold` at least, and no better
     detection does so.
     """
-    ious = boxes.iou(found.boxes, scenes.boxes).numpy()
-    averages = []
-    for digit in range(DIGITS):
-        records = []  # (score, right)
-        for image in range(len(scenes)):
-            free = scenes.labels[image] == digit
-            for row in np.flatnonzero(found.classes[image, : found.counts[image]] == digit):
-                overlaps = np.where(free, ious[image, row], 0.0)
-                best = overlaps.argmax()
-                right = overlaps[best] >= threshold
-                free[best] &= not right
-                records.append((found.scores[image, row], right))
-        positives = np.sum(scenes.labels == digit)
-        if positives == 0:
-            continue
-        order = np.argsort([-score for score, _ in records], kind="stable")
-        right = np.cumsum(np.array([right for _, right in records], float)[order])
-        recall = np.concatenate([[0.0], right / positives])
-        precision = right / np.arange(1, len(right) + 1)
-        envelope = np.maximum.accumulate(precision[::-1])[::-1]
-        averages.append(np.sum(np.diff(recall) * envelope))
-    return float(np.mean(averages))
+    results = [
+        result
+        for image in range(len(scenes))
+        for result in results_of(
+            image, {name: rows[image] for name, rows in vars(found).items()}, range(DIGITS)
+        )
+    ]
+    averages = precision_at(ground_truth(scenes), results, threshold, _RECALLS)
+    return float(np.mean(list(averages.values())))
+
+
+def ground_truth(scenes: Scenes) -> dict[str, Any]:
+    """Returns scenes as a COCO file has them."""
+    annotations = []
+    for image, row in np.argwhere(scenes.present):
+        y1, x1, y2, x2 = (float(value) for value in scenes.boxes[image, row])
+        annotations.append(
+            {
+                "id": len(annotations) + 1,
+                "image_id": int(image),
+                "category_id": int(scenes.labels[image, row]),
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": (x2 - x1) * (y2 - y1),
+                "iscrowd": 0,
+            }
+        )
+    return {
+        "images": [{"id": i, "height": CANVAS, "width": CANVAS} for i in range(len(scenes))],
+        "annotations": annotations,
+        "categories": [{"id": digit, "name": str(digit)} for digit in range(DIGITS)],
+    }

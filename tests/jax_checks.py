@@ -14,14 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.gpu import deformable_attention_checks as attention
 from tests.gpu import deformable_conv2d_checks as conv2d
 from tests.gpu import roi_pool_checks as roi_pool
 from tests.gpu.kernels import ROOT
-from tf_deformable.jax import deformable_conv2d, deformable_psroi_pool
+from tf_deformable.jax import (
+    dcnv3,
+    deformable_conv2d,
+    deformable_psroi_pool,
+    multi_scale_deformable_attention,
+)
 
 Arrays = dict[str, np.ndarray]
 
 ROI_POOL_GOLDEN = sorted((ROOT / "tests" / "golden").glob("psroi_*.npz"))
+DCNV3_GOLDEN = sorted((ROOT / "tests" / "golden").glob("dcnv3_*.npz"))
 
 
 def evaluate(
@@ -137,6 +144,75 @@ def check_golden_roi_pool(path: pathlib.Path, dtype: str) -> None:
         "offsets": offsets("grad_trans"),
     }
     conv2d.assert_close(got, expected, dtype, tensor_float_32=False)
+
+
+def check_attention(case: attention.Case, dtype: str) -> None:
+    """Compares output and gradients with the oracle's."""
+    got, rounded = evaluate(
+        multi_scale_deformable_attention,
+        case.arrays(),
+        dtype,
+        spatial_shapes=case.levels,
+        coordinates=case.coordinates,
+    )
+    conv2d.assert_close(got, case.expect(rounded), dtype, tensor_float_32=False)
+
+
+def check_golden_attention(path: pathlib.Path, dtype: str) -> None:
+    """Compares with what transformers' Deformable DETR computed."""
+    case, arguments, expected = attention.golden(path)
+    got, rounded = evaluate(
+        multi_scale_deformable_attention, arguments, dtype, spatial_shapes=case.levels
+    )
+    if dtype != "float64":  # rounded, the locations are not quite where they were
+        expected = case.expect(rounded)
+    conv2d.assert_close(got, expected, dtype, tensor_float_32=False)
+
+
+def check_golden_dcnv3(path: pathlib.Path) -> None:
+    """Compares with what InternImage's code computed, in float64."""
+    with np.load(path) as file:
+        data = dict(file)
+    recorded = json.loads(str(data["meta"]))["attrs"]
+    kernel, remove_center = tuple(recorded["kernel"]), recorded["remove_center"]
+
+    def rows_first(array: np.ndarray, numbers: int) -> np.ndarray:
+        """Taps column by column, and pairs (dx, dy), in this package's order."""
+        *grid, size = array.shape
+        count = kernel[0] * kernel[1] - remove_center
+        taps = array.reshape(*grid, -1, count, numbers)[..., ::-1]
+        order = [
+            row + column * kernel[0] for row in range(kernel[0]) for column in range(kernel[1])
+        ]
+        if remove_center:
+            center = order[len(order) // 2]
+            order = [tap - (tap > center) for tap in order if tap != center]
+        return taps[..., order, :].reshape(*grid, size)
+
+    got, _ = evaluate(
+        dcnv3,
+        {
+            "inputs": data["x"],
+            "offsets": rows_first(data["offset"], 2),
+            "mask": rows_first(data["mask"], 1),
+            "grad_output": data["grad_y"],
+        },
+        "float64",
+        kernel_size=kernel,
+        strides=recorded["strides"],
+        padding=[[0, 0], *([pad, pad] for pad in recorded["padding"]), [0, 0]],
+        dilations=recorded["dilations"],
+        offset_scale=recorded["offset_scale"],
+        remove_center=remove_center,
+    )
+    expected = {
+        "output": data["y"],
+        "inputs": data["grad_x"],
+        "offsets": rows_first(data["grad_offset"], 2),
+        "mask": rows_first(data["grad_mask"], 1),
+    }
+    for name, want in expected.items():
+        np.testing.assert_allclose(got[name], want, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
 def _tensor_float_32() -> bool:

@@ -56,6 +56,7 @@ def test_there_are_examples_of_what_most_users_call() -> None:
     names = {name.rpartition(".")[2] for name in EXAMPLES}
     assert names >= {
         *("DeformableConv2D", "DeformablePSRoIPool", "DeformableRoIPool", "PSRoIPool", "RoIPool"),
+        *("DCNv3", "DCNv4", "MultiScaleDeformableAttention", "dcnv3", "dcnv4"),
         *("deformable_conv2d", "deformable_psroi_pool", "deformable_roi_pool"),
         *("compare", "deeplab", "deformify", "detector", "sampling_locations"),
     }

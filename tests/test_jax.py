@@ -18,6 +18,7 @@ if not (_native._FOLDER / _native._HANDLERS).exists():
     pytest.skip("the library of the handlers was not built", allow_module_level=True)
 
 from tests import jax_checks  # noqa: E402
+from tests.gpu import deformable_attention_checks as attention  # noqa: E402
 from tests.gpu import deformable_conv2d_checks as conv2d  # noqa: E402
 from tests.gpu import roi_pool_checks as roi_pool  # noqa: E402
 from tf_deformable import jax as for_jax  # noqa: E402
@@ -43,7 +44,20 @@ def test_roi_pooling_agrees_with_recorded_results(path, dtype):
     jax_checks.check_golden_roi_pool(path, dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("path", attention.GOLDEN, ids=lambda p: p.stem)
+def test_attention_agrees_with_recorded_results(path, dtype):
+    jax_checks.check_golden_attention(path, dtype)
+
+
+@pytest.mark.parametrize("path", jax_checks.DCNV3_GOLDEN, ids=lambda p: p.stem)
+def test_dcnv3_agrees_with_recorded_results(path):
+    jax_checks.check_golden_dcnv3(path)
+
+
 def test_the_golden_vectors_are_there():
+    assert len(attention.GOLDEN) == 3
+    assert len(jax_checks.DCNV3_GOLDEN) == 4
     assert len(conv2d.GOLDEN) == 10
     assert len(jax_checks.ROI_POOL_GOLDEN) == 7
 
@@ -58,6 +72,12 @@ def test_convolution_agrees_with_the_oracle(name, dtype):
 @pytest.mark.parametrize("name", ["lopsided", "aligned", "adaptive", "plain", "no boxes"])
 def test_roi_pooling_agrees_with_the_oracle(name, dtype):
     jax_checks.check_roi_pool(roi_pool.CASES[name], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["lopsided", "pixels", "vectors", "an empty level", "no queries"])
+def test_attention_agrees_with_the_oracle(name, dtype):
+    jax_checks.check_attention(attention.CASES[name], dtype)
 
 
 # --- What JAX does with functions ----------------------------------------------------------------
@@ -93,6 +113,63 @@ def test_vmap_is_a_call_for_each():
 
     got = jax.vmap(one)(inputs, offsets, mask)
     np.testing.assert_array_equal(got, for_jax.deformable_conv2d(inputs, filters, offsets, mask))
+
+
+def attention_tensors(dtype="float32"):
+    arrays = attention.Case().arrays()
+    del arrays["grad_output"]
+    return {name: jnp.asarray(array, dtype) for name, array in arrays.items()}
+
+
+def test_sizes_of_levels_that_the_run_tells():
+    """One program serves them, as long as their number and that of the pixels stay."""
+    traces = 0
+
+    @jax.jit
+    def loss_and_grads(tensors, sizes):
+        nonlocal traces
+        traces += 1
+
+        def loss(tensors):
+            output = for_jax.multi_scale_deformable_attention(spatial_shapes=sizes, **tensors)
+            return (output**2).sum()
+
+        return jax.value_and_grad(loss)(tensors)
+
+    for levels in (attention.Case().levels, ((4, 5), (4, 5), (1, 5))):
+        got = loss_and_grads(attention_tensors(), jnp.array(levels))
+        want = loss_and_grads.__wrapped__(attention_tensors(), levels)
+        for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+    assert traces == 3  # two are of the calls outside of jax.jit
+
+
+def test_vmap_of_attention_is_a_call_for_each():
+    tensors = attention_tensors()
+
+    def one(tensors):
+        batch = {name: tensor[None] for name, tensor in tensors.items()}
+        levels = attention.Case().levels
+        return for_jax.multi_scale_deformable_attention(spatial_shapes=levels, **batch)[0]
+
+    want = for_jax.multi_scale_deformable_attention(
+        spatial_shapes=attention.Case().levels, **tensors
+    )
+    np.testing.assert_array_equal(jax.vmap(one)(tensors), want)
+
+
+def test_dcnv3_with_channels_first_and_float32_beside_half_precision():
+    random = np.random.default_rng(0)
+    inputs = jnp.asarray(random.normal(size=[2, 6, 5, 4]), "bfloat16")
+    offsets = jnp.asarray(random.normal(size=[2, 6, 5, 36]), "float32")
+    mask = jnp.asarray(random.uniform(size=[2, 6, 5, 18]), "float32")
+    want = for_jax.dcnv3(inputs, offsets, mask)
+    assert want.dtype == "bfloat16"
+    first = [jnp.moveaxis(a, 3, 1) for a in (inputs, offsets, mask)]
+    got = for_jax.dcnv3(*first, data_format="NCHW")
+    np.testing.assert_array_equal(jnp.moveaxis(got, 1, 3), want)
+    wide = for_jax.dcnv3(inputs.astype("float32"), offsets, mask)
+    np.testing.assert_array_equal(want, wide.astype("bfloat16"))
 
 
 def test_a_model_learns_its_offsets():
@@ -163,6 +240,61 @@ def test_wrong_arguments_of_roi_pooling(changes, message):
     arguments = {"inputs": tensors()[0], "boxes": [[0.0, 0, 1, 1]], "box_indices": [0]}
     with pytest.raises(ValueError, match=f"^deformable_roi_pool: {message}"):
         for_jax.deformable_roi_pool(**{**arguments, "output_size": 2, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"spatial_shapes": ((5, 7), (3, 2), (1, 5))},
+            ValueError,
+            r"value must have the pixels of all levels, .* got S=45 and spatial_shapes \[\[5,7\]",
+        ),
+        ({"spatial_shapes": ((5, 7),)}, ValueError, r"sampling_locations must have shape"),
+        ({"spatial_shapes": (5, 7)}, ValueError, r"spatial_shapes must have rank 2 \[levels,2\]"),
+        ({"spatial_shapes": ((5.0, 7.0),)}, TypeError, "spatial_shapes must be integers, got floa"),
+        (
+            {"spatial_shapes": ((-1, -35), (3, 2), (1, 4))},
+            ValueError,
+            "spatial_shapes .* 0, .*-1,-35",
+        ),
+        ({"value": jnp.zeros([2, 45, 15])}, ValueError, r"value must have rank 4 \[N,S,heads,D\]"),
+        ({"coordinates": "xy"}, ValueError, 'coordinates must be "normalized" or "pixels"'),
+    ],
+)
+def test_wrong_arguments_of_attention(changes, error, message):
+    arguments = {"spatial_shapes": attention.Case().levels, **attention_tensors()}
+    with pytest.raises(error, match=f"^multi_scale_deformable_attention: {message}"):
+        for_jax.multi_scale_deformable_attention(**{**arguments, **changes})
+
+
+def test_wrong_sizes_of_levels_that_only_the_run_tells():
+    call = jax.jit(for_jax.multi_scale_deformable_attention)
+    sizes = jnp.array([[5, 7], [3, 2], [1, 5]])
+    with pytest.raises(jax.errors.JaxRuntimeError, match="pixels of all levels, .* got S=45"):
+        call(spatial_shapes=sizes, **attention_tensors()).block_until_ready()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"offsets": jnp.zeros([2, 6, 5, 17])}, r"offsets channels must be .* K\*2=18, got 17"),
+        ({"kernel_size": 2, "remove_center": True}, r"odd kernel_size, got \[2,2\]"),
+        ({"offset_scale": float("inf")}, "offset_scale must be finite, got inf"),
+        ({"inputs": jnp.zeros([6, 5, 4])}, r"inputs must have rank 4 \[N,H,W,C\]"),
+        (
+            {"mask": jnp.zeros([2, 6, 5, 8])},
+            r"mask must have shape .* \[2,6,5,9\], got .*\[2,6,5,8\]",
+        ),
+        ({"mask": np.zeros([2, 6, 5, 9])}, r"mask must have the dtype of inputs"),
+    ],
+)
+def test_wrong_arguments_of_dcnv3(changes, message):
+    inputs, _, offsets, mask = tensors()
+    arguments = {"inputs": inputs, "offsets": offsets, "mask": mask}
+    assert for_jax.dcnv3(**arguments).shape == (2, 6, 5, 4)
+    with pytest.raises(ValueError, match=f"^dcnv3: .*{message}"):
+        for_jax.dcnv3(**{**arguments, **changes})
 
 
 # What no caller of these functions can get wrong, but who calls the handlers without them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from collections.abc import Iterator
@@ -92,6 +93,15 @@ def is_graph(layer: Any) -> bool:
     return _function(layer) is not None
 
 
+def is_plain_model(model: Any) -> bool:
+    """Returns whether a model that `is_graph` can be built again, as its class, from its graph.
+
+    That is so of the classes of Keras, and of those derived from them that keep their constructor.
+    """
+    plain = (tf.keras.Sequential, _functional_class(), tf.keras.Model)
+    return type(model) in plain or type(model).__init__ in [kind.__init__ for kind in plain]
+
+
 def sublayers(layer: Any) -> list[Any]:
     """Returns the layer and all layers inside it, a layer before those that it holds."""
     return list(layer._flatten_layers(include_self=True, recursive=True))
@@ -107,10 +117,19 @@ def lambda_output_shape(layer: Any) -> Any:
     return layer._output_shape
 
 
+@functools.cache
+def _functional_class() -> Any:
+    """Returns the class that `tf.keras.Model(inputs, outputs)` is of."""
+    inputs = tf.keras.Input((1,))
+    return type(tf.keras.Model(inputs, inputs))
+
+
 def _function(layer: Any) -> Any:
     """Returns the object that holds the nodes, None for all other layers."""
     if isinstance(layer, tf.keras.Sequential) and IS_KERAS_3:
         return layer._functional
-    if not isinstance(layer, tf.keras.Model):
+    if not isinstance(layer, tf.keras.Model) or not getattr(layer, "_nodes_by_depth", None):
         return None
-    return layer if getattr(layer, "_nodes_by_depth", None) else None
+    # A class may build a graph and compute something else.
+    is_run = isinstance(layer, tf.keras.Sequential) or type(layer).call is _functional_class().call
+    return layer if is_run else None

@@ -1,8 +1,9 @@
 """The operators for JAX: the same compiled kernels, called by XLA itself.
 
-`deformable_conv2d`, `deformable_roi_pool` and `deformable_psroi_pool` take and return JAX arrays,
-and have the names, the conventions and the gradients of the functions of `tf_deformable`, which say
-what they compute. They work under `jax.jit`, `jax.grad` and `jax.vmap` (one call after the other),
+`deformable_conv2d`, `deformable_roi_pool`, `deformable_psroi_pool`,
+`multi_scale_deformable_attention` and `dcnv3` take and return JAX arrays, and have the names, the
+conventions and the gradients of the functions of `tf_deformable`, which say what they compute. They
+work under `jax.jit`, `jax.grad` and `jax.vmap` (one call after the other),
 on the CPU and, in a library with CUDA kernels, on GPUs. They are differentiated once, in reverse.
 
 The kernels come from the package's own library, which is there if the package was built with
@@ -33,16 +34,31 @@ import numpy as np
 
 from tf_deformable import _native
 from tf_deformable._geometry import attributes as _attributes
+from tf_deformable._geometry.dcnv3 import Window, axes_text, dcnv3_geometry, dcnv3_window
+from tf_deformable._geometry.deformable_attention import deformable_attention_geometry
 from tf_deformable._geometry.deformable_conv2d import deformable_conv2d_geometry
 from tf_deformable._geometry.padding import padding_attributes
 from tf_deformable._geometry.roi_pool import OPERATORS, roi_pool_geometry
 from tf_deformable._geometry.sizes import Checks
 
-__all__ = ["deformable_conv2d", "deformable_psroi_pool", "deformable_roi_pool"]
+__all__ = [
+    "dcnv3",
+    "deformable_conv2d",
+    "deformable_psroi_pool",
+    "deformable_roi_pool",
+    "multi_scale_deformable_attention",
+]
 
 _CONV2D = "deformable_conv2d"
 _ROI_POOL, _PSROI_POOL = OPERATORS
-_HANDLERS = ("conv2d", "conv2d_grad", "roi_pool", "roi_pool_grad")
+_ATTENTION = "multi_scale_deformable_attention"
+_ATTENTION_TENSORS = ("value", "sampling_locations", "attention_weights")
+_DCNV3 = "dcnv3"
+_HANDLERS = tuple(
+    f"{name}{gradient}"
+    for name in ("conv2d", "roi_pool", "attention")
+    for gradient in ("", "_grad")
+)
 
 
 def deformable_conv2d(
@@ -196,6 +212,108 @@ def deformable_psroi_pool(
     )  # fmt: skip
 
 
+def multi_scale_deformable_attention(
+    value: Any,
+    spatial_shapes: Any,
+    sampling_locations: Any,
+    attention_weights: Any,
+    *,
+    coordinates: str = "normalized",
+) -> jax.Array:
+    """Attention of JAX arrays, as `tf_deformable.multi_scale_deformable_attention` defines it.
+
+    Args:
+        value: `[N, S, heads, D]`, float16, bfloat16, float32 or float64: the pixels of the levels
+            one after the other, each row by row.
+        spatial_shapes: `[levels, 2]`, height and width of each level: integers or an integer array.
+            On a GPU they must be known when XLA compiles: they cannot be what a function under
+            `jax.jit` gets or computes.
+        sampling_locations: `[N, Q, heads, levels, points, 2]`, last axis (y, x).
+        attention_weights: `[N, Q, heads, levels, points]`, used as they are.
+        coordinates: "normalized", where a location is at the pixel location * (H, W) - 0.5, or
+            "pixels".
+
+    `sampling_locations` and `attention_weights` have the dtype of `value`, or are float32 beside
+    half precision.
+
+    Returns:
+        `[N, Q, heads*D]`, in the dtype of `value`.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: shapes or attributes break a rule.
+        jax.errors.JaxRuntimeError: dtypes do not fit, or sizes of levels that only the run shows.
+        tf_deformable.NativeLibraryError: the library is missing.
+    """
+    levels, sizes = _levels(spatial_shapes)
+    tensors = _arrays(
+        value=value, sampling_locations=sampling_locations, attention_weights=attention_weights
+    )
+    attributes = _AttentionAttributes(
+        coordinates=_attributes.coordinates_of_maps(_ATTENTION, coordinates), levels=levels
+    )
+    return _attention(attributes, tensors, sizes)
+
+
+def dcnv3(
+    inputs: Any,
+    offsets: Any,
+    mask: Any,
+    *,
+    kernel_size: int | Sequence[int] = 3,
+    strides: int | Sequence[int] = 1,
+    padding: str | Sequence[Sequence[int]] = "SAME",
+    dilations: int | Sequence[int] = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    data_format: str = "NHWC",
+) -> jax.Array:
+    """DCNv3 of JAX arrays, as `tf_deformable.dcnv3` defines it.
+
+    Args:
+        inputs: `[N, H, W, C]` (NCHW: `[N, C, H, W]`), float16, bfloat16, float32 or float64.
+        offsets: `[N, Ho, Wo, G*K*2]` (NCHW: `[N, G*K*2, Ho, Wo]`) in pixels of the inputs, last
+            axis = (group, tap row, tap column, (dy, dx)). K is kh*kw, one less without the center.
+        mask: `[N, Ho, Wo, G*K]` (NCHW: `[N, G*K, Ho, Wo]`), one factor per tap.
+        kernel_size: an integer or (kh, kw).
+        strides: an integer or (y, x), at least 1.
+        padding: "SAME", "VALID" or `[[0, 0], [top, bottom], [left, right], [0, 0]]`, in the order
+            of `data_format`.
+        dilations: an integer or (y, x), at least 1.
+        offset_scale: factor of the offsets and of the distance of the taps from the center.
+        remove_center: whether the kernel has no tap at its center; its sizes must then be odd.
+        data_format: "NHWC" or "NCHW".
+
+    `offsets` and `mask` have the dtype of `inputs`, or are float32 beside half precision.
+
+    Returns:
+        `[N, Ho, Wo, C]` (NCHW: `[N, C, Ho, Wo]`), in the dtype of `inputs`.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: shapes, dtypes or attributes break a rule. Shapes in messages are those of NHWC.
+        jax.errors.JaxRuntimeError: inputs have another dtype.
+        tf_deformable.NativeLibraryError: the library is missing.
+    """
+    window = dcnv3_window(
+        _DCNV3,
+        kernel_size,
+        strides,
+        padding,
+        dilations,
+        offset_scale,
+        remove_center,
+        data_format,
+    )
+    tensors = _arrays(inputs=inputs, offsets=offsets, mask=mask)
+    for name, tensor in tensors.items():
+        Checks(_DCNV3).rank(name, axes_text(name, window.layout), 4, tensor)
+        if window.layout == "NCHW":
+            tensors[name] = jnp.moveaxis(tensor, 1, 3)
+    output = _sum_of_taps(window, **tensors)
+    return jnp.moveaxis(output, 3, 1) if window.layout == "NCHW" else output
+
+
 # --- The convolution -----------------------------------------------------------------------------
 
 
@@ -290,8 +408,7 @@ def _pool(
     is_double = tensors["inputs"].dtype == jnp.float64
     regions = _arrays(boxes=boxes, box_indices=box_indices)
     regions["boxes"] = regions["boxes"].astype(jnp.float64 if is_double else jnp.float32)
-    limits = jnp.iinfo(jnp.int32)
-    regions["box_indices"] = regions["box_indices"].clip(limits.min, limits.max).astype(jnp.int32)
+    regions["box_indices"] = _as_int32(regions["box_indices"])
     return _roi_pool(op, attributes, tensors, regions)
 
 
@@ -346,6 +463,111 @@ def _roi_pool_attributes(attributes: _RoIPoolAttributes, tensors: dict[str, Any]
     }
 
 
+# --- Attention -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _AttentionAttributes:
+    coordinates: str
+    levels: tuple[tuple[int, ...], ...] | None  # of spatial_shapes, where they are known
+
+    def for_native(self) -> dict[str, Any]:
+        attributes: dict[str, Any] = {"coordinates": self.coordinates}
+        if self.levels is not None:  # CUDA handlers read them there
+            attributes["spatial_shapes"] = [size for level in self.levels for size in level]
+        return attributes
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(attributes: _AttentionAttributes, tensors: dict[str, Any], sizes: Any) -> jax.Array:
+    known = attributes.levels
+    levels = sizes if known is None else np.array(known, np.int64).reshape(-1, 2)
+    g = deformable_attention_geometry(spatial_shapes=levels, **tensors)
+    shape = (g.batch, g.queries, g.heads * g.depth)
+    (output,) = _call(
+        "attention",
+        _sizes_among(tensors, sizes),
+        [jax.ShapeDtypeStruct(shape, tensors["value"].dtype)],
+        **attributes.for_native(),
+    )
+    return output
+
+
+def _attention_forward(
+    attributes: _AttentionAttributes, tensors: dict[str, Any], sizes: Any
+) -> tuple[Any, Any]:
+    return _attention(attributes, tensors, sizes), (tensors, sizes)
+
+
+def _attention_backward(
+    attributes: _AttentionAttributes, residuals: Any, grad_output: jax.Array
+) -> tuple[dict[str, Any], None]:
+    tensors, sizes = residuals
+    results = _call(
+        "attention_grad",
+        [*_sizes_among(tensors, sizes), grad_output],
+        _present(tensors, *_ATTENTION_TENSORS),
+        **attributes.for_native(),
+    )
+    return _named(tensors, results, *_ATTENTION_TENSORS), None
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def _sizes_among(tensors: dict[str, Any], sizes: Any) -> list[Any]:
+    """The operands, in the operator's order."""
+    value, *others = _present(tensors, *_ATTENTION_TENSORS)
+    return [value, sizes, *others]
+
+
+def _levels(spatial_shapes: Any) -> tuple[tuple[tuple[int, ...], ...] | None, Any]:
+    """The sizes of the levels as numbers, if they are known, and as an array of int32."""
+    sizes = spatial_shapes
+    if not isinstance(sizes, jax.core.Tracer):
+        sizes = np.asarray(spatial_shapes)
+        if sizes.size == 0:  # NumPy does not tell the kind of nothing
+            sizes = sizes.astype(np.int64)
+    if not jnp.issubdtype(sizes.dtype, jnp.integer):
+        raise TypeError(f"{_ATTENTION}: spatial_shapes must be integers, got {sizes.dtype.name}")
+    Checks(_ATTENTION).rank("spatial_shapes", "[levels,2]", 2, sizes)
+    known = None if isinstance(sizes, jax.core.Tracer) else tuple(map(tuple, sizes.tolist()))
+    return known, _as_int32(sizes)
+
+
+def _sum_of_taps(window: Window, inputs: Any, offsets: Any, mask: Any) -> jax.Array:
+    """DCNv3 of channels that come last, by attention on one map."""
+    g = dcnv3_geometry(_DCNV3, inputs, offsets, mask, window)
+    for name, tensor in (("offsets", offsets), ("mask", mask)):
+        allowed = [inputs.dtype] if inputs.dtype.itemsize > 2 else [inputs.dtype, jnp.float32]
+        if tensor.dtype not in allowed or tensor.dtype != offsets.dtype:
+            raise Checks(_DCNV3).error(
+                f"{name} must have the dtype of inputs ({inputs.dtype.name}), or, both of offsets "
+                f"and mask, be float32 beside half precision, got {tensor.dtype.name}"
+            )
+    dtype = jnp.float64 if inputs.dtype == jnp.float64 else jnp.float32
+    rows, columns = g.output[1:]
+    taps = len(window.taps)
+
+    def along(i: int) -> jax.Array:  # [Ho, K] or [Wo, K]
+        axis = g.axes[i]
+        starts = jnp.arange(axis.output) * window.strides[i] - axis.pad_before + window.center(i)
+        return starts.astype(dtype)[:, None] + jnp.asarray(window.distances(i), dtype)
+
+    y, x = along(0)[:, None, None, :], along(1)[None, :, None, :]
+    grid = jnp.stack(jnp.broadcast_arrays(y, x), axis=-1)  # [Ho, Wo, 1, K, 2]
+    moved = offsets.astype(dtype).reshape(g.batch, rows, columns, g.groups, taps, 2)
+    samples = (g.batch, rows * columns, g.groups, 1, taps)
+    attended = multi_scale_deformable_attention(
+        inputs.reshape(g.batch, g.height * g.width, g.groups, g.channels // g.groups),
+        [(g.height, g.width)],
+        (moved * window.scale + grid).reshape(*samples, 2),
+        mask.astype(dtype).reshape(samples),
+        coordinates="pixels",
+    )
+    return attended.reshape(*g.output, g.channels)
+
+
 # --- Calls of the handlers -----------------------------------------------------------------------
 
 
@@ -389,6 +611,12 @@ def _attribute(value: Any) -> Any:
 
 def _arrays(**values: Any) -> dict[str, Any]:
     return {name: None if value is None else jnp.asarray(value) for name, value in values.items()}
+
+
+def _as_int32(integers: Any) -> jax.Array:
+    """Integers of any dtype as int32; those beyond it become its limits."""
+    limits = np.iinfo(np.int32)
+    return jnp.asarray(integers.clip(limits.min, limits.max), jnp.int32)
 
 
 def _present(tensors: dict[str, Any], *names: str) -> list[Any]:

@@ -125,6 +125,32 @@ ROI_CASES = [
 ]
 
 
+@dataclasses.dataclass(frozen=True)
+class AttentionCase:
+    """Heads of 32 channels; without a number of queries all positions are queries."""
+
+    name: str
+    batch: int
+    levels: tuple[tuple[int, int], ...]
+    queries: int | None = None
+    heads: int = 8
+    depth: int = 32
+    points: int = 4
+
+    @property
+    def pixels(self) -> int:
+        return sum(height * width for height, width in self.levels)
+
+
+_DETR = ((100, 152), (50, 76), (25, 38), (13, 19))
+ATTENTION_CASES = [
+    AttentionCase("attention, DETR encoder", 2, _DETR),
+    AttentionCase("attention, DETR decoder", 16, _DETR, 300),
+    AttentionCase("attention, D-FINE decoder", 16, ((80, 80), (40, 40), (20, 20)), 300),
+    AttentionCase("DCNv3, InternImage-T stage 3", 64, ((14, 14),), heads=16, depth=16, points=9),
+]
+
+
 def use_the_emulation() -> None:
     """Small shapes, tensors of the processor: to try this file where there is no GPU."""
     global DEVICE, HUGE
@@ -139,6 +165,10 @@ def use_the_emulation() -> None:
     HUGE = smaller(HUGE)
     sizes = {"batch": 2, "height": 6, "width": 5, "boxes": 3}
     ROI_CASES[:] = [dataclasses.replace(case, **sizes) for case in ROI_CASES]
+    ATTENTION_CASES[:] = [
+        dataclasses.replace(case, batch=2, levels=((3, 4), (2, 3)), queries=5)
+        for case in ATTENTION_CASES
+    ]
 
 
 def make_data(case: Case, dtype: torch.dtype) -> Tensors:
@@ -402,6 +432,7 @@ class Results:
         cases = [dataclasses.asdict(case) | {"operations": case.operations} for case in CASES]
         self.data |= {"machine": _machine(commit), "cases": cases}
         self.data["roi_cases"] = [dataclasses.asdict(case) for case in ROI_CASES]
+        self.data["attention_cases"] = [dataclasses.asdict(case) for case in ATTENTION_CASES]
 
     def write(self) -> None:
         """Replaces the file: whenever the process ends, there is a whole one."""
@@ -488,6 +519,87 @@ def _measure(
 def _free() -> None:
     if DEVICE == "cuda":
         torch.cuda.empty_cache()
+
+
+def attention_functions(kernels: Kernels, case: AttentionCase, dtype: str) -> dict[str, Functions]:
+    """Forward and step, of ours and of PyTorch's composition of `grid_sample`.
+
+    Locations lie within some pixels of where a position of the map has its own.
+    """
+    kind = getattr(torch, dtype)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    queries = case.pixels if case.queries is None else case.queries
+    samples = (case.batch, queries, case.heads, len(case.levels), case.points)
+
+    def normal(*shape: int) -> Any:
+        return torch.randn(shape, device=DEVICE, generator=generator)
+
+    value = normal(case.batch, case.pixels, case.heads, case.depth).to(kind)
+    grad_output = normal(case.batch, queries, case.heads * case.depth).to(kind)
+    centers = torch.rand(1, queries, 1, 1, 1, 2, device=DEVICE, generator=generator)
+    if case.queries is None:
+        centers = torch.cat(
+            [
+                torch.stack(
+                    torch.meshgrid(
+                        *((torch.arange(size, device=DEVICE) + 0.5) / size for size in level),
+                        indexing="ij",
+                    ),
+                    -1,
+                ).reshape(1, -1, 1, 1, 1, 2)
+                for level in case.levels
+            ],
+            1,
+        )
+    sizes = torch.tensor(case.levels, device=DEVICE, dtype=torch.float32)[:, None]
+    locations = (centers + normal(*samples, 2) * 2 / sizes).to(kind)
+    weights = normal(*samples).flatten(3).softmax(-1).reshape(samples).to(kind)
+    arguments = [value, locations, weights]
+    results = [torch.empty_like(tensor) for tensor in arguments]
+    output = torch.empty_like(grad_output)
+    common: dict[str, Any] = {
+        "shapes": [value.shape, weights.shape],
+        "levels": case.levels,
+        "coordinates": "normalized",
+    }
+
+    def forward() -> Any:
+        kernels.attention([*arguments, output], dtype, gradient=False, **common)
+        return output
+
+    def step() -> Any:
+        forward()
+        kernels.attention([*arguments, grad_output, *results], dtype, gradient=True, **common)
+        return results
+
+    grids = locations.flip(-1).contiguous()
+
+    def theirs_forward() -> Any:
+        maps = value.split([height * width for height, width in case.levels], 1)
+        sampled = []
+        for level, (height, width) in enumerate(case.levels):
+            images = maps[level].permute(0, 2, 3, 1).reshape(-1, case.depth, height, width)
+            grid = (2 * grids[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
+            sampled.append(
+                torch.nn.functional.grid_sample(images, grid.to(kind), align_corners=False)
+            )
+        factors = weights.transpose(1, 2).reshape(case.batch * case.heads, 1, queries, -1)
+        sums = (torch.stack(sampled, -2).flatten(-2) * factors).sum(-1)
+        return sums.reshape(case.batch, -1, queries).transpose(1, 2)
+
+    def theirs_step() -> Any:
+        leaves = [value, grids, weights]
+        for leaf in leaves:
+            leaf.requires_grad_(True)
+        gradients = torch.autograd.grad(theirs_forward(), leaves, grad_output)
+        for leaf in leaves:
+            leaf.requires_grad_(False)
+        return gradients
+
+    return {
+        "tf_deformable": {"forward": forward, "step": step},
+        "grid_sample": {"forward": theirs_forward, "step": theirs_step},
+    }
 
 
 def roi_functions(kernels: Kernels, case: RoICase, dtype: str) -> dict[str, Functions]:
@@ -670,8 +782,11 @@ class _Suite:
         _free()
         return errors
 
-    def _time_roi(self, case: RoICase, dtype: str, key: dict[str, Any]) -> list[str]:
-        functions = roi_functions(self.kernels, case, dtype)[key["framework"]]
+    def _time_other(
+        self, case: RoICase | AttentionCase, dtype: str, key: dict[str, Any]
+    ) -> list[str]:
+        make: Any = roi_functions if isinstance(case, RoICase) else attention_functions
+        functions = make(self.kernels, case, dtype)[key["framework"]]
         errors = _measure(self.results, self.timer, functions, key)
         _free()
         return errors
@@ -680,6 +795,7 @@ class _Suite:
         """Times of everything, the most important first."""
         todo: list[tuple[Any, tuple[str, ...]]] = []
         todo += [(case, USUAL) for case in CASES[:FIVE]]
+        todo += [(case, ("float32", "bfloat16")) for case in ATTENTION_CASES]
         todo += [(case, ("float32", "float16", "bfloat16")) for case in ROI_CASES]
         todo += [(case, UNUSUAL) for case in CASES[:FIVE]]
         todo += [(case, USUAL) for case in CASES[FIVE:]]
@@ -688,6 +804,8 @@ class _Suite:
                 frameworks = ["tf_deformable", "torchvision"]
                 if isinstance(case, Case):
                     frameworks.append("conv2d")
+                elif isinstance(case, AttentionCase):
+                    frameworks[1] = "grid_sample"
                 elif case.moved:
                     frameworks.remove("torchvision")
                 for framework in frameworks:
@@ -695,7 +813,7 @@ class _Suite:
                     if isinstance(case, Case):
                         run = functools.partial(self._time, case, precision, framework, key)
                     else:
-                        run = functools.partial(self._time_roi, case, precision, key)
+                        run = functools.partial(self._time_other, case, precision, key)
                     yield Item(", ".join(key.values()), run)
 
     def tiles(self) -> Iterator[Item]:

@@ -29,7 +29,7 @@ HEADER = (
     "case, dtype",
     "ms",
     "TFLOP/s",
-    "torchvision ms",
+    "torchvision ms (attention: grid_sample)",
     "times as fast",
     "conv2d ms",
     "times conv2d",
@@ -73,10 +73,11 @@ def tables(results: dict[str, Any]) -> str:
                 found = record(name)
                 return statistics.median(found["seconds"]) if found else None
 
-            mine, theirs, floor = map(seconds, ("tf_deformable", "torchvision", "conv2d"))
+            other = "grid_sample" if record("grid_sample") else "torchvision"
+            mine, theirs, floor = map(seconds, ("tf_deformable", other, "conv2d"))
             assert mine is not None
             work = operations.get(case, 0) * operations_of
-            memory = [record(name) for name in ("tf_deformable", "torchvision")]
+            memory = [record(name) for name in ("tf_deformable", other)]
             megabytes = [f"{r['scratch_bytes'] / 2**20:.0f}" if r else "" for r in memory]
             rows.append(
                 [

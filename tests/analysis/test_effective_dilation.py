@@ -111,6 +111,61 @@ def test_batches_are_pooled_and_missing_categories_are_not_numbers(model):
     np.testing.assert_allclose(one.std[0, 0], small.std(), rtol=1e-6)
 
 
+@pytest.fixture
+def every_pixel():
+    """A layer of which each unit is in the middle of a pixel of the image."""
+    inputs = tf.keras.Input((None, None, 1))
+    return tf.keras.Model(inputs, models.deformable("each")(inputs))
+
+
+def test_objects_count_up_to_their_edges(every_pixel):
+    # Pixel i is from i to i + 1, and its middle at i + 0.5: rows 1 and 2, columns 2 to 4.
+    box = np.array([[[0.6, 1.5, 3.5, 5.5]]])
+    image = np.zeros((1, 6, 8, 1), np.float32)
+    found = analysis.effective_dilation_by_size(every_pixel, image, boxes=box, areas=(1, 2))
+    np.testing.assert_array_equal(found.count, [[0, 0, 2 * 4, 6 * 8 - 2 * 4]])
+
+
+@pytest.mark.parametrize(
+    ("areas", "category"), [((4, 9), 1), ((3, 4), 2), ((4.01, 9), 0), ((3.99, 4.01), 1)]
+)
+@pytest.mark.parametrize("kind", ["boxes", "masks"])
+def test_areas_at_a_limit_belong_to_the_larger_category(every_pixel, kind, areas, category):
+    image = np.zeros((1, 6, 8, 1), np.float32)
+    objects = np.array([[[1, 2, 3, 4]]])
+    if kind == "masks":
+        objects = np.zeros((1, 1, 6, 8), np.uint8)
+        objects[0, 0, 1:3, 2:4] = 255  # anything but 0
+    found = analysis.effective_dilation_by_size(every_pixel, image, areas=areas, **{kind: objects})
+    expected = [0, 0, 0, 6 * 8 - 4]
+    expected[category] = 4
+    np.testing.assert_array_equal(found.count, [expected])
+
+
+def test_masks_end_where_the_image_does():
+    # Units above and left of the image, and below and right of it, are on no object.
+    inputs = tf.keras.Input((None, None, 1))
+    padded = tf.keras.layers.ZeroPadding2D(2)(inputs)
+    model = tf.keras.Model(inputs, models.deformable("padded")(padded))
+    image, masks = np.zeros((1, 4, 5, 1), np.float32), np.ones((1, 1, 4, 5))
+    found = analysis.effective_dilation_by_size(model, image, masks=masks, areas=(1, 2))
+    np.testing.assert_array_equal(found.count, [[0, 0, 4 * 5, 8 * 9 - 4 * 5]])
+
+
+def test_a_box_that_is_turned_inside_out_has_no_area(every_pixel):
+    image = np.zeros((1, 6, 8, 1), np.float32)
+    boxes = np.array([[[4, 6, 1, 2], [0, 0, 0, 0]]])
+    found = analysis.effective_dilation_by_size(every_pixel, image, boxes=boxes)
+    np.testing.assert_array_equal(found.count, [[0, 0, 0, 6 * 8]])
+
+
+def test_both_limits_may_be_the_same(every_pixel):
+    image = np.zeros((1, 6, 8, 1), np.float32)
+    boxes = np.array([[[0, 0, 2, 2]]])
+    found = analysis.effective_dilation_by_size(every_pixel, image, boxes=boxes, areas=(4, 4))
+    np.testing.assert_array_equal(found.count, [[0, 0, 4, 6 * 8 - 4]])
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -120,6 +175,7 @@ def test_batches_are_pooled_and_missing_categories_are_not_numbers(model):
         ({"boxes": np.zeros((1, 2, 5))}, ValueError, r"boxes must .* got \[1, 2, 5\]"),
         ({"masks": np.zeros((1, 8, 8))}, ValueError, r"masks must .* got \[1, 8, 8\]"),
         ({"boxes": np.zeros((1, 2, 4)), "areas": (9, 4)}, ValueError, "areas must be .*9, 4"),
+        ({"boxes": np.zeros((1, 2, 4)), "areas": (0, 4)}, ValueError, "areas must be .*0, 4"),
         ({"boxes": np.zeros((1, 2, 4)), "layers": ["x"]}, ValueError, "'spread'.*got 'x'"),
     ],
 )

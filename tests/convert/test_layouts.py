@@ -95,6 +95,35 @@ def test_offsets_and_masks_of_dcnv3(leading: tuple[int, ...], kernel_size: Any) 
     np.testing.assert_array_equal(convert.dcnv3_from_mask(our_mask, kernel_size), their_mask)
 
 
+@pytest.mark.parametrize(("kernel_size", "remove_center"), [((3, 2), False), (3, True)])
+@pytest.mark.parametrize("leading", [(), (5,), (2, 3, 4)], ids=["bias", "kernel", "map"])
+def test_offsets_and_masks_of_dcnv4(
+    leading: tuple[int, ...], kernel_size: Any, remove_center: bool
+) -> None:
+    groups = 3
+    taps = 8 if remove_center else 6
+    theirs = _numbered(*leading, {6: 56, 8: 72}[taps])
+    theirs[..., groups * taps * 3 :] = 0
+
+    ours, our_mask = convert.offsets_and_mask_from_dcnv4(
+        theirs, kernel_size, groups, remove_center=remove_center
+    )
+
+    of_groups = theirs[..., : groups * taps * 3].reshape(*leading, groups, 3 * taps)
+    offsets = of_groups[..., : 2 * taps].reshape(*leading, groups * taps * 2)
+    mask = of_groups[..., 2 * taps :].reshape(*leading, groups * taps)
+    for got, part, to_theirs in (
+        (ours, offsets, convert.dcnv3_from_offsets),
+        (our_mask, mask, convert.dcnv3_from_mask),
+    ):
+        back = to_theirs(got, kernel_size, remove_center=remove_center)
+        np.testing.assert_array_equal(back, part)
+    packed = convert.dcnv4_from_offsets_and_mask(
+        ours, our_mask, kernel_size, remove_center=remove_center
+    )
+    np.testing.assert_array_equal(packed, theirs)
+
+
 @pytest.mark.parametrize("count", [0, 3])
 def test_rois(count: int) -> None:
     rois = _numbered(count, 5) + 0.25
@@ -164,6 +193,7 @@ def test_position_sensitive_channels(leading: tuple[int, ...]) -> None:
         (convert.nhwc_from_nchw, [_numbered(2, 3, 4, 5)]),
         (convert.oihw_from_hwio, [_numbered(2, 3, 4, 5)]),
         (convert.offsets_from_dcnv3, [_numbered(2, 36), 3]),
+        (convert.offsets_and_mask_from_dcnv4, [_numbered(2, 56), 3, 2]),
         (convert.boxes_from_rois, [_numbered(2, 5)]),
         (convert.rois_from_boxes, [_numbered(2, 4), np.int32([1, 0])]),
         (convert.boxes_from_normalized, [_numbered(2, 4), np.int32([3, 4])]),
@@ -242,6 +272,20 @@ def test_conversions_keep_the_dtype_and_are_differentiable() -> None:
             lambda: convert.offsets_from_dcnv3(np.zeros([2, 9]), 3),
             "offsets_from_dcnv3: the last size of offsets must be known and a multiple of 18, "
             "got shape [2,9]",
+        ),
+        (
+            lambda: convert.offsets_and_mask_from_dcnv4(np.zeros([2, 54]), 3, groups=2),
+            "offsets_and_mask_from_dcnv4: the last size of packed must be G*K*3=54 rounded up to a "
+            "multiple of 8, 56, got shape [2,54]",
+        ),
+        (
+            lambda: convert.offsets_and_mask_from_dcnv4(np.zeros([2, 56]), 3, groups=0),
+            "offsets_and_mask_from_dcnv4: groups must be positive, got 0",
+        ),
+        (
+            lambda: convert.dcnv4_from_offsets_and_mask(np.zeros([2, 36]), np.zeros([2, 9]), 3),
+            "dcnv4_from_offsets_and_mask: offsets must have twice the channels of mask, "
+            "got 36 and 9",
         ),
         (
             lambda: convert.psroi_channels_from_depth_major(np.zeros([2, 10]), 3),

@@ -316,9 +316,9 @@ def test_arguments(arguments: dict[str, Any], error: type[Exception], message: s
 
 def test_refuses_other_layers() -> None:
     conv = tf.keras.layers.Conv2D(3, 3)
-    with pytest.raises(TypeError, match="layer must be a DeformableConv2D, got Conv2D"):
+    with pytest.raises(TypeError, match="MultiScaleDeformableAttention or DCNv3, got Conv2D"):
         convert.torch_state_dict(conv)
-    with pytest.raises(TypeError, match="layer must be a DeformableConv2D, got Conv2D"):
+    with pytest.raises(TypeError, match="MultiScaleDeformableAttention or DCNv3, got Conv2D"):
         convert.load_torch_layer(conv, {})
     layer = DeformableConv2D(3, 3, name="fresh")
     with pytest.raises(ValueError, match="layer 'fresh' has no weights yet: call it first"):

@@ -192,6 +192,45 @@ def channels_first() -> Case:
     return convolution(data_format="channels_first", padding="same", strides=2)
 
 
+def attention(dim: int = 12, size: tuple[int | None, int | None] = (None, None)) -> Case:
+    """Queries that look at two maps of an image, around points that follow from the queries."""
+    layers = tf.keras.layers
+    query, pixels = tf.keras.Input((None, dim), name="query"), tf.keras.Input((*size, 3))
+    maps = [layers.Conv2D(6, 3, strides=s, padding="same")(pixels) for s in (1, 2)]
+    points = layers.Dense(2, activation="sigmoid")(query)
+    points = layers.Reshape((-1, 1, 2))(points)
+    attend = tf_deformable.MultiScaleDeformableAttention(num_heads=3, num_levels=2, num_points=2)
+    outputs = attend([query, points, *maps])
+    attend.offset_kernel.assign(offset_kernel()(attend.offset_kernel.shape))
+    attend.attention_kernel.assign(offset_kernel()(attend.attention_kernel.shape))
+    random = np.random.default_rng(8)
+    queries = random.normal(size=[2, 5, dim]).astype(np.float32)
+    return Case(tf.keras.Model([query, pixels], outputs), [queries, images(2, 9, 12, 3)])
+
+
+def dcnv3() -> Case:
+    """The operator of InternImage in a functional model."""
+    layers = tf.keras.layers
+    maps = tf.keras.Input((None, None, 6))
+    arguments = {"kernel_size": 3, "strides": 2, "padding": "same"}
+    offsets = layers.Conv2D(2 * 9 * 2, **arguments, kernel_initializer=offset_kernel())(maps)
+    mask = layers.Conv2D(2 * 9, **arguments, activation="sigmoid")(maps)
+    outputs = tf_deformable.dcnv3(maps, offsets, mask, kernel_size=3, strides=2, offset_scale=1.5)
+    return Case(tf.keras.Model(maps, outputs), [images(2, 9, 12, 6)])
+
+
+def dcn_layers() -> Case:
+    """The layers of InternImage and FlashInternImage, which have no filters either."""
+    maps = tf.keras.Input((None, None, 6))
+    first = tf_deformable.layers.DCNv3(2, center_feature_scale=True, normalization="batch")
+    second = tf_deformable.layers.DCNv4(3, strides=2)
+    outputs = second(first(maps))
+    for layer in (first, second):
+        for weight in (layer.offset_kernel, layer.mask_kernel):
+            weight.assign(offset_kernel()(weight.shape))
+    return Case(tf.keras.Model(maps, outputs), [images(2, 9, 12, 6)])
+
+
 def detector(kind: str = "faster_rcnn", size: int | None = None, **arguments: Any) -> Case:
     """A whole detector, up to non-maximum suppression."""
     if kind == "faster_rcnn":
@@ -227,6 +266,11 @@ KINDS: dict[str, Callable[[], Case]] = {
         mixed_precision,
         subclassed,
         module,
+        attention,
+        dcnv3,
+        dcn_layers,
         detector,
     )
 }
+# Kinds of models that hold no deformable convolution: sums of samples without filters.
+WITHOUT_FILTERS = ("attention", "dcnv3", "dcn_layers")

@@ -56,12 +56,13 @@ def check(case, path, *args, tolerance=1e-5, **kwargs):
 def test_models(kind, tmp_path):
     case = small_models.KINDS[kind]()
     operators = check(case, tmp_path / "model.onnx", tolerance=TOLERANCES.get(kind, 1e-5))
-    assert operators["DeformConv"] == 1
+    assert operators["DeformConv"] == (kind not in small_models.WITHOUT_FILTERS)
 
 
-def test_newest_operators(tmp_path):
-    operators = check(small_models.channels_first(), tmp_path / "model.onnx", 22)
-    assert operators["DeformConv"] == 1
+@pytest.mark.parametrize("kind", ["channels_first", "attention", "dcn_layers"])
+def test_newest_operators(kind, tmp_path):
+    operators = check(small_models.KINDS[kind](), tmp_path / "model.onnx", 22)
+    assert operators["DeformConv"] == (kind not in small_models.WITHOUT_FILTERS)
     model = onnx.load(tmp_path / "model.onnx")
     assert [(one.domain, one.version) for one in model.opset_import] == [("", 22)]
 
@@ -216,12 +217,22 @@ def test_all_sizes_are_open(tmp_path):
         small_models.assert_same(got, small_models.Case(case.model, inputs).expected())
 
 
+def test_all_sizes_of_attention_are_open(tmp_path):
+    case, random = small_models.attention(), np.random.default_rng(9)
+    export.onnx(case.model, tmp_path / "model.onnx")
+    for batch, queries, height, width in ((1, 1, 3, 20), (3, 40, 16, 7), (2, 0, 9, 12)):
+        inputs = [random.normal(size=[batch, queries, 12]).astype(np.float32)]
+        inputs.append(small_models.images(batch, height, width, 3))
+        got = run(tmp_path / "model.onnx", inputs)
+        small_models.assert_same(got, small_models.Case(case.model, inputs).expected())
+
+
 @pytest.mark.slow
 def test_rfcn(tmp_path):
     check(small_models.detector("rfcn", head_arguments={"bins": 3}), tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("kind", ["channels_first", "detector"])
+@pytest.mark.parametrize("kind", ["channels_first", "attention", "dcn_layers", "detector"])
 def test_openvino(kind, tmp_path):
     openvino = pytest.importorskip("openvino")
     case, path = small_models.KINDS[kind](), tmp_path / "model.onnx"

@@ -37,6 +37,11 @@ def wide_convolution():
     return small_models.Case(tf.keras.Model(inputs, outputs), [small_models.images(2, 9, 8, 16)])
 
 
+def wide_attention():
+    """Likewise."""
+    return small_models.attention(dim=96)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_models(kind, tmp_path):
     case = KINDS[kind]()
@@ -59,8 +64,9 @@ def test_pooling(kind, tmp_path):
     small_models.assert_same(run(content, case.inputs), case.expected())
 
 
-def test_weights(tmp_path):
-    case = wide_convolution()
+@pytest.mark.parametrize("make", [wide_convolution, wide_attention])
+def test_weights(make, tmp_path):
+    case = make()
     expected, sizes = case.expected(), {}
     spread = expected["output_0"].std()
     # float16 has 11 bits, int8 has 8, also for what weights are multiplied by. Offsets are made of

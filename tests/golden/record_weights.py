@@ -1,6 +1,8 @@
 """Records what PyTorch and MXNet compute with weights that `tf_deformable.convert` reads.
 
     python tests/golden/record_weights.py torch     # needs torch, torchvision, safetensors
+    python tests/golden/record_weights.py attention # needs transformers, torch
+    python tests/golden/record_weights.py dcnv3     # needs torch, InternImage's ops_dcnv3
     python tests/golden/record_weights.py mxnet     # needs mxnet 1.9.1, numpy below 1.24
 
 Each writes its files beside this one. TensorFlow is not needed.
@@ -62,6 +64,18 @@ LAYERS: dict[str, dict[str, Any]] = {
         "offset_groups": 1,
         "modulated": True,
     },
+}
+
+DCNV3: dict[str, dict[str, Any]] = {
+    "internimage_t": {"group": 2},
+    "internimage_h": {
+        "group": 3,
+        "dw_kernel_size": 5,
+        "center_feature_scale": True,
+        "offset_scale": 2.0,
+        "remove_center": True,
+    },
+    "batch_normalization": {"group": 4, "norm_layer": "BN", "act_layer": "SiLU"},
 }
 
 
@@ -240,6 +254,82 @@ def record_torch() -> None:
         )
 
 
+def record_attention() -> None:
+    """The attention of Deformable DETR, as the package transformers has it."""
+    import torch
+    import transformers
+    from transformers.models.deformable_detr import modeling_deformable_detr as detr
+
+    torch.manual_seed(0)
+    heads, points, sizes = 4, 3, [(5, 7), (3, 4)]
+    config = transformers.DeformableDetrConfig(
+        d_model=24, num_feature_levels=len(sizes), disable_custom_kernels=True
+    )
+    module = detr.DeformableDetrMultiscaleDeformableAttention(config, heads, points)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            # Offsets of a pixel or two: some samples leave the maps, most do not.
+            parameter.normal_(0, 0.5 if "bias" in name else 0.2)
+    module = module.double().eval()
+    query = torch.randn(2, 6, 24, dtype=torch.float64)
+    value = torch.randn(2, sum(height * width for height, width in sizes), 24, dtype=torch.float64)
+    first_pixels = [0, sizes[0][0] * sizes[0][1]]
+    points_xy = torch.rand(2, 6, len(sizes), 2, dtype=torch.float64)
+    boxes_xywh = torch.cat([points_xy, torch.rand_like(points_xy) / 2 + 0.1], dim=-1)
+    arrays = {"query": query, "value": value, "points": points_xy, "boxes": boxes_xywh}
+    with torch.no_grad():
+        for references in ("points", "boxes"):
+            arrays[f"outputs_of_{references}"] = module(
+                hidden_states=query,
+                encoder_hidden_states=value,
+                reference_points=arrays[references],
+                spatial_shapes=torch.tensor(sizes),
+                spatial_shapes_list=sizes,
+                level_start_index=torch.tensor(first_pixels),
+            )[0]
+    for name, parameter in module.state_dict().items():
+        arrays[f"state/model.encoder.layers.0.self_attn.{name}"] = parameter
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    meta = {"versions": versions, "num_heads": heads, "num_points": points, "sizes": sizes}
+    np.savez_compressed(
+        FOLDER / "torch_attention.npz",
+        meta=json.dumps(meta),
+        **{name: tensor.float().numpy() for name, tensor in arrays.items()},
+    )
+
+
+def record_dcnv3() -> None:
+    """DCNv3 as InternImage's own module in PyTorch computes it."""
+    import types
+
+    import torch
+
+    # The compiled operator and its version, which the module asks for and does not need.
+    sys.modules["DCNv3"] = types.ModuleType("DCNv3")
+    resources = types.ModuleType("pkg_resources")
+    resources.get_distribution = lambda name: types.SimpleNamespace(version="1.1")
+    sys.modules["pkg_resources"] = resources
+    from ops_dcnv3.modules import DCNv3_pytorch
+
+    torch.manual_seed(0)
+    arrays: dict[str, np.ndarray] = {}
+    for case, arguments in DCNV3.items():
+        module = DCNv3_pytorch(channels=12, **arguments).double()
+        with torch.no_grad():
+            for name, tensor in module.state_dict().items():
+                if not name.endswith("num_batches_tracked"):
+                    tensor.normal_(0, 0.4)
+                if name.endswith("running_var"):
+                    tensor.abs_().add_(0.5)
+            maps = torch.randn(2, 7, 9, 12, dtype=torch.float64)
+            outputs = module.eval()(maps)
+        state = {f"state/dcn.{name}": tensor for name, tensor in module.state_dict().items()}
+        for name, tensor in {"inputs": maps, "outputs": outputs, **state}.items():
+            arrays[f"{case}/{name}"] = (tensor.float() if tensor.ndim else tensor).numpy()
+    meta = json.dumps({"versions": {"torch": torch.__version__}, "modules": DCNV3})
+    np.savez_compressed(FOLDER / "torch_dcnv3.npz", meta=meta, **arrays)
+
+
 def record_mxnet() -> None:
     """Layers of the authors' R-FCN and DeepLab, in a file that MXNet saves."""
     import mxnet as mx
@@ -321,4 +411,10 @@ def record_mxnet() -> None:
 
 
 if __name__ == "__main__":
-    {"torch": record_torch, "mxnet": record_mxnet}[sys.argv[1]]()
+    recorders = {
+        "torch": record_torch,
+        "attention": record_attention,
+        "dcnv3": record_dcnv3,
+        "mxnet": record_mxnet,
+    }
+    recorders[sys.argv[1]]()

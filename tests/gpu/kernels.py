@@ -27,6 +27,7 @@ MICROBENCHMARKS = ROOT / "tests" / "gpu" / "microbenchmarks.cu.cc"
 HOST_SOURCES = (
     "base/shape",
     "base/validation",
+    "deformable_attention/geometry",
     "deformable_conv2d/geometry",
     "roi_pool/geometry",
 )
@@ -69,7 +70,7 @@ def kernel_names(library: pathlib.Path) -> set[str]:
     A kernel is a template of a namespace `cuda`. What calls it knows it by its symbol, be it to
     register the kernel with CUDA or, in the emulation, for the linker.
     """
-    namespace = rb"_ZN13tf_deformable(?:17deformable_conv2d|8roi_pool)?4cuda"
+    namespace = rb"_ZN13tf_deformable(?:17deformable_conv2d|8roi_pool|20deformable_attention)?4cuda"
     pattern = rb"(?<=\0)" + namespace + rb"\d+[A-Za-z]*KernelI\w+(?=\0)"
     names = {name.decode() for name in re.findall(pattern, library.read_bytes())}
     if not names:
@@ -292,6 +293,7 @@ class Kernels:
         self._library = ctypes.CDLL(str(library))
         self._library.tf_deformable_conv2d.restype = ctypes.c_char_p
         self._library.tf_deformable_roi_pool.restype = ctypes.c_char_p
+        self._library.tf_deformable_attention.restype = ctypes.c_char_p
         self._library.tf_deformable_convert_boxes.restype = ctypes.c_char_p
         self._library.tf_deformable_launched.restype = ctypes.c_char_p
 
@@ -394,6 +396,33 @@ class Kernels:
             (ctypes.c_int64 * len(sizes))(*sizes),
             (ctypes.c_int64 * len(integers))(*integers),
             (ctypes.c_float * 2)(spatial_scale, gamma),
+            _options(**options),
+            tensors=tensors,
+        )
+
+    def attention(
+        self,
+        tensors: list[Any] | None,
+        dtype: str,
+        *,
+        wide_sampling: bool = False,
+        gradient: bool,
+        shapes: list[Any],
+        levels: Any,
+        coordinates: str,
+        **options: Any,
+    ) -> int:
+        """Like `conv2d`; shapes are those of value and attention_weights."""
+        sizes = [size for shape in shapes for size in shape]
+        level_sizes = [size for level in levels for size in level]
+        return self._call(
+            self._library.tf_deformable_attention,
+            TYPES[dtype],
+            int(wide_sampling),
+            int(gradient),
+            (ctypes.c_int64 * len(sizes))(*sizes),
+            (ctypes.c_int64 * len(level_sizes))(*level_sizes),
+            int(coordinates == "normalized"),
             _options(**options),
             tensors=tensors,
         )

@@ -16,6 +16,7 @@
 
 #include "kernels/base/float_types.h"
 #include "kernels/cuda/primitives.h"
+#include "kernels/deformable_attention/cuda_plan.h"
 #include "kernels/deformable_conv2d/cuda_plan.h"
 #include "kernels/roi_pool/cuda_plan.h"
 
@@ -89,6 +90,16 @@ roi_pool::ForwardTensors<T> MakeRoIPoolForward(Pointers next) {
 template <typename T>
 roi_pool::BackwardTensors<T> MakeRoIPoolBackward(Pointers next) {
   return {{next, next, next, next, next}, next, next, next, next};
+}
+
+template <typename T>
+deformable_attention::ForwardTensors<T> MakeAttentionForward(Pointers next) {
+  return {{next, next, next}, next};
+}
+
+template <typename T>
+deformable_attention::BackwardTensors<T> MakeAttentionBackward(Pointers next) {
+  return {{next, next, next}, next, next, next, next};
 }
 
 // A workspace of null: says how large it has to be.
@@ -208,6 +219,42 @@ __attribute__((visibility("default"))) const char* tf_deformable_roi_pool(
     return RunOrMeasure(roi_pool::cuda::BackwardPlan<T>(g, MakeOptions(options)), workspace_bytes,
                         workspace, [&](const auto& plan) {
                           return plan.Run(MakeRoIPoolBackward<T>(pointers), workspace, stream);
+                        });
+  }));
+}
+
+// shapes: value [4], attention_weights [5]; level_sizes: [levels, 2]; tensors: of
+// deformable_attention::ForwardTensors or deformable_attention::BackwardTensors.
+__attribute__((visibility("default"))) const char* tf_deformable_attention(
+    int type, int wide_sampling, int gradient, const int64_t* shapes, const int64_t* level_sizes,
+    int normalized, const int* options, void* const* tensors, int64_t* workspace_bytes,
+    void* workspace, void* stream) {
+  using namespace deformable_attention;
+  const int64_t levels = shapes[7];
+  Arguments a;
+  a.value = MakeShape(shapes, 4);
+  a.spatial_shapes = Shape({levels, 2});
+  a.attention_weights = MakeShape(shapes + 4, 5);
+  std::vector<int64_t> pairs = a.attention_weights.dims;
+  pairs.push_back(2);
+  a.sampling_locations = Shape(pairs);
+  a.level_sizes = std::vector<int64_t>(level_sizes, level_sizes + 2 * levels);
+  a.coordinates = normalized != 0 ? Coordinates::kNormalized : Coordinates::kPixels;
+  Geometry g;
+  const Status parsed = Parse(a, &g);
+  if (!parsed.ok()) return Report(parsed);
+  return Report(ForType(type, [&](auto element) {
+    using T = decltype(element);
+    const Pointers pointers(tensors, wide_sampling != 0);
+    if (gradient == 0) {
+      return RunOrMeasure(deformable_attention::cuda::ForwardPlan<T>(g, MakeOptions(options)),
+                          workspace_bytes, workspace, [&](const auto& plan) {
+                            return plan.Run(MakeAttentionForward<T>(pointers), workspace, stream);
+                          });
+    }
+    return RunOrMeasure(deformable_attention::cuda::BackwardPlan<T>(g, MakeOptions(options)),
+                        workspace_bytes, workspace, [&](const auto& plan) {
+                          return plan.Run(MakeAttentionBackward<T>(pointers), workspace, stream);
                         });
   }));
 }

@@ -29,6 +29,7 @@ Ends with status 1 if anything failed.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import os
 import pathlib
@@ -48,6 +49,7 @@ for _name in ("tests", "benchmarks"):
     sys.modules[_name] = types.ModuleType(_name)
     sys.modules[_name].__path__ = [str(ROOT / _name)]
 
+from tests.gpu import deformable_attention_checks as attention  # noqa: E402
 from tests.gpu import deformable_conv2d_checks as conv2d  # noqa: E402
 from tests.gpu import isolation  # noqa: E402
 from tests.gpu import kernels as gpu  # noqa: E402
@@ -98,6 +100,7 @@ SANITIZED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("depthwise, odd", _EXACT),
 )
 SANITIZED_ROI = ("lopsided", "vectors", "more channels than lanes")
+SANITIZED_ATTENTION = ("lopsided", "vectors", "more channels than lanes", "many samples")
 
 NCU_OPTIONS = ["--clock-control", "none", "--profile-from-start", "off", "--set", "basic"]
 for _section in ("SpeedOfLight", "Occupancy", "LaunchStats", "MemoryWorkloadAnalysis"):
@@ -164,7 +167,20 @@ def check_items(arguments: argparse.Namespace, dtype: str) -> Iterator[Item]:
                 title += ", odd boxes"
                 yield checks.item(title, roi_pool.check_odd_boxes, roi_case, dtype, **options)
     yield checks.item(f"roi_pool, indices, {dtype}", roi_pool.check_indices, dtype)
+    for name, attention_case in attention.CASES.items():
+        if names and name not in names:
+            continue
+        for options in _modes(dtype, name, tiled=False):
+            title = f"attention, {name}, {dtype}"
+            yield checks.item(title, attention.check, attention_case, dtype, **options)
+    for deterministic in () if names else (False, True):
+        for depth in (3, 16):
+            title = f"attention, odd positions, {depth} channels, {dtype}"
+            check = functools.partial(attention.check_odd_positions, depth=depth)
+            yield checks.item(title, check, dtype, deterministic=deterministic)
     if dtype == "float64":
+        for path in [] if names else attention.GOLDEN:
+            yield checks.item(path.stem, attention.check_golden, path)
         yield checks.item("roi_pool, converted boxes", roi_pool.check_converted_boxes)
         for path in [] if names else conv2d.GOLDEN:
             yield checks.item(path.stem, conv2d.check_golden, path)
@@ -194,10 +210,14 @@ def jax_items(arguments: argparse.Namespace) -> Iterator[Item]:
             yield item(f"{name}, {dtype}", "check_conv2d", case, dtype)
         for name, roi_case in roi_pool.CASES.items():
             yield item(f"roi_pool, {name}, {dtype}", "check_roi_pool", roi_case, dtype)
+        for name, attention_case in attention.CASES.items():
+            yield item(f"attention, {name}, {dtype}", "check_attention", attention_case, dtype)
     for path in conv2d.GOLDEN:
         yield item(path.stem, "check_golden_conv2d", path, "float64")
     for path in sorted((ROOT / "tests" / "golden").glob("psroi_*.npz")):
         yield item(path.stem, "check_golden_roi_pool", path, "float64")
+    for path in attention.GOLDEN:
+        yield item(path.stem, "check_golden_attention", path, "float64")
 
 
 def _build_handlers(folder: pathlib.Path, architecture: str) -> None:
@@ -234,6 +254,17 @@ def sanitize_items(arguments: argparse.Namespace, dtype: str) -> Iterator[Item]:
             options = {"deterministic": deterministic}
             title = f"roi_pool, {name}, {dtype}"
             yield checks.item(title, roi_pool.evaluate, roi_case, arrays, dtype, **options)
+    for name in SANITIZED_ATTENTION:
+        attention_case = attention.CASES[name]
+        for deterministic in (False, True):
+            yield checks.item(
+                f"attention, {name}, {dtype}",
+                attention.evaluate,
+                attention_case,
+                attention_case.arrays(),
+                dtype,
+                deterministic=deterministic,
+            )
 
 
 def probe_items(arguments: argparse.Namespace) -> Iterator[Item]:

@@ -46,44 +46,47 @@ def expected(layer, query, references, value, sizes):
     from tests.oracles.deformable_attention import multi_scale_deformable_attention as oracle
 
     w = {weight.name.split("/")[-1].split(":")[0]: weight.numpy() for weight in layer.weights}
-    heads, levels, points = layer.num_heads, layer.num_levels, layer.num_points
+    heads, levels = layer.num_heads, layer.num_levels
+    points = layer.num_points
+    points = [points] * levels if isinstance(points, int) else points
     batch, queries, _ = query.shape
     projected = value @ w["value_kernel"] + w["value_bias"]
-    offsets = (query @ w["offset_kernel"] + w["offset_bias"]).reshape(
-        batch, queries, heads, levels, points, 2
-    )
-    logits = (query @ w["attention_kernel"] + w["attention_bias"]).reshape(
-        batch, queries, heads, levels * points
-    )
+    offsets = query @ w["offset_kernel"] + w["offset_bias"]
+    offsets = offsets.reshape(batch, queries, heads, sum(points), 2)
+    logits = query @ w["attention_kernel"] + w["attention_bias"]
+    logits = logits.reshape(batch, queries, heads, sum(points))
     weights = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-    locations = np.zeros(offsets.shape)
-    for level, size in enumerate(sizes):
+    attended, point, pixel = 0, 0, 0
+    for level, (size, count) in enumerate(zip(sizes, points, strict=True)):
         reference = references[:, :, min(level, references.shape[2] - 1)][:, :, None, None]
+        moved = offsets[:, :, :, point : point + count]
         if references.shape[3] == 4:
-            moved = offsets[:, :, :, level] / points * reference[..., 2:] / 2
+            moved = moved / count * reference[..., 2:] / 2
         else:
-            moved = offsets[:, :, :, level] / np.array(size)
-        locations[:, :, :, level] = reference[..., :2] + moved
-    attended = oracle(
-        projected.reshape(batch, projected.shape[1], heads, -1),
-        sizes,
-        locations,
-        weights.reshape(batch, queries, heads, levels, points),
-        np.zeros([batch, queries, projected.shape[2]]),
-    )["output"]
+            moved = moved / np.array(size)
+        pixels = size[0] * size[1]
+        attended += oracle(
+            projected[:, pixel : pixel + pixels].reshape(batch, pixels, heads, -1),
+            [size],
+            (reference[..., :2] + moved)[:, :, :, None],
+            weights[:, :, :, None, point : point + count],
+            np.zeros([batch, queries, projected.shape[2]]),
+        )["output"]
+        point, pixel = point + count, pixel + pixels
     return attended @ w["output_kernel"] + w["output_bias"]
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("kind", ["points", "points of all levels", "boxes"])
-def test_agrees_with_its_definition(arrays, kind, backend):
+@pytest.mark.parametrize("num_points", [POINTS, [3, 1]], ids=["same", "of each level"])
+def test_agrees_with_its_definition(arrays, num_points, kind, backend):
     query, references, *maps = arrays
     if kind == "points of all levels":
         references = references[:, :, :1]
     elif kind == "boxes":
         sides = np.random.default_rng(0).uniform(0.1, 0.6, references.shape)
         references = np.concatenate([references, sides.astype(np.float32)], axis=-1)
-    layer = make(head_dim=5, output_dim=9)
+    layer = make(num_points=num_points, head_dim=5, output_dim=9)
     with tf_deformable.config.use_backend(backend):
         layer([query, references, *maps])
         randomise(layer)
@@ -108,6 +111,36 @@ def test_an_untrained_layer_looks_in_a_direction_of_each_head(arrays):
                 pixels[:, :, head, :, point], np.broadcast_to(step, [2, QUERIES, 2, 2]), atol=1e-5
             )
     np.testing.assert_allclose(weights, np.full(weights.shape, 1 / 6), atol=1e-6)
+
+
+def test_an_untrained_layer_with_points_of_each_level(arrays):
+    layer = make(num_heads=4, num_points=[1, 3])
+    layer(arrays)
+
+    locations, weights = layer.sampling_locations(arrays)
+
+    assert locations.shape == (2, QUERIES, 4, 2, 3, 2)
+    np.testing.assert_allclose(weights[..., 0, :], np.tile([1 / 4, 0, 0], [2, QUERIES, 4, 1]))
+    np.testing.assert_allclose(weights[..., 1, :], np.full([2, QUERIES, 4, 3], 1 / 4), atol=1e-6)
+    pixels = (locations.numpy() - arrays[1][:, :, None, :, None]) * np.array(SIZES)[:, None]
+    np.testing.assert_allclose(pixels[:, :, 1, 0, 0, 0], np.ones([2, QUERIES]), atol=1e-5)
+    steps = np.tile([1, 2, 3], [2, QUERIES, 1])
+    np.testing.assert_allclose(pixels[:, :, 1, 1, :, 0], steps, atol=1e-5)
+    again = MultiScaleDeformableAttention.from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_one_graph_serves_points_of_one_and_of_all_levels(arrays, levels):
+    query, references, *maps = arrays
+    layer = make()
+    layer(arrays)
+    randomise(layer)
+    specs = [tf.TensorSpec([None, None, CHANNELS]), tf.TensorSpec([None] * 3 + [2])]
+    specs += [tf.TensorSpec([None, None, None, 8]) for _ in maps]
+    graph = tf.function(lambda *inputs: layer(list(inputs)), input_signature=specs)
+    inputs = [query, references[:, :, :levels], *maps]
+    np.testing.assert_allclose(graph(*inputs), layer(inputs), atol=1e-5)
 
 
 def test_projections_start_with_numbers_of_their_own(arrays):
@@ -254,6 +287,8 @@ def test_it_learns_to_look_where_the_query_says():
         ({"num_heads": 0}, "num_heads must be a positive integer, got 0"),
         ({"num_levels": 1.5}, "num_levels must be a positive integer, got 1.5"),
         ({"num_points": None}, "num_points must be a positive integer, got None"),
+        ({"num_points": [2, 0]}, "num_points must be a positive integer, got 0"),
+        ({"num_points": [2]}, "num_points must be an integer or a list of 2, one for each level"),
         ({"head_dim": -1}, "head_dim must be a positive integer, got -1"),
         ({"use_bias": 1}, "use_bias must be True or False, got 1"),
     ],
@@ -279,3 +314,48 @@ def test_wrong_inputs(arrays):
         make(num_heads=5)(arrays)
     with pytest.raises(ValueError, match="spatial_shapes must not be given with maps"):
         make()(arrays, spatial_shapes=SIZES)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("kind", ["maps", "a flat value"])
+def test_xla_compiles_the_layer(arrays, kind, backend):
+    query, references, *maps = arrays
+    layer = make()
+    layer(arrays)
+    randomise(layer)
+
+    def step(query, references, *maps):
+        inputs, named = [query, references, *maps], {}
+        if kind == "a flat value":
+            inputs, named = [query, references, maps[0]], {"spatial_shapes": SIZES}
+        with tf.GradientTape() as tape:
+            output = layer(inputs, **named)
+            loss = tf.reduce_sum(output**2)
+        return [output, *tape.gradient(loss, layer.trainable_weights)]
+
+    tensors = [query, references, *(maps if kind == "maps" else [flat(maps)])]
+    with tf_deformable.config.use_backend(backend):
+        assert layer.supports_jit is (
+            backend == "reference" or tf_deformable.config.build_info()["xla"]
+        )
+        if not layer.supports_jit:
+            pytest.skip("the headers of this TensorFlow lack XLA's FFI")
+        got, want = tf.function(step, jit_compile=True)(*tensors), step(*tensors)
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(
+    not tf_deformable.config.build_info()["xla"], reason="this TensorFlow lacks XLA's FFI"
+)
+def test_keras_trains_the_layer_by_xla(arrays):
+    losses = []
+    for jit_compile in (False, True):
+        tf.keras.utils.set_random_seed(1)
+        inputs = [tf.keras.Input(array.shape[1:]) for array in arrays]
+        model = tf.keras.Model(inputs, make()(inputs))
+        model.compile("sgd", "mse", jit_compile=jit_compile)
+        target = np.ones([2, QUERIES, CHANNELS], np.float32)
+        losses.append(model.fit(arrays, target, epochs=3, verbose=0).history["loss"])
+    assert losses[0][2] < losses[0][0]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)

@@ -11,7 +11,7 @@ from tf_deformable.layers import (
     PSRoIPool,
     RoIPool,
 )
-from tf_deformable.models import boxes, detector, faster_rcnn_head, rfcn_head
+from tf_deformable.models import Detector, boxes, detector, faster_rcnn_head, rfcn_head
 
 layers = tf.keras.layers
 
@@ -108,6 +108,21 @@ def test_assignment():
     np.testing.assert_allclose(boxes.decode(anchors, deltas)[0, 4], objects[0, 1], atol=1e-3)
     none, _ = boxes.assign(anchors, objects * 0, labels * 0 - 1, 3, keep_best=True)
     np.testing.assert_array_equal(none[0], [3] * 5)
+
+
+@pytest.mark.parametrize("bound", [0.5, 0.25])
+def test_overlaps_at_the_bounds(bound):
+    # Overlaps of exactly 1/2 and 1/4, which float32 has.
+    anchors = np.array([[[0, 0, 8, 4], [0, 0, 8, 2]]], np.float32)
+    objects, labels = np.array([[[0, 0, 8, 8]]], np.float32), np.array([[1]])
+    overlap = int(bound == 0.25)
+    above = np.nextafter(np.float32(bound), np.float32(1))
+    for positive, expected in ((bound, 1), (above, -1)):
+        got, _ = boxes.assign(anchors, objects, labels, 3, positive_iou=positive, negative_iou=0.1)
+        assert got[0, overlap] == expected
+    for negative, expected in ((bound, -1), (above, 3)):
+        got, _ = boxes.assign(anchors, objects, labels, 3, positive_iou=1, negative_iou=negative)
+        assert got[0, overlap] == expected
 
 
 def test_sampling():
@@ -236,8 +251,13 @@ def test_backbone_and_arguments_of_deformify():
         small_detector("rpn", deformify_arguments={"modulated": True})
     one = backbone()
     several = tf.keras.Model(one.inputs, [one.outputs[0], one.layers[1].output])
-    with pytest.raises(ValueError, match="detector: backbone must .* got 1 inputs and 2 outputs"):
-        detector(several, 2, channels=8)
+    assert detector(several, 2, channels=8).stride == 4
+    assert detector(several, 2, level=1).stride < 4
+    with pytest.raises(ValueError, match=r"detector: level must be .*got 2; there are "):
+        detector(several, 2, level=2)
+    model = detector(one, 2)
+    with pytest.raises(ValueError, match="Detector: backbone must .* got 1 inputs and 2 outputs"):
+        Detector(several, model.rpn, model.head, 2, 4, (8,))
 
 
 def test_features_are_reduced_after_the_deformable_layers():

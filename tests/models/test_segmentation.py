@@ -61,11 +61,24 @@ def test_arguments_of_deformify():
     assert model.get_layer("last").modulated
 
 
-def test_backbones_without_one_map_are_refused():
+def test_one_of_several_maps_is_chosen():
     model = backbone()
-    several = tf.keras.Model(model.inputs, [model.outputs[0], model.layers[0].output])
-    with pytest.raises(ValueError, match="deeplab: backbone must .* got 1 inputs and 2 outputs"):
-        deeplab(several, 5)
+    finer, coarser = model.layers[0].output, model.outputs[0]
+    several = tf.keras.Model(model.inputs, [finer, coarser])
+    images = np.zeros([1, 32, 32, 1], np.float32)
+    by_default, first = deeplab(several, 5), deeplab(several, 5, level=0)
+    assert by_default.get_layer("scores").input.shape[1:] == coarser.shape[1:]
+    assert first.get_layer("scores").input.shape[1:] == finer.shape[1:]
+    assert by_default(images).shape == first(images).shape == (1, 32, 32, 5)
+    with pytest.raises(ValueError, match=r"deeplab: level must be .*got 'P9'; .*'last' \(stride"):
+        deeplab(several, 5, level="P9")
+
+
+def test_backbones_that_are_none_are_refused():
+    model = backbone()
+    two = tf.keras.Model([*model.inputs, tf.keras.Input((3,))], model.outputs)
+    with pytest.raises(ValueError, match="deeplab: backbone must take images alone, got 2 inputs"):
+        deeplab(two, 5)
     with pytest.raises(ValueError, match="deeplab: backbone must be a functional .* got Conv2D"):
         deeplab(layers.Conv2D(3, 3, name="last"), 5)
 

@@ -15,6 +15,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests.gpu import deformable_attention_checks as attention
 from tests.gpu import deformable_conv2d_checks as conv2d
 from tests.gpu import isolation
 from tests.gpu import kernels as gpu
@@ -127,6 +128,62 @@ def test_roi_pool_of_odd_boxes(kernels: gpu.Kernels, name: str, in_order: bool) 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_roi_pool_of_images_that_are_not_there(kernels: gpu.Kernels, dtype: str) -> None:
     roi_pool.check_indices(kernels, dtype)
+
+
+@pytest.mark.parametrize("name", attention.CASES)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("in_order", [False, True], ids=["", "in_order"])
+def test_attention(kernels: gpu.Kernels, name: str, dtype: str, in_order: bool) -> None:
+    attention.check(kernels, attention.CASES[name], dtype, deterministic=in_order)
+
+
+@pytest.mark.parametrize("name", ["lopsided", "pixels", "vectors", "misaligned"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_attention_of_16_bits_with_sampling_in_float32(
+    kernels: gpu.Kernels, name: str, dtype: str
+) -> None:
+    attention.check(kernels, attention.CASES[name], dtype, wide_sampling=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("depth", [3, 16])
+@pytest.mark.parametrize("in_order", [False, True], ids=["", "in_order"])
+def test_attention_at_odd_positions(
+    kernels: gpu.Kernels, dtype: str, depth: int, in_order: bool
+) -> None:
+    attention.check_odd_positions(kernels, dtype, depth, deterministic=in_order)
+
+
+@pytest.mark.parametrize("path", attention.GOLDEN, ids=lambda path: path.stem)
+def test_attention_golden_vectors(kernels: gpu.Kernels, path: pathlib.Path) -> None:
+    attention.check_golden(kernels, path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_in_order_gives_the_same_bits(kernels: gpu.Kernels, dtype: str) -> None:
+    """The emulation draws the order of blocks and threads anew in every launch."""
+    case = attention.CASES["many queries"]
+    runs = [
+        attention.evaluate(kernels, case, case.arrays(), dtype, deterministic=True)
+        for _ in range(2)
+    ]
+    for result, array in runs[0].items():
+        np.testing.assert_array_equal(array, runs[1][result], err_msg=result)
+
+
+@pytest.mark.parametrize("dtype", gpu.TYPES)
+def test_the_workspace_of_attention_is_bounded(kernels: gpu.Kernels, dtype: str) -> None:
+    for batch in (1, 64, 4096):
+        case = attention.Case(batch=batch, levels=((50, 76),), heads=8, depth=32, queries=3800)
+        size = attention.workspace_bytes(kernels, case, dtype)
+        assert size <= (0 if dtype in ("float32", "float64") else 32 << 20), batch
+
+
+def test_more_levels_than_a_launch_holds_are_an_error(kernels: gpu.Kernels) -> None:
+    case = attention.Case(levels=((1, 1),) * 129)
+    with pytest.raises(gpu.KernelError, match="at most 128 levels .* 129 levels") as error:
+        attention.evaluate(kernels, case, case.arrays(), "float32")
+    assert error.value.code == "too large"
 
 
 @pytest.mark.parametrize("dtype", gpu.TYPES)

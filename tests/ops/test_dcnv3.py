@@ -171,6 +171,19 @@ def test_it_is_a_depthwise_deformable_convolution_with_filters_of_one() -> None:
     np.testing.assert_allclose(got, convolved, atol=1e-12)
 
 
+def test_dcnv4_is_dcnv3_with_any_mask() -> None:
+    case = CASES["scale 1.1"]
+    arrays = case.arrays()
+    del arrays["grad_output"]
+    arrays["mask"] = 5 * arrays["mask"] - 3
+
+    got = tf_deformable.dcnv4(**arrays, **case.attributes())
+
+    np.testing.assert_array_equal(got, tf_deformable.dcnv3(**arrays, **case.attributes()))
+    with pytest.raises(ValueError, match=re.escape("dcnv4: mask must have shape [N,Ho,Wo,G*K]")):
+        tf_deformable.dcnv4(**{**arrays, "mask": arrays["mask"][1:]}, **case.attributes())
+
+
 def test_channels_first_is_a_transposition() -> None:
     case = Case()
     arrays = case.arrays()

@@ -668,3 +668,34 @@ def test_any_known_sizes_infer_a_shape_that_holds(case: Case, hidden: set[int]) 
 
     assert inferred.is_compatible_with(case.output_shape())
     assert inferred.is_fully_defined() or hidden
+
+
+# --- Rounding ---
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [(tf.float16, 10), (tf.bfloat16, 7)], ids=str)
+def test_results_half_way_are_rounded_to_even(dtype: tf.DType, digits: int) -> None:
+    ulp = 2.0**-digits
+    # Each is the sum of two numbers of this type, in the middle between two others.
+    sums = np.array([[1, ulp / 2], [1 + ulp, ulp / 2], [-1, -ulp / 2], [-1 - ulp, -ulp / 2]])
+    rounded = [1, 1 + 2 * ulp, -1, -1 - 2 * ulp]
+    inputs = tf.constant(sums[np.newaxis, np.newaxis], dtype)  # [1, 1, 4, 2]
+    offsets = tf.zeros([1, 1, 4, 2], dtype)
+    outputs = tf_deformable.deformable_conv2d(inputs, tf.ones([1, 1, 2, 1], dtype), offsets)
+    np.testing.assert_array_equal(tf.cast(outputs, tf.float64)[0, 0, :, 0], rounded)
+
+    # The gradients by the inputs and by the filters are such sums, too.
+    def gradients(inputs: tf.Tensor, filters: tf.Tensor, upstream: tf.Tensor) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch([inputs, filters])
+            offsets = tf.zeros([*inputs.shape[:3], 2], dtype)
+            outputs = tf_deformable.deformable_conv2d(inputs, filters, offsets)
+        return tape.gradient(outputs, [inputs, filters], output_gradients=upstream)
+
+    upstream = tf.constant(sums[np.newaxis, np.newaxis], dtype)  # of two filters
+    by_inputs, _ = gradients(tf.ones([1, 1, 4, 1], dtype), tf.ones([1, 1, 1, 2], dtype), upstream)
+    np.testing.assert_array_equal(tf.cast(by_inputs, tf.float64)[0, 0, :, 0], rounded)
+    inputs = tf.constant(sums.T[np.newaxis, np.newaxis], dtype)  # two pixels of four channels
+    ones = tf.ones([1, 1, 2, 1], dtype)
+    _, by_filters = gradients(inputs, tf.ones([1, 1, 4, 1], dtype), ones)
+    np.testing.assert_array_equal(tf.cast(by_filters, tf.float64)[0, 0, :, 0], rounded)

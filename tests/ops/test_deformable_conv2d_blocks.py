@@ -67,6 +67,12 @@ CASES = {
     "depthwise": Case(
         batch=2, size=(14, 13), channels=300, filters=300, groups=300, offset_groups=2, **SQUARE
     ),
+    "depthwise, many tiles": Case(
+        batch=1, size=(62, 61), channels=6, filters=6, groups=6, offset_groups=2, **SQUARE
+    ),
+    "slabs of groups, the last one with fewer": Case(
+        batch=1, size=(2, 3), channels=1536, filters=768, groups=3, offset_groups=1, **SQUARE
+    ),
     "depthwise, empty batch": Case(
         batch=0, size=(6, 7), channels=40, filters=40, groups=40, offset_groups=2, **SQUARE
     ),

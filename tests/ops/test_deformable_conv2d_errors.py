@@ -191,6 +191,19 @@ def _graph_that_knows_nothing(backend: str) -> Any:
     return function
 
 
+def test_a_mask_without_channels_beside_offsets_of_unknown_size(backend: str) -> None:
+    tensors = _tensors(mask=[2, 9, 11, 0])
+    specs = {name: tf.TensorSpec(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    specs["offsets"] = tf.TensorSpec([2, 9, 11, None])
+
+    @tf.function(input_signature=[specs], autograph=False)
+    def function(tensors: dict[str, tf.Tensor]) -> tf.Tensor:
+        return tf_deformable.deformable_conv2d(**tensors)
+
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="mask"):
+        function(tensors)
+
+
 @pytest.mark.parametrize("name", [name for name, bad in BAD.items() if bad.shapes])
 def test_bad_input_that_only_the_run_shows(backend: str, name: str) -> None:
     bad = BAD[name]

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tf_deformable
+from tests.ops import deformable_attention_cases as attention
 from tests.ops import deformable_conv2d_cases as conv2d
 from tests.ops import roi_pool_cases as roi_pool
 from tf_deformable import config
@@ -70,6 +71,31 @@ def test_roi_pool(dtype: tf.DType) -> None:
         got = roi_pool.evaluate(arrays, **case.attributes())
     assert "GPU" in got["output"].device
     assert_near(got, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("kind", ["eager", "graph", "xla"])
+def test_attention(dtype: tf.DType, kind: str) -> None:
+    case = attention.Case()
+    arrays, expected = attention.arrays_and_expected(case, dtype)
+    evaluate = attention.evaluate
+    if kind != "eager":
+        if kind == "xla" and not config.build_info()["xla"]:
+            pytest.skip("the headers of this TensorFlow lack XLA's FFI")
+        evaluate = tf.function(evaluate, jit_compile=kind == "xla")
+    with tf.device("GPU:0"):
+        got = evaluate(arrays, **case.attributes())
+    assert "GPU" in got["output"].device
+    assert_near(got, expected, dtype)
+
+
+def test_xla_must_know_sizes_of_levels() -> None:
+    arrays = attention.Case().arrays(tf.float32)
+    evaluate = tf.function(attention.evaluate, jit_compile=True)
+    sizes = tf.constant(attention.Case().levels)
+    message = "spatial_shapes must be known when XLA compiles for a GPU"
+    with tf.device("GPU:0"), pytest.raises(tf.errors.UnimplementedError, match=message):
+        evaluate(arrays, spatial_shapes=sizes)
 
 
 def test_a_map_that_a_gpu_cannot_count_is_the_callers_argument() -> None:

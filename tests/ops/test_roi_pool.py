@@ -402,7 +402,8 @@ def test_infinite_offsets_without_effect_read_nothing_either(aligned: bool) -> N
     assert not got["output"][:3].numpy().any()
 
 
-@pytest.mark.parametrize(("coordinate", "aligned"), [(0, False), (1, True)])
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("coordinate", [0, 1])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
 def test_a_nan_offset_makes_nan_what_it_moves_and_nothing_else(
     dtype: tf.DType, coordinate: int, aligned: bool

@@ -7,8 +7,9 @@ with the same messages, checked wherever the static shapes allow it.
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
-import tensorflow as tf
+import numpy as np
 
 from tf_deformable._geometry.sizes import (
     AT_MOST_LARGEST,
@@ -22,6 +23,9 @@ from tf_deformable._geometry.sizes import (
     shape_text,
     text,
 )
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 _check = Checks("multi_scale_deformable_attention")
 
@@ -50,16 +54,14 @@ class DeformableAttentionGeometry:
 
 
 def deformable_attention_geometry(
-    value: tf.Tensor,
-    spatial_shapes: tf.Tensor,
-    sampling_locations: tf.Tensor,
-    attention_weights: tf.Tensor,
+    value: Any, spatial_shapes: Any, sampling_locations: Any, attention_weights: Any
 ) -> DeformableAttentionGeometry:
-    """Checks the arguments of one call and derives every size from them.
+    """Checks the arguments of one call, of TensorFlow or JAX, and derives every size from them.
 
     Args:
         value: `[N, S, heads, D]`.
-        spatial_shapes: `[levels, 2]`, height and width of each level, int32.
+        spatial_shapes: `[levels, 2]`, height and width of each level, integers. What NumPy's arrays
+            and TensorFlow's constants hold is checked.
         sampling_locations: `[N, Q, heads, levels, points, 2]`.
         attention_weights: `[N, Q, heads, levels, points]`.
 
@@ -86,15 +88,14 @@ def deformable_attention_geometry(
         pixels=value_dims[1],
         heads=first_known(value_dims[2], locations_dims[2], weights_dims[2]),
         depth=value_dims[3],
-        queries=first_known(locations_dims[1], weights_dims[1]),
+        # Of the two, where neither is known, weights have no more axes than LiteRT takes.
+        queries=locations_dims[1] if known(locations_dims[1]) else weights_dims[1],
         levels=first_known(shapes_dims[0], locations_dims[3], weights_dims[3]),
         points=first_known(locations_dims[4], weights_dims[4]),
     )
     samples = [g.batch, g.queries, g.heads, g.levels, g.points]
 
-    def check(
-        name: str, layout: str, tensor: tf.Tensor, got: list[Dim], expected: list[Dim]
-    ) -> None:
+    def check(name: str, layout: str, tensor: Any, got: list[Dim], expected: list[Dim]) -> None:
         if differ(got, expected):
             raise _check.error(
                 f"{name} must have shape {layout} = {text(expected)}, "
@@ -111,11 +112,17 @@ def deformable_attention_geometry(
     check("sampling_locations", locations_layout, sampling_locations, locations_dims, [*samples, 2])
     check("attention_weights", weights_layout, attention_weights, weights_dims, samples)
     _check.output(g.batch, g.queries, g.heads * g.depth)
-    _check_levels(spatial_shapes, g)
+    if isinstance(spatial_shapes, np.ndarray):
+        _check_known_levels(spatial_shapes, g)
+    elif not isinstance(spatial_shapes.shape, tuple):
+        _check_levels(spatial_shapes, g)
+    # Else the compiled operator checks them: a program of JAX cannot.
     return g
 
 
 def _check_levels(spatial_shapes: tf.Tensor, g: DeformableAttentionGeometry) -> None:
+    import tensorflow as tf
+
     sizes = tf.get_static_value(spatial_shapes)
     if sizes is None:
         tf.debugging.assert_non_negative(
@@ -127,6 +134,10 @@ def _check_levels(spatial_shapes: tf.Tensor, g: DeformableAttentionGeometry) -> 
             "value", "[N,S = sum of H*W,heads,D]", [g.pixels], [tf.reduce_sum(areas)]
         )
         return
+    _check_known_levels(sizes, g)
+
+
+def _check_known_levels(sizes: np.ndarray, g: DeformableAttentionGeometry) -> None:
     levels = [[int(size) for size in level] for level in sizes]
     if any(not 0 <= size <= LARGEST_INTEGER for level in levels for size in level):
         raise _check.error(

@@ -54,9 +54,9 @@ def resolve_axis(
     if padding == "SAME":
         output = -floor_divide(-size, stride)
         missing = (output - 1) * stride - size  # but for the kernel
-        total = _maximum(missing + extent, 0)
+        total = maximum(missing + extent, 0)
         half = floor_divide(missing + extent % 2, 2) + extent // 2  # of missing + extent
-        before = _maximum(half, 0)
+        before = maximum(half, 0)
         return Axis(output, before, total - before, extent, size + total, False)
     before, after = pads or (0, 0)
     padded = size + before + after
@@ -65,7 +65,7 @@ def resolve_axis(
     # An empty map has an empty output instead of an error.
     output = floor_divide(size + (added - whole * stride), stride) + whole + 1
     too_large = known(size, padded, extent) and size > 0 and padded < extent
-    return Axis(_maximum(output, 0), before, after, extent, padded, too_large)
+    return Axis(maximum(output, 0), before, after, extent, padded, too_large)
 
 
 def resolve_axes(
@@ -110,7 +110,8 @@ def same_padding(
     return tf.cast(tf.stack([[axis.pad_before, axis.pad_after] for axis in axes]), tf.int32)
 
 
-def _maximum(a: Dim, b: int) -> Dim:
+def maximum(a: Dim, b: int) -> Dim:
+    """Returns the larger of a size, or padding, and a number."""
     if isinstance(a, int):
         return max(a, b)
     import tensorflow as tf

@@ -128,6 +128,97 @@ def dcnv3_from_mask(
     return _transposed_taps(op, "mask", mask, (kh, kw), 1, remove_center)
 
 
+def offsets_and_mask_from_dcnv4(
+    packed: Any, kernel_size: int | Sequence[int], groups: int, *, remove_center: bool = False
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Takes apart what DCNv4 (FlashInternImage) has in one tensor, and converts the order.
+
+    There the last axis has, of one group after the other, the offsets and then the mask, each in
+    the order of DCNv3 (see `offsets_from_dcnv3`), and zeros at its end up to a multiple of 8.
+
+    Args:
+        packed: `[..., P]`, P = G*K*3 rounded up to a multiple of 8: offsets and mask, or the kernel
+            or the bias of the layer that makes them. The last size must be known. K is kh*kw, one
+            less without the center.
+        kernel_size: an integer or (kh, kw).
+        groups: G.
+        remove_center: whether the taps lack the one at the center.
+
+    Returns:
+        Offsets `[..., G*K*2]` and mask `[..., G*K]`, as `tf_deformable.dcnv4` takes them.
+
+    Raises:
+        TypeError: kernel_size or groups is of the wrong kind.
+        ValueError: groups is not positive, or the last size is another one.
+    """
+    op = "offsets_and_mask_from_dcnv4"
+    kernel = _arguments.pair(op, "kernel_size", kernel_size)
+    count = _arguments.integer(op, "groups", groups)
+    if count < 1:
+        raise ValueError(f"{op}: groups must be positive, got {count}")
+    taps = kernel[0] * kernel[1] - remove_center
+    packed = tf.convert_to_tensor(packed)
+    size = _packed_size(count * taps)
+    if not packed.shape.rank or packed.shape[-1] != size:
+        raise ValueError(
+            f"{op}: the last size of packed must be G*K*3={count * taps * 3} rounded up to a "
+            f"multiple of 8, {size}, got shape {_arguments.shape_text(packed)}"
+        )
+    numbers = np.arange(count * taps * 3).reshape(count, 3 * taps)
+    offsets = tf.gather(packed, numbers[:, : 2 * taps].ravel(), axis=-1)
+    mask = tf.gather(packed, numbers[:, 2 * taps :].ravel(), axis=-1)
+    return (
+        offsets_from_dcnv3(offsets, kernel, remove_center=remove_center),
+        mask_from_dcnv3(mask, kernel, remove_center=remove_center),
+    )
+
+
+def dcnv4_from_offsets_and_mask(
+    offsets: Any, mask: Any, kernel_size: int | Sequence[int], *, remove_center: bool = False
+) -> tf.Tensor:
+    """Packs offsets and mask as DCNv4 has them; the inverse of `offsets_and_mask_from_dcnv4`.
+
+    Args:
+        offsets: `[..., G*K*2]`, or the kernel or the bias of the layer that makes them. The last
+            size must be known.
+        mask: `[..., G*K]`, likewise.
+        kernel_size: an integer or (kh, kw).
+        remove_center: whether the taps lack the one at the center.
+
+    Returns:
+        `[..., P]`, P = G*K*3 rounded up to a multiple of 8; the last P - G*K*3 are zeros.
+
+    Raises:
+        TypeError: kernel_size is of the wrong kind.
+        ValueError: a last size is unknown, not a multiple of K*2 or K, or one is not twice the
+            other.
+    """
+    op = "dcnv4_from_offsets_and_mask"
+    kernel = _arguments.pair(op, "kernel_size", kernel_size)
+    offsets = dcnv3_from_offsets(offsets, kernel, remove_center=remove_center)
+    mask = dcnv3_from_mask(mask, kernel, remove_center=remove_center)
+    samples = mask.shape[-1]
+    if offsets.shape[-1] != 2 * samples:
+        raise ValueError(
+            f"{op}: offsets must have twice the channels of mask, "
+            f"got {offsets.shape[-1]} and {samples}"
+        )
+    taps = kernel[0] * kernel[1] - remove_center
+    both = tf.concat([offsets, mask], axis=-1)
+    numbers = np.concatenate(
+        [
+            np.arange(2 * samples).reshape(-1, 2 * taps),
+            2 * samples + np.arange(samples).reshape(-1, taps),
+        ],
+        axis=1,
+    )
+    missing = _packed_size(samples) - 3 * samples
+    return tf.pad(
+        tf.gather(both, numbers.ravel(), axis=-1),
+        [[0, 0]] * (len(both.shape) - 1) + [[0, missing]],
+    )
+
+
 # --- Pairs of coordinates ---
 
 
@@ -334,6 +425,11 @@ def _transposed_taps(
     tensor, channels = _with_channels(op, argument, tensor, numbers.size * coordinates)
     order = np.arange(channels).reshape(-1, numbers.size, coordinates)
     return tf.gather(tensor, order[:, numbers, ::-1].ravel(), axis=-1)
+
+
+def _packed_size(samples: int) -> int:
+    """Channels of DCNv4's tensor of offsets and mask."""
+    return -(-3 * samples // 8) * 8
 
 
 def _with_channels(op: str, argument: str, tensor: Any, multiple: int) -> tuple[tf.Tensor, int]:

@@ -1,4 +1,4 @@
-"""`DeformableConv2D` from and to the state dicts of PyTorch's deformable convolutions."""
+"""Layers from and to the state dicts of PyTorch; which names a deformable convolution has there."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ import numpy as np
 
 from tf_deformable.convert.files import Array, WeightsSource, import_torch, read_weights
 from tf_deformable.convert.matching import Matching, joined
+from tf_deformable.convert.torch_attention import attention_parameters, describe_attention
+from tf_deformable.convert.torch_dcnv3 import DCNV3_COUNTERS, dcnv3_parameters, describe_dcnv3
+from tf_deformable.convert.torch_parameters import load_parameters, parameter_arrays
+from tf_deformable.layers.dcnv3 import DCNv3
+from tf_deformable.layers.deformable_attention import MultiScaleDeformableAttention
 from tf_deformable.layers.deformable_conv2d import DeformableConv2D
 
 # What the convolution that predicts offsets is called, after the deformable one's name: mmcv and
@@ -19,6 +24,13 @@ _BRANCHES = (".conv_offset", ".conv_offset_mask", "_offset")
 # What a file says of a layer, so that no argument can.
 _FROM_FILE = ("filters", "kernel_size", "use_bias")
 _ARGUMENTS = {*inspect.signature(DeformableConv2D).parameters, "dtype", "trainable"} - {"kwargs"}
+
+# Layers whose weights have one name each: what PyTorch has for them, their description for
+# messages, and names that may be there for nothing.
+_WITHOUT_FILTERS: dict[Any, tuple[Any, Any, tuple[str, ...]]] = {
+    MultiScaleDeformableAttention: (attention_parameters, describe_attention, ()),
+    DCNv3: (dcnv3_parameters, describe_dcnv3, DCNV3_COUNTERS),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +129,7 @@ def layer_from_torch(
 
 
 def load_torch_layer(
-    layer: DeformableConv2D,
+    layer: DeformableConv2D | MultiScaleDeformableAttention | DCNv3,
     weights: WeightsSource,
     prefix: str = "",
     *,
@@ -127,12 +139,14 @@ def load_torch_layer(
     offset_use_bias: bool = True,
     ignore: str | None = None,
 ) -> None:
-    """Gives a `DeformableConv2D`, in a model, say, the weights of one of PyTorch's.
+    """Gives a layer, in a model, say, the weights of a module of PyTorch.
 
     Args:
-        layer: a `DeformableConv2D` that has been built (called).
-        weights: see `layer_from_torch`, as all other arguments.
-        prefix: name of the deformable convolution.
+        layer: a `DeformableConv2D`, `MultiScaleDeformableAttention` or `DCNv3` that has been built
+            (called).
+        weights: see `layer_from_torch`, `attention_layer_from_torch` and `dcnv3_layer_from_torch`,
+            as all other arguments. Those that say how offsets are made are for a convolution alone.
+        prefix: name of the deformable convolution, or of the module of another layer.
         key: under which key of the checkpoint the state dict is.
         offset_prefix: name of the convolution that makes the offsets.
         mask_prefix: name of the convolution that makes the mask, if it has one of its own.
@@ -143,11 +157,24 @@ def load_torch_layer(
         ImportError, FileNotFoundError: see `read_weights`.
         TypeError: `layer` is of another class.
         ValueError: the layer is not built; or weights are missing, have another shape, or are left
-            under the prefix. The layer is then as it was.
+            under the prefix. The layer is then as it was. Or an argument is for another layer.
     """
     op = "load_torch_layer"
     _check_layer(op, layer)
     arrays = read_weights(weights, key)
+    if not isinstance(layer, DeformableConv2D):
+        _check_no_branch(op, offset_prefix, mask_prefix, offset_use_bias)
+        parameters, describe, not_needed = _table_of(layer)
+        load_parameters(
+            op,
+            describe(layer),
+            parameters(layer),
+            arrays,
+            prefix.strip("."),
+            ignore=ignore,
+            not_needed=not_needed,
+        )
+        return
     names = _names(
         op, arrays, prefix, offset_prefix, mask_prefix, offset_use_bias, layer.get_config()
     )
@@ -157,19 +184,22 @@ def load_torch_layer(
 
 
 def torch_state_dict(
-    layer: DeformableConv2D,
+    layer: DeformableConv2D | MultiScaleDeformableAttention | DCNv3,
     prefix: str = "",
     *,
     offset_prefix: str | None = None,
     mask_prefix: str | None = None,
     as_numpy: bool = False,
 ) -> dict[str, Any]:
-    """Returns the weights of a `DeformableConv2D` as a state dict of PyTorch.
+    """Returns the weights of a layer as a state dict of PyTorch.
 
-    It is what mmcv's packs load, and `torchvision.ops.DeformConv2d` with a convolution
-    `conv_offset` beside its weight. For `torchvision.ops.DeformConv2d` by itself the layer's own
-    weights are those without a further dot in their name. The module needs the layer's strides and
-    dilation, and its padding in numbers. `layer_from_torch` gives the same layer again, bit by bit.
+    Of a `MultiScaleDeformableAttention` or `DCNv3` it is what the modules load that
+    `attention_layer_from_torch` and `dcnv3_layer_from_torch` name. Of a `DeformableConv2D` it is
+    what mmcv's packs load, and `torchvision.ops.DeformConv2d` with a convolution `conv_offset`
+    beside its weight. For `torchvision.ops.DeformConv2d` by itself the layer's own weights are
+    those without a further dot in their name. The module needs the layer's strides and dilation,
+    and its padding in numbers. `layer_from_torch` and the others give the same layer again, bit by
+    bit.
 
     Example:
         >>> layer = tf_deformable.DeformableConv2D(8, 3, padding=1)
@@ -183,9 +213,10 @@ def torch_state_dict(
         dcn.conv_offset.bias (18,)
 
     Args:
-        layer: a `DeformableConv2D` that has been built (called). A mask that starts at 1
-            (`mask_initial_value=1.0`) is `2 * sigmoid` of what the offset convolution makes.
-        prefix: name of the deformable convolution.
+        layer: a `DeformableConv2D`, `MultiScaleDeformableAttention` or `DCNv3` that has been built
+            (called). A mask that starts at 1 (`mask_initial_value=1.0`) is `2 * sigmoid` of what
+            the offset convolution makes.
+        prefix: name of the deformable convolution, or of the module of another layer.
         offset_prefix: name of the convolution that makes the offsets, whole; by default
             `conv_offset` under the prefix.
         mask_prefix: name of a convolution of its own for the mask; by default the mask's channels
@@ -193,17 +224,42 @@ def torch_state_dict(
         as_numpy: bool, whether to return NumPy arrays, which need no PyTorch.
 
     Returns:
-        Tensors by name, in the dtype of the layer's weights: `weight` `[F, C/groups, kh, kw]`;
-        `bias` `[F]`, if it has one; of the offset convolution, if it has one, `weight`
-        `[D, C, kh, kw]` and `bias` `[D]`.
+        Tensors by name, in the dtype of the layer's weights. Of an attention `sampling_offsets`,
+        `attention_weights`, `value_proj` and `output_proj`, each with `weight`
+        `[outputs, inputs]` and `bias` `[outputs]`. Of DCNv3 InternImage's. Of a convolution
+        `weight` `[F, C/groups, kh, kw]`; `bias` `[F]`, if it has one; of the offset convolution, if
+        it has one, `weight` `[D, C, kh, kw]` and `bias` `[D]`.
 
     Raises:
         ImportError: PyTorch is missing. The message names the extra.
         TypeError: `layer` is of another class.
-        ValueError: the layer is not built; or `mask_prefix` is given, and it has no mask.
+        ValueError: the layer is not built; or `mask_prefix` is given, and it has no mask; or a
+            prefix is given that is for another layer.
     """
     op = "torch_state_dict"
     _check_layer(op, layer)
+    if not isinstance(layer, DeformableConv2D):
+        _check_no_branch(op, offset_prefix, mask_prefix)
+        parameters, *_ = _table_of(layer)
+        state = parameter_arrays(parameters(layer), prefix)
+    else:
+        state = _convolution_arrays(op, layer, prefix, offset_prefix, mask_prefix)
+    if as_numpy:
+        return dict(state)
+    torch = import_torch(f"{op}: making tensors of PyTorch")
+    return {name: _tensor(torch, array) for name, array in state.items()}
+
+
+def _tensor(torch: Any, array: Array) -> Any:
+    if array.dtype == "bfloat16":  # NumPy's is unknown to PyTorch.
+        return torch.from_numpy(array.astype(np.float32)).bfloat16()
+    return torch.from_numpy(array)
+
+
+def _convolution_arrays(
+    op: str, layer: Any, prefix: str, offset_prefix: str | None, mask_prefix: str | None
+) -> dict[str, Array]:
+    """Returns the weights of a built `DeformableConv2D` by the names that they have in PyTorch."""
     has_branch = layer.offset_source != "given"
     if mask_prefix is not None and not (layer.modulated and has_branch):
         raise ValueError(f"{op}: mask_prefix must be None for a layer that makes no mask")
@@ -216,13 +272,7 @@ def torch_state_dict(
         for name, channels in _parts(layer, branch, mask_prefix):
             state[joined(name, "weight")] = np.ascontiguousarray(kernel[channels])
             state[joined(name, "bias")] = np.ascontiguousarray(bias[channels])
-    if as_numpy:
-        return dict(state)
-    torch = import_torch(f"{op}: making tensors of PyTorch")
-    if layer.kernel.dtype == "bfloat16":  # NumPy's is unknown to PyTorch.
-        wide = {name: array.astype(np.float32) for name, array in state.items()}
-        return {name: torch.from_numpy(array).bfloat16() for name, array in wide.items()}
-    return {name: torch.from_numpy(array) for name, array in state.items()}
+    return state
 
 
 def layer_of_shapes(
@@ -415,10 +465,27 @@ def _input_shapes(layer: Any, channels: int, branch_channels: int | None) -> Any
 
 
 def _check_layer(op: str, layer: Any) -> None:
-    if not isinstance(layer, DeformableConv2D):
-        raise TypeError(f"{op}: layer must be a DeformableConv2D, got {type(layer).__name__}")
+    kinds: Any = (DeformableConv2D, *_WITHOUT_FILTERS)
+    if not isinstance(layer, kinds):
+        raise TypeError(
+            f"{op}: layer must be a DeformableConv2D, MultiScaleDeformableAttention or DCNv3, "
+            f"got {type(layer).__name__}"
+        )
     if not layer.built:
         raise ValueError(f"{op}: layer {layer.name!r} has no weights yet: call it first")
+
+
+def _table_of(layer: Any) -> tuple[Any, Any, tuple[str, ...]]:
+    return next(table for kind, table in _WITHOUT_FILTERS.items() if isinstance(layer, kind))
+
+
+def _check_no_branch(
+    op: str, offset_prefix: str | None, mask_prefix: str | None, offset_use_bias: bool = True
+) -> None:
+    if offset_prefix is not None or mask_prefix is not None or not offset_use_bias:
+        raise ValueError(
+            f"{op}: offset_prefix, mask_prefix and offset_use_bias are for a DeformableConv2D"
+        )
 
 
 def _describe(layer: Any) -> str:

@@ -34,7 +34,7 @@ def onnx(
 
     Deformable convolution becomes ONNX' own `DeformConv`, RoI pooling without offsets and with
     `aligned=True` its `RoiAlign` (up to opset 21: no runtime that was tried has that of opset 22);
-    every other pooling becomes Gather and arithmetic. All other
+    every other pooling becomes Gather and arithmetic, as attention and DCNv3 do. All other
     layers are what tf2onnx makes of them, non-maximum suppression included. Sizes that the model
     leaves open stay open. Inputs and outputs have the names of the signature (inputs are in the
     order of these) and keep their layout: images are NHWC as they are in Keras.

@@ -53,6 +53,7 @@ def handlers() -> Mapping[str, Any]:
     handlers = {
         _CONVOLUTIONS[0]: _make_deform_conv,
         _POOLINGS[0]: _make_roi_align,
+        "Erfc": _make_erfc,
         "FloorDiv": _make_floor_div,
         "FloorMod": _make_floor_mod,
         "SelectV2": _make_where,
@@ -295,6 +296,19 @@ def _make_floor_mod(ctx: Any, node: Any, name: str, args: Any) -> None:
 def _make_where(ctx: Any, node: Any, name: str, args: Any) -> None:
     """Converts `tf.where`: tf2onnx makes products and a sum of it, which NaN passes through."""
     node.type = "Where"
+
+
+def _make_erfc(ctx: Any, node: Any, name: str, args: Any) -> None:
+    """Converts what Keras' GELU is made of, which tf2onnx (1.17) does not know."""
+    import numpy as np
+    from tf2onnx.utils import map_onnx_to_numpy_type
+
+    (tensor,) = node.input
+    outputs, shapes, dtypes = node.output, node.output_shapes, node.output_dtypes
+    ctx.remove_node(node.name)
+    one = ctx.make_const(f"{name}_one", np.array(1, map_onnx_to_numpy_type(dtypes[0])))
+    erf = ctx.make_node("Erf", [tensor]).output[0]
+    ctx.make_node("Sub", [one.output[0], erf], outputs=outputs, shapes=shapes, dtypes=dtypes)
 
 
 def _is_floating(ctx: Any, node: Any) -> bool:

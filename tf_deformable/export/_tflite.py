@@ -27,9 +27,9 @@ def tflite(
 ) -> bytes:
     """Writes a model as a file for LiteRT (TensorFlow Lite), by TensorFlow's converter.
 
-    Deformable convolution and RoI pooling become builtin operators of LiteRT, which every
-    interpreter has: nothing has to be registered, and no "Flex" delegate to be linked. Sizes that
-    the model leaves open stay open: resize the inputs before `allocate_tensors`. Known sizes make
+    The package's operators become builtin ones of LiteRT, which every interpreter has: nothing has
+    to be registered, and no "Flex" delegate to be linked. Sizes that the model leaves open stay
+    open: resize the inputs before `allocate_tensors`. Known sizes make
     the graph smaller; give them in `input_signature`.
 
     Args:

@@ -27,7 +27,6 @@ class OperatorLayer(tf.keras.layers.Layer):
     built: bool  # Keras sets it.
     _supports_jit = True
     _reference_supports_jit = True
-    _native_supports_jit = True  # where the library does
 
     def __init__(self, **kwargs: Any) -> None:
         if tf.keras.backend.backend() != "tensorflow":
@@ -77,15 +76,18 @@ class OperatorLayer(tf.keras.layers.Layer):
         The reference is plain TensorFlow. The native operators can be compiled with TensorFlow 2.20
         or later; on a GPU, if the library has the CUDA kernels.
         """
-        if not self._supports_jit:
+        if config.get_backend() == "reference" and not self._reference_supports_jit:
             return False
-        if config.get_backend() == "reference":
-            return self._reference_supports_jit
-        return self._native_supports_jit and _native.supports_xla()
+        return self._supports_jit and self.operators_support_jit()
 
     @supports_jit.setter
     def supports_jit(self, value: bool) -> None:  # Keras assigns it in Layer.__init__.
         self._supports_jit = value
+
+    @staticmethod
+    def operators_support_jit() -> bool:
+        """Whether XLA can compile the operators, as far as that does not depend on a layer."""
+        return config.get_backend() == "reference" or _native.supports_xla()
 
     def _cast(self, value: Any) -> tf.Tensor:
         """Returns a tensor or weight of the layer in the layer's compute dtype.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from tf_deformable._geometry.padding import Padding, explicit_padding, same_padding
+from tf_deformable._geometry.padding import Padding, explicit_padding, maximum, same_padding
+from tf_deformable._geometry.sizes import Dim, dims, known
 from tf_deformable.ops._second_order import vector_jacobian_product
 
 
@@ -103,17 +104,70 @@ def wide_convolution(
     padding: Padding = "VALID",
     dilations: tuple[int, int] = (1, 1),
 ) -> tf.Tensor:
-    """`convolution` in the dtype of the filters, of inputs that may be narrower.
+    """`convolution` in the dtype of the filters, of inputs that may be narrower."""
+
+    def compute(wide: tf.Tensor, filters: tf.Tensor) -> tf.Tensor:
+        return convolution(wide, filters, strides=strides, padding=padding, dilations=dilations)
+
+    return _of_widened(compute, inputs, filters)
+
+
+def wide_depthwise_convolution(
+    inputs: tf.Tensor, filters: tf.Tensor, strides: tuple[int, int], padding: str
+) -> tf.Tensor:
+    """Depthwise convolution in the dtype of the filters, of inputs that may be narrower.
+
+    Args:
+        inputs: `[N, H, W, C]`.
+        filters: `[kh, kw, C, 1]`.
+        strides: y and x. They may differ, which TensorFlow's may not.
+        padding: "VALID", or "SAME" if strides are 1.
+
+    Returns:
+        `[N, Ho, Wo, C]`.
+    """
+    step = strides[0] if strides[0] == strides[1] else 1
+
+    def compute(wide: tf.Tensor, filters: tf.Tensor) -> tf.Tensor:
+        outputs = tf.nn.depthwise_conv2d(wide, filters, [1, step, step, 1], padding)
+        if not wide.shape[0]:
+            # oneDNN gives the convolution of an empty batch the shape of its inputs.
+            batch, height, width, channels = tf.unstack(tf.shape(wide), num=4)
+            if padding == "VALID":
+                height = (height - filters.shape[0]) // step + 1
+                width = (width - filters.shape[1]) // step + 1
+            outputs = tf.reshape(outputs, [batch, height, width, channels])
+        return outputs[:, :: strides[0] // step, :: strides[1] // step]
+
+    return _of_widened(compute, inputs, filters)
+
+
+def pad_or_crop(inputs: tf.Tensor, pads: Sequence[tuple[Dim, Dim]]) -> tf.Tensor:
+    """Adds zeros around maps `[N, H, W, C]`; takes pixels away where pads are negative.
+
+    Args:
+        inputs: the maps.
+        pads: before and after, of rows and columns.
+    """
+    if all(known(pad) and pad == 0 for axis in pads for pad in axis):
+        return inputs
+    (top, bottom), (left, right) = ([maximum(-pad, 0) for pad in axis] for axis in pads)
+    height, width = dims(inputs, 4)[1:3]
+    inputs = inputs[:, top : height - bottom, left : width - right]
+    return tf.pad(inputs, [[0, 0], *([maximum(pad, 0) for pad in axis] for axis in pads), [0, 0]])
+
+
+def _of_widened(
+    compute: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], inputs: tf.Tensor, filters: tf.Tensor
+) -> tf.Tensor:
+    """Computes from inputs in the dtype of the filters.
 
     Widened inputs are as large as twice the inputs: none are kept for the gradient, which widens
     them once more.
     """
     dtype = filters.dtype
     if inputs.dtype == dtype:
-        return convolution(inputs, filters, strides=strides, padding=padding, dilations=dilations)
-
-    def compute(wide: tf.Tensor, filters: tf.Tensor) -> tf.Tensor:
-        return convolution(wide, filters, strides=strides, padding=padding, dilations=dilations)
+        return compute(inputs, filters)
 
     @tf.custom_gradient
     def of_widened(inputs: tf.Tensor, filters: tf.Tensor) -> Any:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tf_deformable.layers._base import OperatorLayer, as_output_shape, fresh
+from tf_deformable.layers._base import as_output_shape
+from tf_deformable.layers._projections import ProjectingLayer
 from tf_deformable.ops._symbolic import accepts_keras_tensors
-from tf_deformable.ops.deformable_attention import multi_scale_deformable_attention
+from tf_deformable.ops.deformable_attention import (
+    levels_of_points,
+    multi_scale_deformable_attention,
+)
 
 
 @tf.keras.utils.register_keras_serializable(package="tf_deformable")
-class MultiScaleDeformableAttention(OperatorLayer):
+class MultiScaleDeformableAttention(ProjectingLayer):
     """Attention of queries to a few points of several maps, as in Deformable DETR.
 
     Every head of every query looks at `num_points` points of each level. Where they lie, relative
@@ -36,7 +41,9 @@ class MultiScaleDeformableAttention(OperatorLayer):
     Args:
         num_heads: int, number of heads.
         num_levels: int, number of maps.
-        num_points: int, points of each level that a head of a query reads.
+        num_points: int, points of each level that a head of a query reads; or a list with those of
+            each level, as D-FINE has them (the operator then takes as long as if all levels had the
+            largest number).
         head_dim: int, channels of a head, or None for the query's channels divided by `num_heads`.
         output_dim: int, channels of the output, or None for the query's.
         use_bias: bool, whether the projections of the value and of the output have biases. (Offsets
@@ -50,11 +57,11 @@ class MultiScaleDeformableAttention(OperatorLayer):
     Weights:
         In this order:
         value_kernel, value_bias: `[C, heads*head_dim]` and `[heads*head_dim]`.
-        offset_kernel, offset_bias: `[Cq, heads*levels*points*2]` and its last axis, ordered (head,
-            level, point, (dy, dx)), in pixels of the level. The kernel starts at zero, the bias as
-            above.
-        attention_kernel, attention_bias: `[Cq, heads*levels*points]` and its last axis, ordered
-            (head, level, point). They start at zero.
+        offset_kernel, offset_bias: `[Cq, heads*P*2]` and its last axis, P the points of all levels,
+            ordered (head, level, point, (dy, dx)), in pixels of the level. The kernel starts at
+            zero, the bias as above.
+        attention_kernel, attention_bias: `[Cq, heads*P]` and its last axis, ordered (head, level,
+            point). They start at zero.
         output_kernel, output_bias: `[heads*head_dim, output_dim]` and `[output_dim]`.
 
         Those of other packages are the same but for the pairs, (dx, dy) there:
@@ -89,13 +96,11 @@ class MultiScaleDeformableAttention(OperatorLayer):
         Zhu et al., Deformable DETR, ICLR 2021, equation 3 and appendix A.4 (initialisation).
     """
 
-    _native_supports_jit = False  # the operator has no lowering for XLA yet
-
     def __init__(
         self,
         num_heads: int = 8,
         num_levels: int = 4,
-        num_points: int = 4,
+        num_points: int | Sequence[int] = 4,
         *,
         head_dim: int | None = None,
         output_dim: int | None = None,
@@ -106,19 +111,21 @@ class MultiScaleDeformableAttention(OperatorLayer):
         bias_regularizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            **kwargs,
+        )
         self.num_heads = self._positive_integer("num_heads", num_heads)
         self.num_levels = self._positive_integer("num_levels", num_levels)
-        self.num_points = self._positive_integer("num_points", num_points)
+        self.num_points = self._points(num_points)
         for argument, value in (("head_dim", head_dim), ("output_dim", output_dim)):
             if value is not None:
                 value = self._positive_integer(argument, value)
             setattr(self, argument, value)
-        self.use_bias = self._boolean("use_bias", use_bias)
-        self.kernel_initializer = tf.keras.initializers.get(kernel_initializer)
-        self.bias_initializer = tf.keras.initializers.get(bias_initializer)
-        self.kernel_regularizer = tf.keras.regularizers.get(kernel_regularizer)
-        self.bias_regularizer = tf.keras.regularizers.get(bias_regularizer)
 
     def build(self, input_shape: Any) -> None:
         """Creates the weights for inputs of these shapes."""
@@ -128,19 +135,9 @@ class MultiScaleDeformableAttention(OperatorLayer):
             raise self._error("inputs", "must have known channels", [query, *values])
         self._heads_dim = self._head_dim(query[-1]) * self.num_heads
         self._add_projection("value", channels, self._heads_dim)
-        samples = self.num_heads * self.num_levels * self.num_points
-        for name, outputs, initializer in (
-            ("offset", 2 * samples, self._ring),
-            ("attention", samples, "zeros"),
-        ):
-            kernel = self._add_branch_weight(
-                name=f"{name}_kernel", shape=(query[-1], outputs), initializer="zeros"
-            )
-            setattr(self, f"{name}_kernel", kernel)
-            bias = self._add_branch_weight(
-                name=f"{name}_bias", shape=(outputs,), initializer=initializer
-            )
-            setattr(self, f"{name}_bias", bias)
+        samples = self.num_heads * sum(self._points_of_levels)
+        self._add_prediction("offset", query[-1], 2 * samples, self._ring)
+        self._add_prediction("attention", query[-1], samples)
         self._add_projection("output", self._heads_dim, self.output_dim or query[-1])
         super().build(input_shape)
 
@@ -174,7 +171,8 @@ class MultiScaleDeformableAttention(OperatorLayer):
 
         Returns:
             Locations `[B, Q, heads, levels, points, 2]`, (y, x), 0 and 1 being the outer edges of
-            the map, and weights `[B, Q, heads, levels, points]`. float32, or float64.
+            the map, and weights `[B, Q, heads, levels, points]`. float32, or float64. Where levels
+            differ in their points, those that are missing have the weight 0.
 
         Raises:
             ValueError: the layer has not been built (called) yet.
@@ -197,11 +195,6 @@ class MultiScaleDeformableAttention(OperatorLayer):
             "num_points": self.num_points,
             "head_dim": self.head_dim,
             "output_dim": self.output_dim,
-            "use_bias": self.use_bias,
-            "kernel_initializer": tf.keras.initializers.serialize(self.kernel_initializer),
-            "bias_initializer": tf.keras.initializers.serialize(self.bias_initializer),
-            "kernel_regularizer": tf.keras.regularizers.serialize(self.kernel_regularizer),
-            "bias_regularizer": tf.keras.regularizers.serialize(self.bias_regularizer),
         }
 
     @property
@@ -217,6 +210,19 @@ class MultiScaleDeformableAttention(OperatorLayer):
                 return [query, reference_points, *value]
         return gathered
 
+    @property
+    def _points_of_levels(self) -> list[int]:
+        points = self.num_points
+        return [points] * self.num_levels if isinstance(points, int) else list(points)
+
+    def _points(self, value: Any) -> int | list[int]:
+        if not isinstance(value, (list, tuple)):
+            return self._positive_integer("num_points", value)
+        if len(value) != self.num_levels:
+            rule = f"must be an integer or a list of {self.num_levels}, one for each level"
+            raise self._error("num_points", rule, value)
+        return [self._positive_integer("num_points", points) for points in value]
+
     def _head_dim(self, channels: int) -> int:
         if self.head_dim is not None:
             return int(self.head_dim)
@@ -225,37 +231,13 @@ class MultiScaleDeformableAttention(OperatorLayer):
             raise self._error("num_heads", rule, self.num_heads)
         return channels // self.num_heads
 
-    def _add_projection(self, name: str, inputs: int, outputs: int) -> None:
-        kernel = self.add_weight(
-            name=f"{name}_kernel",
-            shape=(inputs, outputs),
-            initializer=fresh(self.kernel_initializer),
-            regularizer=self.kernel_regularizer,
-        )
-        setattr(self, f"{name}_kernel", kernel)
-        bias = None
-        if self.use_bias:
-            bias = self.add_weight(
-                name=f"{name}_bias",
-                shape=(outputs,),
-                initializer=fresh(self.bias_initializer),
-                regularizer=self.bias_regularizer,
-            )
-        setattr(self, f"{name}_bias", bias)
-
-    def _project(self, name: str, tensor: tf.Tensor) -> tf.Tensor:
-        result = tf.tensordot(tensor, self._cast(getattr(self, f"{name}_kernel")), 1)
-        bias = getattr(self, f"{name}_bias")
-        return result if bias is None else result + self._cast(bias)
-
     def _ring(self, shape: Any, dtype: Any = None, **_: Any) -> tf.Tensor:
         """Offsets of an untrained layer: 1, 2, ... pixels along a direction of each head."""
         angles = np.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = np.stack([np.sin(angles), np.cos(angles)], axis=-1)
         directions /= np.abs(directions).max(axis=-1, keepdims=True)
-        distances = np.arange(1, self.num_points + 1)[:, None]
-        ring = np.zeros([self.num_heads, self.num_levels, self.num_points, 2])
-        ring += directions[:, None, None] * distances
+        distances = [np.arange(1, points + 1) for points in self._points_of_levels]
+        ring = directions[:, None] * np.concatenate(distances)[:, None]
         return tf.constant(ring.reshape(shape), dtype or self._sampling_dtype)
 
     def _normalised(
@@ -283,22 +265,23 @@ class MultiScaleDeformableAttention(OperatorLayer):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         query = self._cast_sampling(query)
         batch, queries = tf.unstack(tf.shape(query)[:2], num=2)
-        heads, levels, points = self.num_heads, self.num_levels, self.num_points
-
-        def branch(name: str) -> tf.Tensor:
-            kernel, bias = (getattr(self, f"{name}_{kind}") for kind in ("kernel", "bias"))
-            return tf.tensordot(query, self._cast_sampling(kernel), 1) + self._cast_sampling(bias)
-
-        offsets = tf.reshape(branch("offset"), [batch, queries, heads, levels, points, 2])
-        logits = tf.reshape(branch("attention"), [batch, queries, heads, levels * points])
-        weights = tf.reshape(tf.nn.softmax(logits), [batch, queries, heads, levels, points])
-        # [B, Q, 1, levels or 1, 1, 2 or 4]
-        references = self._cast_sampling(reference_points)[:, :, None, :, None, :]
+        points = self._points_of_levels
+        level = np.repeat(np.arange(self.num_levels), points)  # of each point
+        samples = [batch, queries, self.num_heads, len(level)]
+        offsets = tf.reshape(self._predict("offset", query), [*samples, 2])
+        weights = tf.nn.softmax(tf.reshape(self._predict("attention", query), samples))
+        references = self._cast_sampling(reference_points)
+        if references.shape[2] is None:  # It may be 1, too.
+            references += tf.zeros([self.num_levels, 1], references.dtype)
+        if references.shape[2] != 1:
+            references = tf.gather(references, level, axis=2)
+        references = references[:, :, None]  # [B, Q, 1, points of all levels or 1, 2 or 4]
         if references.shape[-1] == 4:
-            scale = references[..., 2:] * (0.5 / points)
+            share = 0.5 / np.repeat(points, points)[:, None]
+            scale = references[..., 2:] * self._cast_sampling(share)
         else:
-            scale = 1 / self._cast_sampling(tf.reshape(sizes, [levels, 1, 2]))
-        return references[..., :2] + offsets * scale, weights
+            scale = tf.gather(1 / self._cast_sampling(sizes), level)
+        return levels_of_points(references[..., :2] + offsets * scale, weights, points)
 
     def _shapes(self, input_shape: Any) -> list[tuple[int | None, ...]]:
         """The shapes of the inputs, checked as far as they are known."""

@@ -8,9 +8,9 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable._geometry import rules
-from tf_deformable._geometry.padding import Padding, explicit_padding, resolve_axes
-from tf_deformable._geometry.sizes import Pair
-from tf_deformable.layers._base import OperatorLayer, as_integer, as_output_shape
+from tf_deformable._geometry.padding import explicit_padding
+from tf_deformable.layers._base import as_output_shape
+from tf_deformable.layers._convolution import ConvolutionLayer
 from tf_deformable.layers._offset_branch import (
     mask_from_logits,
     scale_gradient,
@@ -24,7 +24,7 @@ Shape = tuple[int | None, ...]
 
 
 @tf.keras.utils.register_keras_serializable(package="tf_deformable")
-class DeformableConv2D(OperatorLayer):
+class DeformableConv2D(ConvolutionLayer):
     """2D convolution that learns where to sample its input.
 
     A convolution over the input (the offset branch, owned by the layer) predicts, for every
@@ -189,13 +189,16 @@ class DeformableConv2D(OperatorLayer):
         offset_learning_rate_multiplier: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(activity_regularizer=activity_regularizer, **kwargs)
+        super().__init__(
+            kernel_size=kernel_size,
+            strides=strides,
+            padding=padding,
+            data_format=data_format,
+            dilation_rate=dilation_rate,
+            activity_regularizer=activity_regularizer,
+            **kwargs,
+        )
         self.filters = self._positive_integer("filters", filters)
-        self.kernel_size = self._positive_pair("kernel_size", kernel_size)
-        self.strides = self._positive_pair("strides", strides)
-        self.padding = self._padding(padding)
-        self.data_format = self._data_format(data_format)
-        self.dilation_rate = self._positive_pair("dilation_rate", dilation_rate)
         self.groups = self._positive_integer("groups", groups)
         if self.filters % self.groups:
             raise self._error("filters", f"must be a multiple of groups={self.groups}", filters)
@@ -360,20 +363,7 @@ class DeformableConv2D(OperatorLayer):
         shapes = dict(zip(self._input_names, self._input_shapes(input_shape), strict=True))
         shape = shapes["inputs"]
         spatial = shape[2:] if self.data_format == "channels_first" else shape[1:3]
-        # Where a size is not known, one pixel stands for it.
-        axes = resolve_axes(
-            [1 if size is None else size for size in spatial],
-            self.kernel_size,
-            self.strides,
-            self.dilation_rate,
-            self.padding_of_both_axes,
-        )
-        sized = list(zip(spatial, axes, strict=True))
-        if any(size is not None and axis.padded < axis.extent for size, axis in sized):
-            padded = ["?" if size is None else axis.padded for size, axis in sized]
-            rule = rules.kernel_does_not_fit([axis.extent for axis in axes], padded)
-            raise ValueError(f"{type(self).__name__}: {rule}")
-        new_spatial = [None if size is None else axis.output for size, axis in sized]
+        new_spatial = self._output_size(spatial)
 
         def with_channels(size: list[int | None], channels: int | None) -> Shape:
             if self.data_format == "channels_first":
@@ -408,11 +398,6 @@ class DeformableConv2D(OperatorLayer):
         return {
             **super().get_config(),
             "filters": self.filters,
-            "kernel_size": self.kernel_size,
-            "strides": self.strides,
-            "padding": self.padding,
-            "data_format": self.data_format,
-            "dilation_rate": self.dilation_rate,
             "groups": self.groups,
             "offset_groups": self.offset_groups,
             "modulated": self.modulated,
@@ -447,13 +432,6 @@ class DeformableConv2D(OperatorLayer):
                 for name in ("kernel_constraint", "bias_constraint")
             },
         }
-
-    @property
-    def padding_of_both_axes(self) -> Padding:
-        """The padding as the package's rules of sizes take it."""
-        if isinstance(self.padding, tuple):
-            return self.padding
-        return "SAME" if self.padding == "same" else "VALID"
 
     @property
     def _taps(self) -> int:
@@ -510,35 +488,6 @@ class DeformableConv2D(OperatorLayer):
         if self.max_offset is not None:
             outputs = self.max_offset * tf.tanh(outputs)
         return outputs, mask
-
-    def _padding(self, value: Any) -> str | tuple[Pair, Pair]:
-        """Returns the argument `padding`, explicit ones as ((top, bottom), (left, right))."""
-        if isinstance(value, str) and value.lower() in ("valid", "same"):
-            return value.lower()
-        axes = value if isinstance(value, (tuple, list)) else (value, value)
-        pads = []
-        for axis in axes:
-            sides = axis if isinstance(axis, (tuple, list)) else (axis, axis)
-            numbers = [n for n in map(as_integer, sides) if n is not None and n >= 0]
-            if len(numbers) == len(sides) == 2:
-                pads.append((numbers[0], numbers[1]))
-        if len(pads) != 2 or len(axes) != 2:
-            rule = (
-                "must be 'valid', 'same', a non-negative integer, two of them (y, x) or "
-                "((top, bottom), (left, right))"
-            )
-            raise self._error("padding", rule, value)
-        return (pads[0], pads[1]) if any(map(any, pads)) else "valid"
-
-    def _channels_last(self, tensor: Any) -> tf.Tensor:
-        if self.data_format == "channels_first":
-            return tf.transpose(tensor, [0, 2, 3, 1])
-        return tf.convert_to_tensor(tensor)
-
-    def _in_data_format(self, tensor: tf.Tensor) -> tf.Tensor:
-        if self.data_format == "channels_first":
-            return tf.transpose(tensor, [0, 3, 1, 2])
-        return tensor
 
     def _input_shapes(self, input_shape: Any) -> list[Shape]:
         """Checks the shapes of what the layer is called with, in the order of `_input_names`."""

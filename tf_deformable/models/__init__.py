@@ -2,12 +2,14 @@
 
 `deformify` replaces convolutions of a network, `compare` says what that costs. `deeplab` and
 `detector` put the paper's networks on a backbone; `boxes` holds what detectors share.
+`accelerate_d_fine` gives KerasHub's D-FINE this package's attention.
 """
 
 from __future__ import annotations
 
 from tf_deformable.models import boxes
 from tf_deformable.models.costs import Comparison, compare
+from tf_deformable.models.d_fine import accelerate_d_fine
 from tf_deformable.models.detection.detector import Detector, detector
 from tf_deformable.models.detection.heads import (
     faster_rcnn_head,
@@ -22,6 +24,7 @@ __all__ = [
     "Comparison",
     "Detector",
     "ResizeLike",
+    "accelerate_d_fine",
     "boxes",
     "compare",
     "deeplab",

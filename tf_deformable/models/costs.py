@@ -10,7 +10,9 @@ import tensorflow as tf
 
 from tf_deformable._keras import is_graph
 from tf_deformable.graphs.keras_graph import Shape, walk
+from tf_deformable.graphs.opening import open_layers
 from tf_deformable.layers.deformable_conv2d import DeformableConv2D
+from tf_deformable.models.surgery.replace import CONVOLUTIONS, holds_convolutions
 
 _BILINEAR = 4  # multiply-adds of one sample of one channel
 _ARGUMENTS = ("kernel_size", "strides", "dilation_rate", "padding")
@@ -157,7 +159,7 @@ def layer_costs(model: Any, input_size: tuple[int, int] | None = None) -> dict[s
             f"{type(model).__name__} {model.name!r}"
         )
     costs: dict[str, LayerCost] = {}
-    for call in walk(model, input_size).calls:
+    for call in walk(open_layers(model, holds_convolutions), input_size).calls:
         layer, path = call.layer, call.path
         if not isinstance(layer, tf.keras.layers.Layer):
             continue
@@ -180,7 +182,7 @@ def _multiply_adds(layer: Any, read: Shape, made: Shape) -> int | None:
     keras = tf.keras.layers
     if isinstance(layer, keras.Dense):
         return _product(made[1:-1], math.prod(layer.kernel.shape))
-    if not hasattr(layer, "kernel_size") or len(made) != 4:
+    if not isinstance(layer, CONVOLUTIONS) or len(made) != 4:
         return 0
     channel_axis = 1 if layer.data_format == "channels_first" else 3
     channels = read[channel_axis]
@@ -200,9 +202,7 @@ def _multiply_adds(layer: Any, read: Shape, made: Shape) -> int | None:
         bilinear = samples * (_BILINEAR + layer.modulated)
         branch = 0 if layer.offset_kernel is None else math.prod(layer.offset_kernel.shape)
         return _product(made, bilinear + math.prod(layer.kernel.shape) + branch)
-    if isinstance(layer, keras.Conv2D):
-        return _product(made, math.prod(layer.kernel.shape))
-    return 0
+    return _product(made, math.prod(layer.kernel.shape))
 
 
 def _product(sizes: Shape, factor: int) -> int | None:

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tf_deformable.layers._base import as_output_shape
 from tf_deformable.models.surgery.deformify import deformify
-from tf_deformable.models.surgery.select import Layers, images_and_features
+from tf_deformable.models.surgery.select import Layers, one_map
 
 
 def deeplab(
@@ -18,6 +18,7 @@ def deeplab(
     deformable: bool = False,
     layers: Layers = "conv5",
     dilate_last_stage: bool = False,
+    level: str | int | None = None,
     channels: int | None = None,
     deformify_arguments: dict[str, Any] | None = None,
     name: str = "deeplab",
@@ -37,11 +38,13 @@ def deeplab(
         ...     metrics=[tf.keras.metrics.MeanIoU(21, ignore_class=255, sparse_y_pred=False)])
 
     Args:
-        backbone: functional or Sequential model, images in, one feature map out (channels_last).
+        backbone: functional or Sequential model, images in, feature maps out (channels_last).
         classes: int, number of classes, background included.
         deformable: bool, whether the `layers` of the backbone become deformable.
         layers: which ones, see `deformify`.
         dilate_last_stage: bool, whether the last stage keeps its resolution, see `deformify`.
+        level: str or int, which map of a backbone that returns several: its key or name (`"P4"` of
+            KerasHub's `pyramid_outputs`, too), or its index among the outputs; None: the coarsest.
         channels: int, outputs of the first 1x1 convolution (the paper has 1024); None: there is
             none, the features are classified as they are.
         deformify_arguments: further arguments of `deformify`, for example `{"modulated": True}`.
@@ -52,13 +55,13 @@ def deeplab(
 
     Raises:
         ValueError: as `deformify`, or its arguments without `deformable`; the backbone has several
-            inputs or outputs.
+            inputs, or no map of that `level`.
 
     Sources:
         Dai et al., Deformable Convolutional Networks, ICCV 2017, section 2.3; Chen et al., DeepLab,
         PAMI 2018.
     """
-    images_and_features("deeplab", backbone)
+    backbone = one_map("deeplab", backbone, level)
     if deformify_arguments and not deformable:
         raise ValueError(
             f"deeplab: deformify_arguments need deformable=True, got {deformify_arguments}"
@@ -68,7 +71,7 @@ def deeplab(
         backbone = deformify(
             backbone, chosen, dilate_last_stage=dilate_last_stage, **(deformify_arguments or {})
         )
-    images, features = images_and_features("deeplab", backbone)
+    images, features = backbone.inputs[0], backbone.outputs[0]
     if channels is not None:
         features = tf.keras.layers.Conv2D(
             channels, 1, activation="relu", name="reduce", data_format="channels_last"

@@ -1,36 +1,24 @@
-"""DCNv3, the operator of InternImage: a call of multi-scale deformable attention on one map."""
+"""DCNv3 and DCNv4, of InternImage and FlashInternImage: deformable attention on one map.
+
+The two are one operator: what differs is what their layers do to the mask before.
+"""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from tf_deformable._geometry import rules
+from tf_deformable._geometry.dcnv3 import Window, axes_text, dcnv3_geometry, dcnv3_window
 from tf_deformable._geometry.padding import Axis, resolve_axes
-from tf_deformable._geometry.sizes import (
-    Checks,
-    Dim,
-    Pair,
-    differ,
-    dims,
-    known,
-    shape_of,
-    shape_text,
-    text,
-)
+from tf_deformable._geometry.sizes import Dim, dims, shape_of
 from tf_deformable.ops import _arguments
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.ops.deformable_attention import multi_scale_deformable_attention
 
-_OP = "dcnv3"
 _TO_NHWC = (0, 2, 3, 1)
 _TO_NCHW = (0, 3, 1, 2)
-_LAST = {"offsets": "G*K*2", "mask": "G*K"}
-_check = Checks(_OP)
 
 
 @accepts_keras_tensors
@@ -57,8 +45,9 @@ def dcnv3(
 
     where k = (i, j) are the taps of the kernel and center = dilation * (size - 1) // 2. Samples are
     those of `tf_deformable.multi_scale_deformable_attention`: bilinear, zero outside of the map,
-    the same at borders, for NaN and for infinities, differentiable as often. DCNv4 is the same
-    operator with a mask that no softmax bounds: it is for the caller to apply one.
+    the same at borders, for NaN and for infinities, differentiable as often. The mask is used as it
+    is: DCNv3 has passed it through a softmax over the taps before, as
+    `tf_deformable.layers.DCNv3` does.
 
     Example:
         >>> inputs = tf.random.normal([2, 14, 14, 64])
@@ -98,124 +87,174 @@ def dcnv3(
         tf.errors.InvalidArgumentError: shapes that only the run shows do not fit.
         tf_deformable.NativeLibraryError: the compiled operator is wanted and cannot be loaded.
     """
-    layout = _arguments.data_format(_OP, data_format)
-    kernel = _arguments.positive_pair(_OP, "kernel_size", kernel_size)
-    steps = _arguments.positive_pair(_OP, "strides", strides)
-    rates = _arguments.positive_pair(_OP, "dilations", dilations)
-    pads = _arguments.padding(_OP, padding, layout)
-    if not np.isfinite(_arguments.number(_OP, "offset_scale", offset_scale)):
-        raise _check.error(f"offset_scale must be finite, got {offset_scale:g}")
-    scale = float(offset_scale)  # no attribute of an operator: it need not be float32
-    taps = list(itertools.product(range(kernel[0]), range(kernel[1])))
-    if _arguments.boolean(_OP, "remove_center", remove_center):
-        if kernel[0] % 2 == 0 or kernel[1] % 2 == 0:
-            raise _check.error(f"remove_center needs an odd kernel_size, got {text(kernel)}")
-        del taps[len(taps) // 2]
+    return _dcn(
+        "dcnv3",
+        {"inputs": inputs, "offsets": offsets, "mask": mask},
+        dcnv3_window(
+            "dcnv3",
+            kernel_size,
+            strides,
+            padding,
+            dilations,
+            offset_scale,
+            remove_center,
+            data_format,
+        ),
+        name,
+    )
 
-    with tf.name_scope(name or _OP):
-        values = _arguments.tensors(
-            _OP,
-            {"inputs": inputs, "offsets": offsets, "mask": mask},
-            sampling=("offsets", "mask"),
-        )
+
+@accepts_keras_tensors
+def dcnv4(
+    inputs: Any,
+    offsets: Any,
+    mask: Any,
+    *,
+    kernel_size: int | Sequence[int] = 3,
+    strides: int | Sequence[int] = 1,
+    padding: str | Sequence[Sequence[int]] = "SAME",
+    dilations: int | Sequence[int] = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    data_format: str = "NHWC",
+    name: str | None = None,
+) -> tf.Tensor:
+    r"""DCNv4 (Xiong et al., FlashInternImage, CVPR 2024, section 3.1), without its projections.
+
+    The arithmetic of `tf_deformable.dcnv3`. What is new in DCNv4 is that no softmax bounds the
+    mask, which is here as it was there for the caller to do or not to do: the function is there for
+    its name. DCNv4's own packs offsets and mask of each group into one tensor, padded to a multiple
+    of 8: `tf_deformable.convert.offsets_and_mask_from_dcnv4` takes it apart.
+
+    Example:
+        >>> inputs = tf.random.normal([2, 14, 14, 64])
+        >>> packed = tf.random.normal([2, 14, 14, 112])  # of 4 groups: 108, padded to 112
+        >>> offsets, mask = tf_deformable.convert.offsets_and_mask_from_dcnv4(packed, 3, groups=4)
+        >>> tf_deformable.dcnv4(inputs, offsets, mask).shape
+        TensorShape([2, 14, 14, 64])
+
+    Args:
+        inputs: `[N, H, W, C]` (NCHW: `[N, C, H, W]`), float16, bfloat16, float32 or float64.
+        offsets: `[N, Ho, Wo, G*K*2]` (NCHW: `[N, G*K*2, Ho, Wo]`), as `dcnv3` has them.
+        mask: `[N, Ho, Wo, G*K]` (NCHW: `[N, G*K, Ho, Wo]`), one factor per tap, of any size.
+        kernel_size: an integer or (kh, kw).
+        strides: an integer or (y, x), at least 1.
+        padding: "SAME", "VALID" or `[[0, 0], [top, bottom], [left, right], [0, 0]]`, in the order
+            of `data_format`.
+        dilations: an integer or (y, x), at least 1.
+        offset_scale: factor of the offsets and of the distance of the taps from the center.
+        remove_center: whether the kernel has no tap at its center; its sizes must then be odd.
+        data_format: "NHWC", or "NCHW", which is transposed to NHWC and back.
+        name: of the operation in a graph.
+
+    Returns:
+        `[N, Ho, Wo, C]` (NCHW: `[N, C, Ho, Wo]`), in the dtype of `inputs`.
+
+    Raises:
+        TypeError, ValueError, tf.errors.InvalidArgumentError, tf_deformable.NativeLibraryError: as
+            `dcnv3`.
+    """
+    return _dcn(
+        "dcnv4",
+        {"inputs": inputs, "offsets": offsets, "mask": mask},
+        dcnv3_window(
+            "dcnv4",
+            kernel_size,
+            strides,
+            padding,
+            dilations,
+            offset_scale,
+            remove_center,
+            data_format,
+        ),
+        name,
+    )
+
+
+def positions_of_taps(
+    offsets: tf.Tensor,
+    *,
+    input_size: Sequence[Dim],
+    kernel_size: Any,
+    strides: Any,
+    padding: Any,
+    dilations: Any,
+    offset_scale: float,
+    remove_center: bool,
+) -> tf.Tensor:
+    """Returns where `dcnv3` and `dcnv4` sample, for layers.
+
+    Args:
+        offsets: `[N, Ho, Wo, G*K*2]`, float32 or float64.
+        input_size: height and width of the inputs.
+        kernel_size: (kh, kw), these and all others as `dcnv3` has them.
+        strides: (y, x).
+        padding: for "NHWC".
+        dilations: (y, x).
+        offset_scale: finite.
+        remove_center: whether the center is no tap.
+
+    Returns:
+        `[N, Ho, Wo, G, K, 2]`, (y, x) in pixels of the inputs.
+    """
+    op = "positions_of_taps"
+    window = dcnv3_window(
+        op, kernel_size, strides, padding, dilations, offset_scale, remove_center, "NHWC"
+    )
+    axes = resolve_axes(
+        input_size, window.kernel_size, window.strides, window.dilations, window.padding
+    )
+    batch, rows, columns, sizes = dims(offsets, 4)
+    groups = sizes // (2 * len(window.taps))
+    positions = _positions(offsets, axes, groups, window, offsets.dtype)
+    return tf.reshape(positions, shape_of(batch, rows, columns, groups, len(window.taps), 2))
+
+
+def _dcn(op: str, arguments: dict[str, Any], window: Window, name: str | None) -> tf.Tensor:
+    with tf.name_scope(name or op):
+        values = _arguments.tensors(op, arguments, sampling=("offsets", "mask"))
         for argument, tensor in values.items():
-            axes = "[N,H,W,C]" if argument == "inputs" else f"[N,Ho,Wo,{_LAST[argument]}]"
-            if layout == "NCHW":
-                axes = "[N,C,H,W]" if argument == "inputs" else f"[N,{_LAST[argument]},Ho,Wo]"
-            _arguments.check_rank(_OP, argument, axes, tensor)
-            if layout == "NCHW":
+            _arguments.check_rank(op, argument, axes_text(argument, window.layout), tensor)
+            if window.layout == "NCHW":
                 values[argument] = tf.transpose(tensor, _TO_NHWC)
-        outputs = _sum_of_samples(
-            values["inputs"],
-            values["offsets"],
-            values["mask"],
-            kernel,
-            np.array(taps),
-            steps,
-            pads,
-            rates,
-            scale,
-        )
-        return tf.transpose(outputs, _TO_NCHW) if layout == "NCHW" else outputs
+        outputs = _sum_of_samples(op, **values, window=window)
+        return tf.transpose(outputs, _TO_NCHW) if window.layout == "NCHW" else outputs
 
 
 def _sum_of_samples(
-    inputs: tf.Tensor,
-    offsets: tf.Tensor,
-    mask: tf.Tensor,
-    kernel: Pair,
-    taps: np.ndarray,  # [K, 2]: row, column
-    strides: Pair,
-    padding: Any,
-    dilations: Pair,
-    scale: float,
+    op: str, inputs: tf.Tensor, offsets: tf.Tensor, mask: tf.Tensor, window: Window
 ) -> tf.Tensor:
-    batch, height, width, channels = dims(inputs, 4)
-    axes = resolve_axes((height, width), kernel, strides, dilations, padding)
-    if any(axis.kernel_is_too_large for axis in axes):
-        extent, padded = ([getattr(axis, size) for axis in axes] for size in ("extent", "padded"))
-        raise _check.error(rules.kernel_does_not_fit(extent, padded))
-    count = len(taps)
-    groups = _groups(inputs, offsets, count)
-    output = [batch, axes[0].output, axes[1].output]
-    for argument, tensor, size in (("offsets", offsets, 2 * count), ("mask", mask, count)):
-        got, expected = dims(tensor, 4), [*output, groups * size]
-        expected_text = text([*output, f"G*{size}"]) if argument == "offsets" else text(expected)
-        layout = f"[N,Ho,Wo,{_LAST[argument]}]"
-        if differ(got, expected):
-            raise _check.error(
-                f"{argument} must have shape {layout} = {expected_text}, "
-                f"got shape {shape_text(tensor)}"
-            )
-        _check.at_run_time(argument, layout, got, expected)
-
+    g = dcnv3_geometry(op, inputs, offsets, mask, window)
+    batch, rows, columns = g.output
+    count = len(window.taps)
     dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32
-    queries = axes[0].output * axes[1].output
-    moved = tf.reshape(
-        tf.cast(offsets, dtype),
-        shape_of(batch, axes[0].output, axes[1].output, groups, count, 2),
-    )
-    grid = _grid(axes, taps, kernel, strides, dilations, scale, dtype)
+    positions = _positions(offsets, g.axes, g.groups, window, dtype)
     attended = multi_scale_deformable_attention(
-        tf.reshape(inputs, shape_of(batch, height * width, groups, channels // groups)),
-        tf.reshape(tf.stack([height, width]), [1, 2]),
-        tf.reshape(moved * scale + grid, shape_of(batch, queries, groups, 1, count, 2)),
-        tf.reshape(tf.cast(mask, dtype), shape_of(batch, queries, groups, 1, count)),
+        tf.reshape(inputs, shape_of(batch, g.height * g.width, g.groups, g.channels // g.groups)),
+        tf.reshape(tf.stack([g.height, g.width]), [1, 2]),
+        tf.reshape(positions, shape_of(batch, rows * columns, g.groups, 1, count, 2)),
+        tf.reshape(tf.cast(mask, dtype), shape_of(batch, rows * columns, g.groups, 1, count)),
         coordinates="pixels",
     )
-    return tf.reshape(attended, shape_of(batch, axes[0].output, axes[1].output, channels))
+    return tf.reshape(attended, shape_of(*g.output, g.channels))
 
 
-def _groups(inputs: tf.Tensor, offsets: tf.Tensor, taps: int) -> Dim:
-    """The groups that the offsets have, which must divide the channels."""
-    channels, sizes = dims(inputs, 4)[3], dims(offsets, 4)[3]
-    if known(sizes) and (sizes == 0 or sizes % (2 * taps)):
-        raise _check.error(
-            f"offsets channels must be a positive multiple of K*2={2 * taps}, got {sizes}"
-        )
-    groups = sizes // (2 * taps)
-    if known(channels, groups) and channels % groups:
-        raise _check.error(f"inputs channels must be a multiple of G, got C={channels}, G={groups}")
-    return groups
-
-
-def _grid(
-    axes: tuple[Axis, Axis],
-    taps: np.ndarray,
-    kernel: Pair,
-    strides: Pair,
-    dilations: Pair,
-    scale: float,
-    dtype: tf.DType,
+def _positions(
+    offsets: tf.Tensor, axes: tuple[Axis, Axis], groups: Dim, window: Window, dtype: tf.DType
 ) -> tf.Tensor:
-    """Positions without offsets: `[Ho, Wo, 1, K, 2]`."""
+    """Where the taps sample, in pixels: `[N, Ho*Wo, G, K, 2]`.
+
+    Rows and columns are one axis: LiteRT takes no more than five.
+    """
 
     def along(i: int) -> tf.Tensor:  # [Ho, K] or [Wo, K]
-        axis = axes[i]
-        center = dilations[i] * (kernel[i] - 1) // 2
-        starts = tf.range(axis.output, dtype=tf.int64) * strides[i] - axis.pad_before + center
-        distances = (taps[:, i] * dilations[i] - center) * scale
-        return tf.cast(starts, dtype)[:, None] + tf.constant(distances, dtype)
+        pixels = tf.range(axes[i].output, dtype=tf.int64)
+        starts = pixels * window.strides[i] - axes[i].pad_before + window.center(i)
+        return tf.cast(starts, dtype)[:, None] + tf.constant(window.distances(i), dtype)
 
     y, x = along(0)[:, None, None, :], along(1)[None, :, None, :]
-    return tf.stack([y + tf.zeros_like(x), x + tf.zeros_like(y)], axis=-1)
+    grid = tf.stack([y + tf.zeros_like(x), x + tf.zeros_like(y)], axis=-1)
+    batch, rows, columns, _ = dims(offsets, 4)
+    taps = len(window.taps)
+    moved = tf.reshape(tf.cast(offsets, dtype), shape_of(batch, rows * columns, groups, taps, 2))
+    return moved * window.scale + tf.reshape(grid, shape_of(rows * columns, 1, taps, 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -107,6 +107,43 @@ def multi_scale_deformable_attention(
         sizes = _arguments.indices(_OP, "spatial_shapes", spatial_shapes)
         forward = _native_forward if config.get_backend() == "native" else _reference
         return forward(spatial_shapes=sizes, coordinates=coordinates, **values)
+
+
+def levels_of_points(
+    sampling_locations: tf.Tensor, attention_weights: tf.Tensor, num_points: Sequence[int]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Gives every level the largest number of points, for layers whose levels differ in it.
+
+    Points that are added lie outside of the map and have the weight 0.
+
+    Args:
+        sampling_locations: `[N, Q, heads, sum of num_points, 2]`, the points of one level after the
+            other.
+        attention_weights: `[N, Q, heads, sum of num_points]`.
+        num_points: points of each level.
+
+    Returns:
+        Locations `[N, Q, heads, levels, points, 2]` and weights `[N, Q, heads, levels, points]`.
+    """
+    most = max(num_points)
+    if min(num_points) == most:
+        batch, queries, heads, _ = tf.unstack(tf.shape(attention_weights), num=4)
+        shape = [batch, queries, heads, len(num_points), most]
+        return tf.reshape(sampling_locations, [*shape, 2]), tf.reshape(attention_weights, shape)
+
+    def stacked(tensor: tf.Tensor, outside: float) -> tf.Tensor:
+        trailing = [[0, 0]] * (tensor.shape.rank - 4)
+        levels = [
+            tf.pad(
+                level,
+                [[0, 0], [0, 0], [0, 0], [0, most - count], *trailing],
+                constant_values=tf.cast(outside, tensor.dtype),
+            )
+            for level, count in zip(tf.split(tensor, num_points, axis=3), num_points, strict=True)
+        ]
+        return tf.stack(levels, axis=3)
+
+    return stacked(sampling_locations, -9.0), stacked(attention_weights, 0.0)
 
 
 def _native_forward(**arguments: Any) -> tf.Tensor:

@@ -9,6 +9,8 @@ pixel is the one of the cell `[floor(q), floor(q) + 1]`.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import tensorflow as tf
 
 from tf_deformable._geometry.deformable_attention import (
@@ -51,31 +53,42 @@ def multi_scale_deformable_attention(
     dtype = value.dtype
     compute_dtype = tf.float64 if dtype == tf.float64 else tf.float32
 
-    y, x = tf.unstack(tf.cast(sampling_locations, compute_dtype), num=2, axis=-1)
-    heights, widths = tf.unstack(tf.cast(spatial_shapes[:, :, None], tf.int64), num=2, axis=1)
+    # Tensors have few axes, and sizes are sliced: LiteRT takes no more, and unpacks no integers.
+    locations = tf.reshape(
+        tf.cast(sampling_locations, compute_dtype), shape_of(g.rows, g.samples, 2)
+    )
+    y, x = tf.unstack(locations, num=2, axis=-1)
+    sizes = tf.cast(spatial_shapes, tf.int64)
+    heights, widths = sizes[:, 0], sizes[:, 1]
+    first_pixels = tf.cumsum(heights * widths, exclusive=True)
+    heights, widths, first_pixels = (
+        tf.repeat(of_level, g.points) for of_level in (heights, widths, first_pixels)
+    )
     if coordinates == "normalized":
         y = y * tf.cast(heights, compute_dtype) - 0.5
         x = x * tf.cast(widths, compute_dtype) - 0.5
-    samples = _bilinear_samples(tf.cast(value, compute_dtype), heights, widths, y, x, g)
+    maps = _Maps(heights, widths, first_pixels)
+    samples = _bilinear_samples(tf.cast(value, compute_dtype), maps, y, x, g)
     weights = tf.reshape(tf.cast(attention_weights, compute_dtype), shape_of(g.rows, g.samples, 1))
     outputs = tf.reduce_sum(samples * weights, axis=1)
     outputs = tf.reshape(outputs, shape_of(g.batch, g.queries, g.heads * g.depth))
     return tf.cast(outputs, dtype)
 
 
-def _bilinear_samples(
-    value: tf.Tensor,
-    heights: tf.Tensor,
-    widths: tf.Tensor,
-    y: tf.Tensor,
-    x: tf.Tensor,
-    g: DeformableAttentionGeometry,
-) -> tf.Tensor:
-    """Interpolated values at (y, x), `[N, Q, heads, levels, points]`: `[N*Q*heads, samples, D]`.
+class _Maps(NamedTuple):
+    """Of the map that each sample of a row reads, `[samples]`, int64."""
 
-    Heights and widths are `[levels, 1]`.
-    """
+    heights: tf.Tensor
+    widths: tf.Tensor
+    first_pixels: tf.Tensor  # where it begins in value
+
+
+def _bilinear_samples(
+    value: tf.Tensor, maps: _Maps, y: tf.Tensor, x: tf.Tensor, g: DeformableAttentionGeometry
+) -> tf.Tensor:
+    """Interpolated values at (y, x), `[N*Q*heads, samples]`: `[N*Q*heads, samples, D]`."""
     dtype = value.dtype
+    heights, widths = maps.heights, maps.widths
 
     # A position that touches no pixel, +-inf included, moves to a finite one that touches none
     # either: its value and its gradients are zero. NaN in one coordinate becomes NaN in both, and
@@ -95,10 +108,10 @@ def _bilinear_samples(
     zeros = tf.cast(g.batch * g.pixels * g.heads, tf.int64)
 
     # int64: TensorFlow computes with int32 on the host when all else is on a GPU.
-    first_pixels = tf.cumsum(heights * widths, exclusive=True)
-    images = tf.reshape(tf.range(g.batch, dtype=tf.int64), [-1, 1, 1, 1, 1])
-    heads = tf.reshape(tf.range(g.heads, dtype=tf.int64), [-1, 1, 1])
-    origins = (images * g.pixels + first_pixels) * g.heads + heads
+    images = tf.reshape(tf.range(g.batch, dtype=tf.int64) * g.pixels * g.heads, [-1, 1, 1])
+    queries = tf.zeros([g.queries, 1], tf.int64)  # They all read the same.
+    of_rows = images + queries + tf.range(g.heads, dtype=tf.int64)
+    origins = tf.reshape(of_rows, shape_of(g.rows, 1)) + maps.first_pixels * g.heads
     row, column = tf.cast(top, tf.int64), tf.cast(left, tf.int64)
     samples = shape_of(g.rows, g.samples, 1)
 

@@ -29,10 +29,10 @@ template <bool is_gradient>
 Status Call<is_gradient>::CheckTypes(const std::vector<ElementType>& types) const {
   Status status = CheckCount(kOp, "tensors", types.size(), is_gradient ? 5 : 4);
   if (status.ok()) status = CheckFeaturesType(kOp, "value", types[0]);
-  if (status.ok() && types[1] != ElementType::kInt32) {
-    status = Status(
-        Status::Code::kInvalidArgument,
-        std::string(kOp) + ": spatial_shapes must have dtype int32, got " + ToString(types[1]));
+  if (status.ok() && types[kHostInput] != ElementType::kInt32) {
+    status = Status(Status::Code::kInvalidArgument,
+                    std::string(kOp) + ": spatial_shapes must have dtype int32, got " +
+                        ToString(types[kHostInput]));
   }
   for (size_t i = 2; status.ok() && i < 4; ++i) {
     status = CheckSamplingType(kOp, "sampling_locations and attention_weights", types[i], "a value",
@@ -48,13 +48,13 @@ template <bool is_gradient>
 Status Call<is_gradient>::Parse(const std::vector<TensorView>& inputs, Geometry* geometry) const {
   Arguments arguments = arguments_;
   arguments.value = inputs[0].shape;
-  arguments.spatial_shapes = inputs[1].shape;
+  arguments.spatial_shapes = inputs[kHostInput].shape;
   arguments.sampling_locations = inputs[2].shape;
   arguments.attention_weights = inputs[3].shape;
   if (is_gradient) arguments.grad_output = inputs[4].shape;
-  if (const auto* sizes = inputs[1].Data<const int32_t>()) {
+  if (const auto* sizes = inputs[kHostInput].Data<const int32_t>()) {
     int64_t size = 1;
-    for (const int64_t dim : inputs[1].shape.dims) size *= dim;
+    for (const int64_t dim : inputs[kHostInput].shape.dims) size *= dim;
     arguments.level_sizes = std::vector<int64_t>(sizes, sizes + size);
   }
   return deformable_attention::Parse(arguments, geometry);
@@ -69,6 +69,12 @@ std::vector<TensorView> Call<is_gradient>::Outputs(const std::vector<TensorView>
   return {{inputs[0].type, Shape({g.batch, g.pixels, g.heads, g.depth})},
           {inputs[2].type, Shape({g.batch, g.queries, g.heads, g.levels, g.points, 2})},
           {inputs[3].type, Shape({g.batch, g.queries, g.heads, g.levels, g.points})}};
+}
+
+template <bool is_gradient>
+std::vector<ElementType> Call<is_gradient>::KernelTypes(
+    const std::vector<TensorView>& inputs) const {
+  return TypesOf(inputs);
 }
 
 template class Call<false>;

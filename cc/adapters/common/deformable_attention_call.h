@@ -22,6 +22,11 @@ class Call {
  public:
   using Geometry = deformable_attention::Geometry;
   static constexpr char kOp[] = "multi_scale_deformable_attention";
+  // The name of the handler in XLA (adapters/xla).
+  static constexpr const char* kHandler =
+      is_gradient ? "tf_deformable_attention_grad" : "tf_deformable_attention";
+  // spatial_shapes: the call reads its elements, which the kernels are cut by.
+  static constexpr int kHostInput = 1;
 
   // Calls visit(name, pointer) for each attribute, to read or to write it; returns the result.
   template <typename Visit>
@@ -44,6 +49,9 @@ class Call {
   // Types and shapes of what the call gives.
   std::vector<TensorView> Outputs(const std::vector<TensorView>& inputs,
                                   const Geometry& geometry) const;
+
+  // The types in which the kernels take what the call reads.
+  std::vector<ElementType> KernelTypes(const std::vector<TensorView>& inputs) const;
 
   // The tensors as the kernels take them.
   template <typename S>

@@ -80,9 +80,7 @@ std::vector<TensorView> Call<is_gradient>::Outputs(const std::vector<TensorView>
 template <bool is_gradient>
 std::vector<ElementType> Call<is_gradient>::KernelTypes(
     const std::vector<TensorView>& inputs) const {
-  std::vector<ElementType> types;
-  for (const TensorView& input : inputs) types.push_back(input.type);
-  return types;
+  return TypesOf(inputs);
 }
 
 template class Call<false>;

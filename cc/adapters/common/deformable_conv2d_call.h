@@ -24,6 +24,7 @@ class Call {
   // The name of the handler in XLA (adapters/xla).
   static constexpr const char* kHandler =
       is_gradient ? "tf_deformable_conv2d_grad" : "tf_deformable_conv2d";
+  static constexpr int kHostInput = -1;  // none: as that of deformable_attention::Call
 
   // Calls visit(name, pointer) for each attribute, to read or to write it, until a result, which
   // has ok(), is an error; returns the last one.

@@ -23,6 +23,7 @@ class Call {
   // The name of the handler in XLA (adapters/xla).
   static constexpr const char* kHandler =
       is_gradient ? "tf_deformable_roi_pool_grad" : "tf_deformable_roi_pool";
+  static constexpr int kHostInput = -1;  // none: as that of deformable_attention::Call
   static constexpr size_t kBoxes = 1, kBoxIndices = 2;  // the inputs that are no features
 
   // As those of deformable_conv2d::Call.

@@ -27,6 +27,12 @@ const char* ToString(ElementType type) {
   return "another type";
 }
 
+std::vector<ElementType> TypesOf(const std::vector<TensorView>& views) {
+  std::vector<ElementType> types;
+  for (const TensorView& view : views) types.push_back(view.type);
+  return types;
+}
+
 Status CheckFeaturesType(const char* op, const char* name, ElementType type) {
   if (type != ElementType::kInt32 && type != ElementType::kOther) return Status();
   return Invalid(op, std::string(name) + " must have dtype half, bfloat16, float or double, got " +

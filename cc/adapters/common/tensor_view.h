@@ -38,6 +38,8 @@ struct TensorView {
   }
 };
 
+std::vector<ElementType> TypesOf(const std::vector<TensorView>& views);
+
 // What follows are rules on the element types of an operator's tensors. `op` begins the message.
 
 // Features: half, bfloat16, float or double.

@@ -16,7 +16,7 @@ absl::Status SetShapes(InferenceContext* c) {
   Call call;
   std::vector<TensorView> inputs;
   deformable_attention::Geometry g;
-  TF_RETURN_IF_ERROR(ParseCall(c, &call, &inputs, &g, {1}));  // spatial_shapes
+  TF_RETURN_IF_ERROR(ParseCall(c, &call, &inputs, &g, {Call::kHostInput}));
   const std::vector<TensorView> outputs = call.Outputs(inputs, g);
   for (size_t i = 0; i < outputs.size(); ++i) {
     c->set_output(i, ToHandle(c, outputs[i].shape.dims));

@@ -13,11 +13,12 @@ void WriteSettings(AttributeWriter* writer) {
   (void)(*writer)("deterministic", &options.deterministic);
 }
 
-constexpr Platform kCuda = {"XLA_GPU_JIT", "CUDA", WriteSettings};
+constexpr Platform kCuda = {"XLA_GPU_JIT", "CUDA", false, WriteSettings};
 
 [[maybe_unused]] const bool registered =
     RegisterLowerings<kCuda>({tf_deformable_conv2d_cuda, tf_deformable_conv2d_grad_cuda,
-                              tf_deformable_roi_pool_cuda, tf_deformable_roi_pool_grad_cuda});
+                              tf_deformable_roi_pool_cuda, tf_deformable_roi_pool_grad_cuda,
+                              tf_deformable_attention_cuda, tf_deformable_attention_grad_cuda});
 
 }  // namespace
 }  // namespace tf_deformable

@@ -91,6 +91,29 @@ absl::Status StaticInput(tensorflow::XlaOpKernelContext* context, const char* op
   return absl::OkStatus();
 }
 
+absl::Status HostInput(tensorflow::XlaOpKernelContext* context, const char* op, const char* name,
+                       int input, bool operands_are_on_host, tensorflow::Tensor* constant,
+                       TensorView* view) {
+  const auto known = context->ConstantInputTensor(input);
+  if (known.ok()) {
+    *constant = *known;
+    *view = View(*constant);
+    return absl::OkStatus();
+  }
+  if (operands_are_on_host) return absl::OkStatus();
+  return absl::UnimplementedError(
+      std::string(op) + ": " + name +
+      " must be known when XLA compiles for a GPU (jit_compile=True): give constants, or call the "
+      "operator outside of what XLA compiles");
+}
+
+Status WriteElements(const char* name, const tensorflow::Tensor& elements,
+                     AttributeWriter* writer) {
+  const auto flat = elements.flat<int32_t>();
+  const std::vector<int64_t> values(flat.data(), flat.data() + flat.size());
+  return (*writer)(name, &values);
+}
+
 void CallHandler(tensorflow::XlaOpKernelContext* context, const char* handler,
                  const std::vector<TensorView>& inputs,
                  const std::vector<ElementType>& operand_types,

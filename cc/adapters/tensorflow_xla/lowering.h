@@ -35,6 +35,8 @@ class AttributeWriter {
 struct Platform {
   const char* device;  // as TensorFlow names it
   const char* name;    // as XLA names it
+  // Whether handlers find their operands in the host's memory.
+  bool operands_are_on_host;
   // Adds what the handlers of this platform read beside the operator's attributes.
   void (*write_settings)(AttributeWriter* writer);
 };
@@ -43,6 +45,17 @@ struct Platform {
 // show is an error.
 [[nodiscard]] absl::Status StaticInput(tensorflow::XlaOpKernelContext* context, const char* op,
                                        const char* name, int input, TensorView* view);
+
+// Sets `constant`, and the view to it, to an input that the host reads, if its elements are known
+// as XLA compiles. If not, they are left to the run, or, if handlers will not find them in the
+// host's memory, are an error.
+[[nodiscard]] absl::Status HostInput(tensorflow::XlaOpKernelContext* context, const char* op,
+                                     const char* name, int input, bool operands_are_on_host,
+                                     tensorflow::Tensor* constant, TensorView* view);
+
+// The attribute from which a handler of another device reads such elements (HostElements).
+[[nodiscard]] Status WriteElements(const char* name, const tensorflow::Tensor& elements,
+                                   AttributeWriter* writer);
 
 // Calls a handler with the operator's inputs, converted to `operand_types`; the results become the
 // operator's outputs.
@@ -66,10 +79,20 @@ class Lowering : public tensorflow::XlaOpKernel {
     for (size_t i = 0; i < inputs.size(); ++i) {
       OP_REQUIRES_OK(context, StaticInput(context, Call::kOp, call_.InputName(i), i, &inputs[i]));
     }
+    tensorflow::Tensor constant;
+    if constexpr (Call::kHostInput >= 0) {
+      OP_REQUIRES_OK(context, HostInput(context, Call::kOp, call_.InputName(Call::kHostInput),
+                                        Call::kHostInput, platform.operands_are_on_host, &constant,
+                                        &inputs[Call::kHostInput]));
+    }
     typename Call::Geometry geometry;
     OP_REQUIRES_OK(context, ToAbslStatus(call_.Parse(inputs, &geometry)));
     AttributeWriter attributes;
     OP_REQUIRES_OK(context, ToAbslStatus(call_.VisitAttributes(attributes)));
+    if constexpr (Call::kHostInput >= 0 && !platform.operands_are_on_host) {
+      OP_REQUIRES_OK(context, ToAbslStatus(WriteElements(call_.InputName(Call::kHostInput),
+                                                         constant, &attributes)));
+    }
     platform.write_settings(&attributes);
     CallHandler(context, Call::kHandler, inputs, call_.KernelTypes(inputs),
                 call_.Outputs(inputs, geometry), attributes);

@@ -4,6 +4,7 @@
 
 #include <initializer_list>
 
+#include "adapters/common/deformable_attention_call.h"
 #include "adapters/common/deformable_conv2d_call.h"
 #include "adapters/common/roi_pool_call.h"
 #include "adapters/tensorflow_xla/lowering.h"
@@ -31,9 +32,11 @@ struct Handlers {
   XLA_FFI_Handler* conv2d_grad;
   XLA_FFI_Handler* roi_pool;
   XLA_FFI_Handler* roi_pool_grad;
+  XLA_FFI_Handler* attention;
+  XLA_FFI_Handler* attention_grad;
 };
 
-// The second operator of each call is that of version 0.1.
+// The second operator of a call, where there is one, is that of version 0.1.
 template <const Platform& platform>
 bool RegisterLowerings(const Handlers& handlers) {
   RegisterLowering<deformable_conv2d::ForwardCall, platform>(
@@ -44,6 +47,10 @@ bool RegisterLowerings(const Handlers& handlers) {
       handlers.roi_pool, {"TFDeformable>RoiPool", "TFDeformable>DeformableRoIPool"});
   RegisterLowering<roi_pool::GradientCall, platform>(
       handlers.roi_pool_grad, {"TFDeformable>RoiPoolGrad", "TFDeformable>DeformableRoIPoolGrad"});
+  RegisterLowering<deformable_attention::ForwardCall, platform>(
+      handlers.attention, {"TFDeformable>MultiScaleDeformableAttention"});
+  RegisterLowering<deformable_attention::GradientCall, platform>(
+      handlers.attention_grad, {"TFDeformable>MultiScaleDeformableAttentionGrad"});
   return true;
 }
 

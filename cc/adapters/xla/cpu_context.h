@@ -32,6 +32,8 @@ class HostWorkspace {
 };
 
 struct CpuContext {
+  static constexpr bool kOperandsAreOnHost = true;
+
   const char* op;
   ffi::ThreadPool& pool;
 };
@@ -58,7 +60,7 @@ template <typename Call, typename Device>
 ffi::Error HandleOnCpu(ffi::ThreadPool pool, ffi::RemainingArgs operands,
                        ffi::RemainingRets results, ffi::Dictionary attributes) {
   Device device{{Call::kOp, pool}};
-  return ToFfiError(Compute<Call>(device, operands, results, attributes));
+  return ToFfiError(Compute<Call, CpuContext>(device, operands, results, attributes));
 }
 
 }  // namespace tf_deformable

@@ -20,6 +20,8 @@ inline auto CudaBinding() {
 }
 
 struct CudaContext {
+  static constexpr bool kOperandsAreOnHost = false;
+
   const char* op;
   void* stream;  // a cudaStream_t
   ffi::ScratchAllocator& memory;
@@ -59,7 +61,7 @@ ffi::Error HandleOnCuda(void* stream, ffi::ScratchAllocator memory, ffi::Remaini
   Status status = ReadOptions(Call::kOp, attributes, &options);
   if (!status.ok()) return ToFfiError(status);
   Device device{{Call::kOp, stream, memory, options}};
-  return ToFfiError(Compute<Call>(device, operands, results, attributes));
+  return ToFfiError(Compute<Call, CudaContext>(device, operands, results, attributes));
 }
 
 }  // namespace tf_deformable

@@ -32,6 +32,28 @@ Status ToStatus(const ffi::Error& error) {
 
 }  // namespace
 
+Status HostElements::Read(const char* op, const char* name, const ffi::Dictionary& attributes,
+                          TensorView* view) {
+  if (!attributes.contains(name)) {
+    return Status(Status::Code::kInvalidArgument,
+                  std::string(op) + ": " + name +
+                      " must be known when XLA compiles for a GPU, got what the program computes");
+  }
+  std::vector<int64_t> values;
+  const Status status = AttributeReader(op, attributes)(name, &values);
+  if (!status.ok()) return status;
+  int64_t size = 1;
+  for (const int64_t dim : view->shape.dims) size *= dim;
+  if (size != static_cast<int64_t>(values.size())) {
+    return Status(Status::Code::kInvalidArgument,
+                  std::string(op) + ": the attribute " + name + " must have " +
+                      std::to_string(size) + " elements, got " + std::to_string(values.size()));
+  }
+  elements_.assign(values.begin(), values.end());
+  view->data = elements_.data();
+  return status;
+}
+
 ffi::Error ToFfiError(const Status& status) {
   switch (status.code()) {
     case Status::Code::kOk:

@@ -65,6 +65,17 @@ class AttributeReader {
   const ffi::Dictionary& attributes_;
 };
 
+// The elements of an operand of int32 that the host reads, where the operand is not in its memory:
+// an attribute of the operand's name, which there is if they were known as XLA compiled.
+class HostElements {
+ public:
+  [[nodiscard]] Status Read(const char* op, const char* name, const ffi::Dictionary& attributes,
+                            TensorView* view);
+
+ private:
+  std::vector<int32_t> elements_;
+};
+
 // Calls function(S()), S being the type of features.
 template <typename Function>
 Status DispatchFeatures(ElementType type, const Function& function) {
@@ -80,10 +91,10 @@ Status DispatchFeatures(ElementType type, const Function& function) {
   }
 }
 
-// Computes a call. `device` has
+// Computes a call on a device with a context (cpu_context.h, cuda_context.h). `device` has
 //   Status Prepare(geometry, inputs): checks what is in its memory;
 //   Status Run(geometry, tensors).
-template <typename Call, typename Device>
+template <typename Call, typename Context, typename Device>
 Status Compute(Device& device, const ffi::RemainingArgs& operands,
                const ffi::RemainingRets& results, const ffi::Dictionary& attributes) {
   Call call;
@@ -94,10 +105,15 @@ Status Compute(Device& device, const ffi::RemainingArgs& operands,
   if (status.ok()) status = View(results, &given);
   if (!status.ok()) return status;
 
-  std::vector<ElementType> types;
-  for (const TensorView& input : inputs) types.push_back(input.type);
+  status = call.CheckTypes(TypesOf(inputs));
+  HostElements elements;
+  if constexpr (Call::kHostInput >= 0 && !Context::kOperandsAreOnHost) {
+    if (status.ok()) {
+      status = elements.Read(Call::kOp, call.InputName(Call::kHostInput), attributes,
+                             &inputs[Call::kHostInput]);
+    }
+  }
   typename Call::Geometry geometry;
-  status = call.CheckTypes(types);
   if (status.ok()) status = call.Parse(inputs, &geometry);
   if (!status.ok()) return status;
   std::vector<TensorView> outputs = call.Outputs(inputs, geometry);

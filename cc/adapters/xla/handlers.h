@@ -12,12 +12,16 @@ XLA_FFI_Error* tf_deformable_conv2d_cpu(XLA_FFI_CallFrame*);
 XLA_FFI_Error* tf_deformable_conv2d_grad_cpu(XLA_FFI_CallFrame*);
 XLA_FFI_Error* tf_deformable_roi_pool_cpu(XLA_FFI_CallFrame*);
 XLA_FFI_Error* tf_deformable_roi_pool_grad_cpu(XLA_FFI_CallFrame*);
+XLA_FFI_Error* tf_deformable_attention_cpu(XLA_FFI_CallFrame*);
+XLA_FFI_Error* tf_deformable_attention_grad_cpu(XLA_FFI_CallFrame*);
 
 // Only in a library with CUDA kernels.
 XLA_FFI_Error* tf_deformable_conv2d_cuda(XLA_FFI_CallFrame*);
 XLA_FFI_Error* tf_deformable_conv2d_grad_cuda(XLA_FFI_CallFrame*);
 XLA_FFI_Error* tf_deformable_roi_pool_cuda(XLA_FFI_CallFrame*);
 XLA_FFI_Error* tf_deformable_roi_pool_grad_cuda(XLA_FFI_CallFrame*);
+XLA_FFI_Error* tf_deformable_attention_cuda(XLA_FFI_CallFrame*);
+XLA_FFI_Error* tf_deformable_attention_grad_cuda(XLA_FFI_CallFrame*);
 
 }  // extern "C"
 

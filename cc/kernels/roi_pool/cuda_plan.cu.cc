@@ -5,6 +5,7 @@
 
 #include "kernels/base/integers.h"
 #include "kernels/cuda/reduce.h"
+#include "kernels/cuda/runs.h"
 #include "kernels/cuda/warpgroup.h"
 #include "kernels/roi_pool/cuda_kernels.h"
 
@@ -57,21 +58,6 @@ Blocks ChooseBlocks(const Geometry& g, int multiprocessors) {
   return b;
 }
 
-// The least power of 2 that is enough for so many, at most a warp.
-int32_t ChooseLanes(int64_t runs) {
-  int32_t lanes = 1;
-  while (lanes < 32 && lanes < runs) lanes *= 2;
-  return lanes;
-}
-
-template <typename T>
-bool IsVectorised(const Geometry& g, int lanes, std::initializer_list<const void*> tensors) {
-  for (const void* tensor : tensors) {
-    if (reinterpret_cast<uintptr_t>(tensor) % 16 != 0) return false;
-  }
-  return g.class_depth() % lanes == 0;
-}
-
 Job MakeJob(const Geometry& g, int64_t class_bins_per_block, int64_t blocks, char* lines) {
   Job job;
   job.geometry = g;
@@ -107,7 +93,7 @@ Status ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, void* workspace, vo
   Job job = MakeJob(geometry_, class_bins_per_block_, blocks_,
                     workspace_bytes_ > 0 ? static_cast<char*>(workspace) : nullptr);
   const bool vectorised =
-      IsVectorised<T>(geometry_, 16 / sizeof(T), {tensors.inputs, tensors.output});
+      HasWholeRuns(geometry_.class_depth(), 16 / sizeof(T), {tensors.inputs, tensors.output});
   const int64_t run = vectorised ? 16 / sizeof(T) : 1;
   job.lanes = ChooseLanes(CeilDiv(geometry_.class_depth(), run));
   return Launch(kOp, vectorised ? ForwardKernel<T, true> : ForwardKernel<T, false>, blocks_,
@@ -153,9 +139,8 @@ Status BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, void* workspace,
   }
   char* const space = static_cast<char*>(workspace);
   Job job = MakeJob(g, class_bins_per_block_, blocks_, grad_inputs_at_ > 0 ? space : nullptr);
-  const bool vectorised =
-      IsVectorised<T>(g, 16 / sizeof(T) > 4 ? 16 / sizeof(T) : 4,
-                      {tensors.inputs, tensors.grad_output, tensors.grad_inputs});
+  const bool vectorised = HasWholeRuns(g.class_depth(), 16 / sizeof(T) > 4 ? 16 / sizeof(T) : 4,
+                                       {tensors.inputs, tensors.grad_output, tensors.grad_inputs});
   job.lanes = ChooseLanes(CeilDiv(g.class_depth(), vectorised ? 4 : 1));
   const bool reduces = tensors.grad_offsets || tensors.grad_mask;
   const int64_t class_bins_per_box = g.bins() * g.classes;

@@ -17,7 +17,7 @@ from tf_deformable.models.detection.heads import (
     rfcn_head,
 )
 from tf_deformable.models.surgery.deformify import deformify
-from tf_deformable.models.surgery.select import Layers, images_and_features, output_stride
+from tf_deformable.models.surgery.select import Layers, one_map, output_stride
 
 _layers = tf.keras.layers
 _saving = tf.keras.utils if IS_KERAS_3 else tf.keras.saving
@@ -33,6 +33,7 @@ def detector(
     deformable_pooling: bool | None = None,
     layers: Layers = "conv5",
     dilate_last_stage: bool = False,
+    level: str | int | None = None,
     channels: int | None = None,
     anchor_sizes: Sequence[float] = (64, 128, 256),
     aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
@@ -56,7 +57,7 @@ def detector(
         >>> history = model.fit(images, {"boxes": boxes, "labels": labels}, verbose=0)
 
     Args:
-        backbone: functional or Sequential model, images in, one feature map out (channels_last).
+        backbone: functional or Sequential model, images in, feature maps out (channels_last).
         classes: int, number of classes, background not among them.
         kind: "rpn" (class-aware), "faster_rcnn" or "rfcn".
         deformable: bool, whether the `layers` of the backbone become deformable.
@@ -64,6 +65,8 @@ def detector(
             None: as `deformable`.
         layers: which layers of the backbone, see `deformify`.
         dilate_last_stage: bool, whether its last stage keeps its resolution, see `deformify`.
+        level: str or int, which map of a backbone that returns several: its key or name (`"P4"` of
+            KerasHub's `pyramid_outputs`, too), or its index among the outputs; None: the coarsest.
         channels: int, outputs of a 1x1 convolution after the backbone (the paper has 1024, and 256
             before the pooling of Faster R-CNN); None: there is none.
         anchor_sizes: square roots of the anchors' areas, in pixels of the image.
@@ -75,11 +78,11 @@ def detector(
 
     Raises:
         ValueError: as `deformify`, or its arguments without `deformable`; `kind` is none of these;
-            the backbone has several inputs or outputs.
+            the backbone has several inputs, or no map of that `level`.
     """
     if kind not in _HEADS:
         raise ValueError(f"detector: kind must be one of {_HEADS}, got {kind!r}")
-    images_and_features("detector", backbone)
+    backbone = one_map("detector", backbone, level)
     if deformify_arguments and not deformable:
         raise ValueError(
             f"detector: deformify_arguments need deformable=True, got {deformify_arguments}"
@@ -90,7 +93,7 @@ def detector(
             backbone, chosen, dilate_last_stage=dilate_last_stage, **(deformify_arguments or {})
         )
     if channels is not None:
-        images, features = images_and_features("detector", backbone)
+        images, features = backbone.inputs[0], backbone.outputs[0]
         reduced = _layers.Conv2D(channels, 1, activation="relu", name="reduce", **CHANNELS_LAST)(
             features
         )
@@ -517,7 +520,13 @@ def _images_of(backbone: Any) -> Any:
     """Returns an input for the images that a backbone takes."""
     if not is_graph(backbone):  # It does not say which.
         return tf.keras.Input((None, None, None), name="images")
-    images, _ = images_and_features("Detector", backbone)
+    counts = len(backbone.inputs), len(backbone.outputs)
+    if counts != (1, 1):
+        raise ValueError(
+            "Detector: backbone must take images and return one feature map, got "
+            f"{counts[0]} inputs and {counts[1]} outputs"
+        )
+    (images,) = backbone.inputs
     return tf.keras.Input(tuple(images.shape[1:]), dtype=images.dtype, name="images")
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import tensorflow as tf
 
 from tf_deformable._keras import IS_KERAS_3, is_compiled, is_graph, lambda_output_shape, sublayers
+from tf_deformable.graphs.rebuild import rebuild
 from tf_deformable.models.surgery.replace import copy_convolution, deformable_of
 
 
@@ -23,19 +25,7 @@ class Copier:
 
     def copy_model(self, model: Any) -> Any:
         """Returns a copy with new weights."""
-        if isinstance(model, tf.keras.Sequential):
-            layers = [self._copy(layer) for layer in model.layers]
-            shape, dtype = tuple(model.inputs[0].shape), model.inputs[0].dtype
-            name = model.inputs[0].name.split(":")[0]
-            inputs = tf.keras.Input(batch_shape=shape, dtype=dtype, name=name)
-            return type(model)([inputs, *layers], name=model.name)
-        original = model
-        if IS_KERAS_3:  # Keras 3 would compile the copy, and fail on a loss that it cannot load.
-            original = tf.keras.Model(model.input, model.output, name=model.name)
-        copy = tf.keras.models.clone_model(original, clone_function=self._copy)
-        if type(copy) is not type(model):
-            copy = type(model)(copy.input, copy.output, name=model.name)
-        return copy
+        return rebuild(model, self._copy)
 
     def copy_weights(self) -> None:
         """Gives the copies the weights and `trainable` flags of what they are copies of."""
@@ -86,12 +76,48 @@ class Copier:
                 name=layer.name,
                 dtype=layer.get_config()["dtype"],
             )
-        return type(layer).from_config({**layer.get_config(), **self._changes.get(id(layer), {})})
+        if IS_KERAS_3 and type(layer) is tf.keras.layers.Identity:
+            # It does not tell its configuration, if it was made with a policy.
+            return tf.keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy.name)
+        try:
+            return from_own_config(layer, self._changes.get(id(layer), {}))
+        except Exception as error:  # That of a class of anybody's.
+            raise ValueError(
+                f"deformify: layer {layer.name!r} ({type(layer).__name__}) cannot be copied: its "
+                f"class does not build it again from its get_config(): {error}"
+            ) from error
+
+
+def from_own_config(layer: Any, changes: dict[str, Any] | None = None) -> Any:
+    """Returns a new layer from a layer's configuration, with some of the arguments changed."""
+    config = {**layer.get_config(), **(changes or {})}
+    parameters = inspect.signature(type(layer).__init__).parameters.values()
+    if not isinstance(layer, tf.keras.layers.Layer):  # an operation without weights
+        return type(layer).from_config(config)
+    takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+    if not takes_all:  # The constructor does not take what those of all layers do.
+        names = {each.name for each in parameters}
+        config = {name: value for name, value in config.items() if name in names}
+    new = type(layer).from_config(config)
+    if IS_KERAS_3:
+        new.name = layer.name
+        if not takes_all:
+            new.dtype_policy = layer.dtype_policy
+    return new
+
+
+def is_copied(layer: Any) -> bool:
+    """Returns whether a layer can be built again from its configuration."""
+    try:
+        from_own_config(layer)
+    except Exception:
+        return False
+    return True
 
 
 def compile_like(model: Any, copy: Any) -> None:
     """Compiles a copy as the model is, if Keras can do that from the configuration."""
-    if not is_compiled(model):
+    if not is_compiled(model) or type(copy) is not type(model):  # A class trains in its own way.
         return
     try:
         copy.compile_from_config(model.get_compile_config())

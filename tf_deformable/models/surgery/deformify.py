@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from tf_deformable._geometry import rules
-from tf_deformable.models.surgery.copy import Copier, compile_like
+from tf_deformable._keras import sublayers
+from tf_deformable.graphs.opening import open_layers
+from tf_deformable.models.surgery.copy import Copier, compile_like, is_copied
 from tf_deformable.models.surgery.dilate import dilation
-from tf_deformable.models.surgery.replace import channels_read, check_arguments
+from tf_deformable.models.surgery.replace import (
+    channels_read,
+    check_arguments,
+    holds_convolutions,
+)
 from tf_deformable.models.surgery.select import Layers, Network, check_model
 
 
@@ -42,8 +48,10 @@ def deformify(
         >>> dilated = tf_deformable.models.deformify(model, dilate_last_stage=True)
 
     Args:
-        model: functional or built Sequential model of Keras 3 or tf-keras. Models nested in it are
-            searched too. Custom layers are copied by their `get_config`, whole.
+        model: functional or built Sequential model of Keras 3 or tf-keras, of any class: one with
+            a constructor of its own, as the backbones and tasks of KerasHub, too. Models nested
+            in it are searched, and, with Keras 3, custom layers that use nothing but layers and
+            `keras.ops`. Others are copied by their `get_config`, whole.
         layers: which convolutions become deformable:
             `"conv5"`: the paper's choice, put in general terms: every convolution with a kernel
                 larger than 1x1 that reads feature maps of the coarsest resolution (of those that
@@ -68,17 +76,20 @@ def deformify(
             (its kernel's size, say), which stay as they are.
 
     Returns:
-        A model of the same class. `Conv2D` (with groups, too) and `DepthwiseConv2D` become a
-        `DeformableConv2D`; `SeparableConv2D` becomes a Sequential of a `DeformableConv2D` and a
-        1x1 `Conv2D`. A layer that is called in several places stays one layer.
+        A model of the same class, if that has the constructor of Keras, and else a functional one
+        without what the class adds (it is not compiled), but with its outputs by their names, and
+        its `pyramid_outputs`, if it has them. A custom layer in which a convolution was replaced
+        is a nested functional model of its name. `Conv2D` (with groups, too) and `DepthwiseConv2D`
+        become a `DeformableConv2D`; `SeparableConv2D` becomes a Sequential of a `DeformableConv2D`
+        and a 1x1 `Conv2D`. A layer that is called in several places stays one layer.
 
     Raises:
         TypeError: `model` is not a Keras model, `layers` of another type, or an argument is none
             of the layers'.
-        ValueError: the model is subclassed or not built; nothing was chosen, a name is not there,
-            or a chosen layer cannot be replaced; `offset_groups` does not divide its channels;
-            `dilate_last_stage` does not fit the network. The message names the layer and what to
-            do.
+        ValueError: the model is subclassed (its class has a `call`) or not built; nothing was
+            chosen, a name is not there, a chosen layer cannot be replaced, or another one cannot
+            be copied; `offset_groups` does not divide its channels; `dilate_last_stage` does not
+            fit the network. The message names the layer and what to do.
 
     Sources:
         Dai et al., Deformable Convolutional Networks, ICCV 2017, section 2.3 (conv5, stride 32 to
@@ -86,7 +97,7 @@ def deformify(
     """
     check_model(model)
     check_arguments("deformify", layer_arguments)
-    network = Network(model)
+    network = Network(open_layers(model, holds_convolutions))
     if layers is None and not dilate_last_stage:
         raise ValueError("deformify: layers is None, and dilate_last_stage False: nothing to do")
     chosen = [] if layers is None else network.choose(layers)
@@ -104,9 +115,15 @@ def deformify(
         **layer_arguments,
     }
     changes = dilation(network) if dilate_last_stage else {}
-    copier = Copier({site.key for site in chosen}, changes, arguments)
+    keys = {site.key for site in chosen}
+    copier = Copier(keys, changes, arguments)
+    concerned = keys | set(changes)
+    opened = open_layers(
+        model,
+        lambda layer: not concerned.isdisjoint(map(id, sublayers(layer))) or not is_copied(layer),
+    )
     try:
-        copy = copier.copy_model(model)
+        copy = copier.copy_model(opened)
     except ValueError as error:
         if not dilate_last_stage:
             raise

@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_deformable._keras import sublayers
 from tf_deformable.layers.deformable_conv2d import DeformableConv2D
 
 _DeformableConv2D: Any = DeformableConv2D
@@ -75,6 +76,12 @@ def deformable_layer(layer: Any, **layer_arguments: Any) -> Any:
     new.build(shape)
     copy_convolution(layer, new)
     return new
+
+
+def holds_convolutions(layer: Any) -> bool:
+    """Returns whether a layer has convolutions that `deformify` replaces, or has made, inside."""
+    kinds = (*KINDS, DeformableConv2D)
+    return any(isinstance(inner, kinds) for inner in sublayers(layer) if inner is not layer)
 
 
 def check_arguments(operation: str, arguments: dict[str, Any]) -> None:

@@ -11,9 +11,15 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from tf_deformable._keras import is_graph, sublayers
+from tf_deformable._keras import is_graph
+from tf_deformable.graphs.rebuild import pyramid_of
 from tf_deformable.graphs.strides import Stride, walk_strides
-from tf_deformable.models.surgery.replace import CONVOLUTIONS, KINDS, kernel_size, problem_of
+from tf_deformable.models.surgery.replace import (
+    CONVOLUTIONS,
+    holds_convolutions,
+    kernel_size,
+    problem_of,
+)
 
 Layers: TypeAlias = "str | re.Pattern[str] | Iterable[str] | Callable[[Any], bool]"
 
@@ -121,7 +127,7 @@ class Network:
             for site in self.sites.values()
             if not isinstance(site.layer, CONVOLUTIONS)
             and isinstance(site.layer, tf.keras.layers.Layer)
-            and any(isinstance(inner, KINDS) for inner in sublayers(site.layer))
+            and holds_convolutions(site.layer)
         ]
         if not holders:
             return ""
@@ -152,24 +158,51 @@ def output_stride(model: Any) -> float:
     return strides[0][0]
 
 
-def images_and_features(operation: str, backbone: Any) -> tuple[Any, Any]:
-    """Returns the only input and the only output of a backbone.
+def one_map(operation: str, backbone: Any, level: str | int | None = None) -> Any:
+    """Returns a backbone, or, if it returns several maps, a model of its layers that returns one.
+
+    Args:
+        operation: name of the public function, for messages.
+        backbone: functional or built Sequential model.
+        level: which of the maps, None for the only or the coarsest one: the key of an output that
+            is a dictionary, or of `pyramid_outputs`, or the name or index of an output.
 
     Raises:
-        ValueError: the model is subclassed or not built, or has several.
+        ValueError: the model is subclassed or not built, takes several inputs, or has no such map.
     """
     if not is_graph(backbone):
         raise ValueError(
             f"{operation}: backbone must be a functional or a built Sequential model, got "
             f"{type(backbone).__name__} {getattr(backbone, 'name', '')!r}"
         )
-    counts = len(backbone.inputs), len(backbone.outputs)
-    if counts != (1, 1):
+    if len(backbone.inputs) != 1:
         raise ValueError(
-            f"{operation}: backbone must take images and return one feature map, got "
-            f"{counts[0]} inputs and {counts[1]} outputs"
+            f"{operation}: backbone must take images alone, got {len(backbone.inputs)} inputs"
         )
-    return backbone.inputs[0], backbone.outputs[0]
+    if level is None and len(backbone.outputs) == 1:
+        return backbone
+    images, outputs = backbone.inputs[0], backbone.output
+    by_name = outputs if isinstance(outputs, dict) else None
+    own = by_name or dict(zip(backbone.output_names, backbone.outputs, strict=True))
+    maps = {**pyramid_of(backbone), **own}
+    chosen = maps.get(level) if isinstance(level, str) else None
+    if isinstance(level, int) and -len(backbone.outputs) <= level < len(backbone.outputs):
+        chosen = (list(by_name.values()) if by_name else backbone.outputs)[level]
+    if chosen is None:
+        _, found = walk_strides(tf.keras.Model(images, list(maps.values())))
+        strides = dict(zip(maps, found, strict=True))
+        cells = {name: math.prod(strides[name] or ()) for name in own if strides[name]}
+        if level is not None or not cells:
+            texts = [
+                f"{name!r} (stride {stride[0]:g})" if stride else f"{name!r} (no map)"
+                for name, stride in strides.items()
+            ]
+            raise ValueError(
+                f"{operation}: level must be one of the maps that the backbone returns, or the "
+                f"index of an output, got {level!r}; there are {', '.join(texts)}"
+            )
+        chosen = own[max(cells, key=lambda name: cells[name])]
+    return tf.keras.Model(images, chosen, name=backbone.name)
 
 
 def check_model(model: Any) -> None:
@@ -194,12 +227,6 @@ def check_model(model: Any) -> None:
             f"deformify: model {model.name!r} is subclassed ({kind}), and what its call does cannot"
             " be rewritten: make it functional, or replace its convolutions in its constructor, "
             "see tf_deformable.models.deformable_layer"
-        )
-    plain = (tf.keras.Sequential, type(tf.keras.Model(model.inputs, model.outputs)), tf.keras.Model)
-    if type(model) not in plain and type(model).__init__ not in [c.__init__ for c in plain]:
-        raise ValueError(
-            f"deformify: model {model.name!r} is a {kind}, whose constructor is its own: pass the "
-            "functional model in it, tf.keras.Model(model.inputs, model.outputs)"
         )
     for layer in model.layers:
         if is_graph(layer):

@@ -1,0 +1,150 @@
+"""The window of DCNv3 and DCNv4: attributes, sizes and rules, for TensorFlow and JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tf_deformable._geometry import attributes, rules
+from tf_deformable._geometry.padding import Axis, Padding, resolve_axes
+from tf_deformable._geometry.sizes import (
+    Checks,
+    Dim,
+    Pair,
+    differ,
+    dims,
+    known,
+    shape_text,
+    text,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """The attributes of a call, checked."""
+
+    kernel_size: Pair
+    strides: Pair
+    padding: Padding
+    dilations: Pair
+    scale: float
+    taps: tuple[Pair, ...]  # row, column
+    layout: attributes.DataFormat
+
+    def center(self, i: int) -> int:
+        """Distance of the center from the first tap along an axis."""
+        return self.dilations[i] * (self.kernel_size[i] - 1) // 2
+
+    def distances(self, i: int) -> np.ndarray:
+        """Where the taps lie along an axis as seen from the center, `[K]`."""
+        along = np.array([tap[i] for tap in self.taps], np.int64)
+        return (along * self.dilations[i] - self.center(i)) * self.scale
+
+
+@dataclasses.dataclass(frozen=True)
+class DCNv3Geometry:
+    """All sizes of one call, each static where it can be known statically."""
+
+    batch: Dim
+    height: Dim
+    width: Dim
+    channels: Dim
+    groups: Dim
+    axes: tuple[Axis, Axis]
+
+    @property
+    def output(self) -> list[Dim]:
+        """Batch, height and width of the output."""
+        return [self.batch, self.axes[0].output, self.axes[1].output]
+
+
+def dcnv3_window(
+    op: str,
+    kernel_size: int | Sequence[int],
+    strides: int | Sequence[int],
+    padding: str | Sequence[Sequence[int]],
+    dilations: int | Sequence[int],
+    offset_scale: float,
+    remove_center: bool,
+    data_format: str,
+) -> Window:
+    """Normalises the attributes of a call.
+
+    Raises:
+        TypeError: one is of the wrong kind.
+        ValueError: one breaks its rule.
+    """
+    layout = attributes.data_format(op, data_format)
+    kernel = attributes.positive_pair(op, "kernel_size", kernel_size)
+    steps = attributes.positive_pair(op, "strides", strides)
+    rates = attributes.positive_pair(op, "dilations", dilations)
+    pads = attributes.padding(op, padding, layout)
+    if not np.isfinite(attributes.number(op, "offset_scale", offset_scale)):
+        raise Checks(op).error(f"offset_scale must be finite, got {offset_scale:g}")
+    scale = float(offset_scale)  # no attribute of an operator: it need not be float32
+    taps = list(itertools.product(range(kernel[0]), range(kernel[1])))
+    if attributes.boolean(op, "remove_center", remove_center):
+        if kernel[0] % 2 == 0 or kernel[1] % 2 == 0:
+            raise Checks(op).error(f"remove_center needs an odd kernel_size, got {text(kernel)}")
+        del taps[len(taps) // 2]
+    return Window(kernel, steps, pads, rates, scale, tuple(taps), layout)
+
+
+def axes_text(argument: str, layout: attributes.DataFormat) -> str:
+    """The axes of an argument, as messages name them."""
+    last = {"inputs": "C", "offsets": "G*K*2", "mask": "G*K"}[argument]
+    size = "H,W" if argument == "inputs" else "Ho,Wo"
+    return f"[N,{last},{size}]" if layout == "NCHW" else f"[N,{size},{last}]"
+
+
+def dcnv3_geometry(op: str, inputs: Any, offsets: Any, mask: Any, window: Window) -> DCNv3Geometry:
+    """Checks the tensors of one call and derives every size from them.
+
+    Args:
+        op: begins messages.
+        inputs: `[N, H, W, C]`, a tensor of TensorFlow or JAX.
+        offsets: `[N, Ho, Wo, G*K*2]`.
+        mask: `[N, Ho, Wo, G*K]`.
+        window: the attributes.
+
+    Raises:
+        ValueError: the static shapes break a rule.
+    """
+    check = Checks(op)
+    batch, height, width, channels = dims(inputs, 4)
+    axes = resolve_axes(
+        (height, width), window.kernel_size, window.strides, window.dilations, window.padding
+    )
+    if any(axis.kernel_is_too_large for axis in axes):
+        extent, padded = ([getattr(axis, size) for axis in axes] for size in ("extent", "padded"))
+        raise check.error(rules.kernel_does_not_fit(extent, padded))
+    count = len(window.taps)
+    groups = _groups(check, dims(offsets, 4)[3], count, channels)
+    g = DCNv3Geometry(batch, height, width, channels, groups, axes)
+    for argument, tensor, size in (("offsets", offsets, 2 * count), ("mask", mask, count)):
+        got, expected = dims(tensor, 4), [*g.output, groups * size]
+        expected_text = text([*g.output, f"G*{size}"]) if argument == "offsets" else text(expected)
+        layout = axes_text(argument, "NHWC")
+        if differ(got, expected):
+            raise check.error(
+                f"{argument} must have shape {layout} = {expected_text}, "
+                f"got shape {shape_text(tensor)}"
+            )
+        check.at_run_time(argument, layout, got, expected)
+    return g
+
+
+def _groups(check: Checks, sizes: Dim, taps: int, channels: Dim) -> Dim:
+    """The groups that offsets of `sizes` channels have, which must divide the channels."""
+    if known(sizes) and (sizes == 0 or sizes % (2 * taps)):
+        raise check.error(
+            f"offsets channels must be a positive multiple of K*2={2 * taps}, got {sizes}"
+        )
+    groups = sizes // (2 * taps)
+    if known(channels, groups) and channels % groups:
+        raise check.error(f"inputs channels must be a multiple of G, got C={channels}, G={groups}")
+    return groups
