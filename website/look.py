@@ -23,7 +23,7 @@ SCHEMES = ("light", "dark")
 _OVERHANGING = """() => {
   const wide = document.scrollingElement.scrollWidth > innerWidth;
   const clips = e => ["auto", "scroll", "hidden"].includes(getComputedStyle(e).overflowX);
-  const scrolls = e => e && e !== document.documentElement && (clips(e) || scrolls(e.parentElement));
+  const scrolls = e => e && e !== document.body && (clips(e) || scrolls(e.parentElement));
   const out = [...document.querySelectorAll(".md-content *")].filter(
     e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e));
   const missing = [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src);

@@ -74,6 +74,11 @@ def test_no_page_asks_another_server(site: Path) -> None:
         assert loads.findall(page.read_text()) == [], page
 
 
+def test_products_are_not_emphasis(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        assert not re.search(r"\w<em>|</em>\w|<code>[^<]*\\\*", page.read_text()), page
+
+
 def test_links_of_the_readme_lead_somewhere() -> None:
     text = (ROOT / "README.md").read_text()
     targets = re.findall(r"\]\(([^)\s]+)\)", text)

@@ -14,6 +14,8 @@ from typing import Any
 import tensorflow as tf
 from keras.utils import bounding_boxes  # of Keras 3, which TensorFlow brings, for both Kerases
 
+__all__ = ["anchor_boxes", "assign", "decode", "encode", "iou", "sample", "select"]
+
 # Of the differences between boxes and their anchors, about; predictions are in units of it.
 VARIANCE = (0.1, 0.1, 0.2, 0.2)
 _MAX_LOG_SCALE = math.log(1000 / 16)  # larger predictions of untrained networks would overflow
