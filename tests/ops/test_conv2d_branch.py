@@ -132,6 +132,9 @@ CASES = {
     "taps with copies of their own": Case(channels=272, size=(5, 3), dilations=(1, 2)),
     "rows longer than a tile": Case(channels=16, size=(3, 470), batch=1),
     "several blocks of filters": Case(channels=3, offset_groups=12),
+    "too many channels to pack at once": Case(
+        channels=170_000, size=(2, 2), batch=1, kernel_size=(1, 1), has_mask=False
+    ),
     "strided rows": Case(channels=32, size=(7, 40), strides=(2, 2)),
 }
 

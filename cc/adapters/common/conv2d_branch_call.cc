@@ -1,6 +1,6 @@
 #include "adapters/common/conv2d_branch_call.h"
 
-#include "adapters/common/padding.h"
+#include "adapters/common/conv2d_attributes.h"
 
 namespace tf_deformable::deformable_conv2d {
 

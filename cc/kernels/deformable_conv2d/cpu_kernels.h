@@ -1,11 +1,13 @@
-// What the CPU driver (cpu_plan.cc) and the kernels compiled once per instruction set
-// (cpu_kernels.inc) agree on: plain data and function pointers, no inline code.
+// What the CPU drivers (cpu_plan.cc, cpu_branch_plan.cc) and the kernels compiled once per
+// instruction set (cpu_kernels.inc) agree on: plain data and function pointers, no code but what is
+// always inlined.
 #ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_KERNELS_H_
 #define TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_KERNELS_H_
 
 #include <cstdint>
 
 #include "kernels/base/float_types.h"
+#include "kernels/base/host_device.h"
 #include "kernels/base/integers.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/deformable_conv2d/geometry.h"
@@ -140,15 +142,26 @@ struct Grid {
   int64_t rows, width, row_pitch;   // of a tile
   int64_t row_tiles, column_tiles;  // of the whole
 
-  constexpr int64_t taps() const { return y.taps * x.taps; }
-  constexpr int64_t tiles() const { return row_tiles * column_tiles; }
-  constexpr int64_t chunks() const { return CeilDiv(channels, chunk_channels); }
+  // Always inlined, as those of Geometry.
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t taps() const { return y.taps * x.taps; }
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t tiles() const { return row_tiles * column_tiles; }
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t chunks() const {
+    return CeilDiv(channels, chunk_channels);
+  }
   // Of a row of taps, those that have a copy in common, and those of them that lie side by side.
-  constexpr int64_t copied_taps() const { return shares_rows ? x.taps : 1; }
-  constexpr int64_t product_taps() const { return shares_rows && x.tap_step == 1 ? x.taps : 1; }
-  constexpr int64_t products() const { return chunks() * taps() / product_taps(); }
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t copied_taps() const {
+    return shares_rows ? x.taps : 1;
+  }
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t product_taps() const {
+    return shares_rows && x.tap_step == 1 ? x.taps : 1;
+  }
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t products() const {
+    return chunks() * taps() / product_taps();
+  }
   // Pixels of a copy from one result to the next.
-  constexpr int64_t pixels_apart() const { return shares_rows ? x.stride : 1; }
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t pixels_apart() const {
+    return shares_rows ? x.stride : 1;
+  }
 };
 
 // Such a convolution, as a product of copies with packed filters. Forward: of the inputs. Of the

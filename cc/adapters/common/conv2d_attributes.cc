@@ -1,4 +1,4 @@
-#include "adapters/common/padding.h"
+#include "adapters/common/conv2d_attributes.h"
 
 namespace tf_deformable::deformable_conv2d {
 namespace {

@@ -1,6 +1,6 @@
 // Attributes that several calls of convolutions have.
-#ifndef TF_DEFORMABLE_CC_ADAPTERS_COMMON_PADDING_H_
-#define TF_DEFORMABLE_CC_ADAPTERS_COMMON_PADDING_H_
+#ifndef TF_DEFORMABLE_CC_ADAPTERS_COMMON_CONV2D_ATTRIBUTES_H_
+#define TF_DEFORMABLE_CC_ADAPTERS_COMMON_CONV2D_ATTRIBUTES_H_
 
 #include <cstdint>
 #include <string>
@@ -16,4 +16,4 @@ namespace tf_deformable::deformable_conv2d {
 
 }  // namespace tf_deformable::deformable_conv2d
 
-#endif  // TF_DEFORMABLE_CC_ADAPTERS_COMMON_PADDING_H_
+#endif  // TF_DEFORMABLE_CC_ADAPTERS_COMMON_CONV2D_ATTRIBUTES_H_
