@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels/deformable_attention/cpu_plan.h"
+#include "kernels/deformable_conv2d/cpu_branch_plan.h"
 #include "kernels/deformable_conv2d/cpu_plan.h"
 #include "kernels/roi_pool/cpu_plan.h"
 
@@ -81,6 +82,41 @@ void DeformableConv2D(bool backward, int calls) {
     Call(plan, calls, [&](Executor& executor, void* workspace) {
       plan.Run({inputs.data(), filters.data(), offsets.data(), nullptr, output.data(),
                 grad_inputs.data(), grad_filters.data(), grad_offsets.data(), nullptr},
+               executor, workspace);
+    });
+  }
+}
+
+// The branch of a modulated layer.
+void Conv2DBranch(bool backward, int calls) {
+  constexpr int64_t kSize = 16, kChannels = 48, kTaps = 9;
+  constexpr int64_t kPixels = kSize * kSize, kFilters = 3 * kTaps;
+  deformable_conv2d::Arguments arguments;
+  arguments.inputs = Shape({1, kSize, kSize, kChannels});
+  arguments.filters = Shape({3, 3, kChannels, kFilters});
+  arguments.strides = arguments.dilations = {1, 1};
+  deformable_conv2d::Geometry geometry;
+  const Status status = deformable_conv2d::ParseBranch(arguments, true, nullptr, &geometry);
+  if (!status.ok()) Fail(status.message().c_str());
+
+  const std::vector<float> inputs = Random(kPixels * kChannels, 1);
+  const std::vector<float> filters = Random(kTaps * kChannels * kFilters, 2);
+  const std::vector<float> bias = Random(kFilters, 3);
+  std::vector<float> offsets = Random(kPixels * kTaps * 2, 4), mask = Random(kPixels * kTaps, 5);
+  if (!backward) {
+    const deformable_conv2d::cpu::BranchForwardPlan<float> plan(geometry, 1);
+    Call(plan, calls, [&](Executor& executor, void* workspace) {
+      plan.Run({inputs.data(), filters.data(), bias.data(), 1, offsets.data(), mask.data()},
+               executor, workspace);
+    });
+  } else {
+    std::vector<float> grad_inputs(inputs.size()), grad_filters(filters.size());
+    std::vector<float> grad_bias(bias.size());
+    const std::vector<float> grad_mask = Random(kPixels * kTaps, 6);
+    const deformable_conv2d::cpu::BranchBackwardPlan<float> plan(geometry, 1);
+    Call(plan, calls, [&](Executor& executor, void* workspace) {
+      plan.Run({inputs.data(), filters.data(), mask.data(), 1, offsets.data(), grad_mask.data(),
+                grad_inputs.data(), grad_filters.data(), grad_bias.data()},
                executor, workspace);
     });
   }
@@ -180,6 +216,8 @@ int main(int argc, char** argv) {
   const int calls = std::atoi(argv[3]);
   if (std::strcmp(argv[1], "deformable_conv2d") == 0) {
     DeformableConv2D(backward, calls);
+  } else if (std::strcmp(argv[1], "conv2d_branch") == 0) {
+    Conv2DBranch(backward, calls);
   } else if (std::strcmp(argv[1], "deformable_attention") == 0) {
     DeformableAttention(backward, calls);
   } else if (std::strcmp(argv[1], "roi_pool") == 0) {
@@ -187,6 +225,8 @@ int main(int argc, char** argv) {
   } else if (std::strcmp(argv[1], "psroi_pool") == 0) {
     RoIPool(7, 21, 21, backward, calls);
   } else {
-    Fail("OPERATOR is deformable_attention, deformable_conv2d, roi_pool or psroi_pool");
+    Fail(
+        "OPERATOR is conv2d_branch, deformable_attention, deformable_conv2d, roi_pool or "
+        "psroi_pool");
   }
 }

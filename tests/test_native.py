@@ -291,5 +291,9 @@ def test_the_library_says_what_it_has_of_cuda_and_of_xla():
         if info["xla"]:
             expected |= {f"XLA_{device}_JIT" for device in expected}
         assert devices == expected, op
+    for op in ("Conv2DBranch", "Conv2DBranchGrad"):  # on a GPU it is TensorFlow's convolution
+        registered = kernels.get_registered_kernels_for_op(f"TFDeformable>{op}").kernel
+        expected = {"CPU", "XLA_CPU_JIT"} if info["xla"] else {"CPU"}
+        assert {kernel.device_type for kernel in registered} == expected, op
     assert info["xla"] is _native.supports_xla()
     assert bool(info["cuda_architectures"]) == bool(info["cuda"])

@@ -32,7 +32,7 @@ _BUILD_INFO_TAG = b"@TFD_BUILD_INFO@"  # cc/adapters/tensorflow/build_info.cc
 # What `load` returns has a function for each.
 _OPERATORS = tuple(
     f"TFDeformable>{name}{gradient}"
-    for name in ("Conv2D", "RoiPool", "MultiScaleDeformableAttention")
+    for name in ("Conv2D", "Conv2DBranch", "RoiPool", "MultiScaleDeformableAttention")
     for gradient in ("", "Grad")
 )
 

@@ -28,6 +28,7 @@
 #include "kernels/base/parallel_loop.h"
 #include "kernels/cpu/driver.h"
 #include "kernels/deformable_attention/cpu_plan.h"
+#include "kernels/deformable_conv2d/cpu_branch_plan.h"
 #include "kernels/deformable_conv2d/cpu_plan.h"
 #include "kernels/roi_pool/cpu_plan.h"
 #include "pool.h"
@@ -301,6 +302,56 @@ void ConvolutionCase(bool hostile) {
 }
 
 template <typename T>
+void BranchCase(bool hostile) {
+  using A = ComputeType<T>;
+  const bool has_mask = Chance(2);
+  const int taps_y = Between(1, 4), taps_x = Between(1, 4);
+  const int samples = taps_y * taps_x * Between(1, Chance(8) ? 40 : 4);
+  const int filters = samples * (has_mask ? 3 : 2);
+  // Some fill vectors, and some are more than a copy has.
+  const int channels = Chance(3) ? 16 * Between(1, Chance(4) ? 20 : 3) : Between(1, 40);
+
+  deformable_conv2d::Arguments a;
+  a.inputs = Shape({Between(0, 3), Between(0, 14), Between(0, Chance(4) ? 300 : 14), channels});
+  a.filters = Shape({taps_y, taps_x, channels, filters});
+  a.strides = {Between(1, 3), Between(1, 3)};
+  a.dilations = {Between(1, 3), Between(1, 3)};
+  a.padding = static_cast<deformable_conv2d::Padding>(Between(0, 2));
+  a.explicit_paddings = {Between(0, 4), Between(0, 4), Between(0, 4), Between(0, 4)};
+  deformable_conv2d::Geometry g;
+  if (!deformable_conv2d::ParseBranch(a, has_mask, nullptr, &g).ok()) return;  // a large kernel
+
+  const int64_t pixels = g.output_pixels();
+  const int64_t size = g.batch * g.height * g.width * channels;
+  const int64_t filters_size = g.taps() * channels * filters;
+  const float largest_mask = static_cast<float>(Between(1, 2));
+  Tensor<T> inputs(size, 1, hostile), grad_inputs(size);
+  Tensor<A> weights(filters_size, 0.1f), bias(filters), offsets(pixels * samples * 2);
+  Tensor<A> mask(pixels * samples), grad_offsets(pixels * samples * 2, 1, hostile);
+  Tensor<A> grad_mask(pixels * samples, 1, hostile), grad_filters(filters_size), grad_bias(filters);
+  Backwards executor(Between(1, 4));
+  const deformable_conv2d::cpu::BranchForwardPlan<T> forward(g, executor.num_workers());
+  RunPlan(forward, [&](void* workspace) {
+    forward.Run({inputs.data(), weights.data(), bias.data(), largest_mask, offsets.data(),
+                 mask.data_if(has_mask)},
+                executor, workspace);
+  });
+  const deformable_conv2d::cpu::BranchBackwardPlan<T> backward(g, executor.num_workers());
+  RunPlan(backward, [&](void* workspace) {
+    backward.Run(
+        {inputs.data(), weights.data(), mask.data_if(has_mask), largest_mask, grad_offsets.data(),
+         grad_mask.data_if(has_mask), grad_inputs.data(), grad_filters.data(), grad_bias.data()},
+        executor, workspace);
+  });
+  if (hostile) return;
+  results.Take("branch's offsets", offsets.data(), pixels * samples * 2);
+  results.Take("branch's mask", mask.data_if(has_mask), pixels * samples);
+  results.Take("branch's grad_inputs", grad_inputs.data(), size);
+  results.Take("branch's grad_filters", grad_filters.data(), filters_size);
+  results.Take("branch's grad_bias", grad_bias.data(), filters);
+}
+
+template <typename T>
 void RoIPoolCase(bool hostile) {
   const int batch = Between(0, 3), boxes = Between(0, 9), group_size = Between(1, 4);
   const int classes = Between(1, Chance(2) ? 25 : 4);
@@ -410,7 +461,31 @@ void Case(int which, bool hostile) {
     case 2:
       AttentionCase<T>(hostile);
       break;
+    case 3:
+      BranchCase<T>(hostile);
+      break;
   }
+}
+
+// The same of the branch that gives these offsets, which keeps no gradients beside the results.
+template <typename T>
+bool BranchWorkspaceIsBounded(const char* type, deformable_conv2d::Arguments a,
+                              int64_t offset_groups) {
+  const std::vector<int64_t>& kernel = a.filters.dims;
+  a.filters =
+      Shape({kernel[0], kernel[1], a.inputs.dims[3], 3 * offset_groups * kernel[0] * kernel[1]});
+  deformable_conv2d::Geometry g;
+  if (!deformable_conv2d::ParseBranch(a, true, nullptr, &g).ok()) std::abort();
+  constexpr int64_t kMost = 16'000'000;
+  const int64_t forward = deformable_conv2d::cpu::BranchForwardPlan<T>(g, 2).workspace_bytes();
+  const int64_t backward = deformable_conv2d::cpu::BranchBackwardPlan<T>(g, 2).workspace_bytes();
+  const bool bounded = forward >= 0 && forward <= kMost && backward >= 0 && backward <= kMost;
+  if (!bounded) {
+    std::printf("branch, %s, inputs %s, filters %s: %.1f MB, backward %.1f MB\n", type,
+                ToString(a.inputs).c_str(), ToString(a.filters).c_str(), 1e-6 * forward,
+                1e-6 * backward);
+  }
+  return bounded;
 }
 
 // What two threads need of memory: little forward, and backward little more than the gradients.
@@ -433,6 +508,7 @@ bool WorkspaceIsBounded(const char* type, const Shape& inputs, const Shape& filt
     gradients += size;
   }
   constexpr int64_t kMost = 16'000'000;
+  if (!BranchWorkspaceIsBounded<T>(type, a, offset_groups)) return false;
   const int64_t forward = deformable_conv2d::cpu::ForwardPlan<T>(g, 2).workspace_bytes();
   const int64_t backward = deformable_conv2d::cpu::BackwardPlan<T>(g, 2).workspace_bytes();
   const bool bounded =
@@ -526,7 +602,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "%d\r", seed);  // the last one seen is the one that failed
     random_state.seed(seed);
     results.seed = seed;
-    const int which = Between(0, 2);
+    const int which = Between(0, 3);
     const bool hostile = Chance(2);
     switch (seed % 4) {
       case 0:

@@ -217,6 +217,7 @@ def test_one_graph_serves_all_sizes(padding: Any) -> None:
     ("changes", "error", "message"),
     [
         ({"kernel_size": (2, 3), "remove_center": True}, ValueError, "odd kernel_size, got [2,3]"),
+        ({"kernel_size": 1, "remove_center": True}, ValueError, "kernel_size above 1"),
         ({"remove_center": 1}, TypeError, "remove_center must be True or False, got 1"),
         ({"kernel_size": 0}, ValueError, "kernel_size must be positive, got [0,0]"),
         ({"strides": (1, -1)}, ValueError, "strides must be positive, got [1,-1]"),

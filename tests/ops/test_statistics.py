@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tf_deformable
+from tf_deformable.ops.conv2d_branch import conv2d_branch
 
 
 def flops(function, *specs):
@@ -31,6 +32,14 @@ def test_deformable_convolution(groups, offset_groups):
     assert flops(convolve, *specs) == 2 * (product + 4 * sampling)
     mask = tf.TensorSpec([2, 5, 4, offset_groups * 6])
     assert flops(convolve, *specs, mask) == 2 * (product + 5 * sampling)
+
+
+def test_the_branch_of_a_convolution():
+    def predict(inputs, filters, bias):
+        return conv2d_branch(inputs, filters, bias, has_mask=True, strides=(2, 2))
+
+    specs = [tf.TensorSpec(shape) for shape in ([2, 9, 8, 6], [3, 2, 6, 36], [36])]
+    assert flops(predict, *specs) == 2 * (2 * 5 * 4) * (3 * 2 * 6 * 36)
 
 
 def test_roi_pooling():

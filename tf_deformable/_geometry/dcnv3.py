@@ -88,6 +88,8 @@ def dcnv3_window(
     scale = float(offset_scale)  # no attribute of an operator: it need not be float32
     taps = list(itertools.product(range(kernel[0]), range(kernel[1])))
     if attributes.boolean(op, "remove_center", remove_center):
+        if kernel == (1, 1):
+            raise Checks(op).error("remove_center needs a kernel_size above 1, or no tap is left")
         if kernel[0] % 2 == 0 or kernel[1] % 2 == 0:
             raise Checks(op).error(f"remove_center needs an odd kernel_size, got {text(kernel)}")
         del taps[len(taps) // 2]

@@ -45,6 +45,8 @@ class DCNLayer(ConvolutionLayer, ProjectingLayer):
         self.remove_center = self._boolean("remove_center", remove_center)
         if self.remove_center and not all(size % 2 for size in self.kernel_size):
             raise self._error("kernel_size", "must be odd with remove_center", self.kernel_size)
+        if self.remove_center and self.kernel_size == (1, 1):
+            raise self._error("kernel_size", "must be above 1 with remove_center", self.kernel_size)
         self.center_feature_scale = self._boolean("center_feature_scale", center_feature_scale)
         if self.center_feature_scale and (self.strides != (1, 1) or self.padding != "same"):
             rule = "must be False but for strides of 1 and padding 'same'"

@@ -11,12 +11,9 @@ from tf_deformable._geometry import rules
 from tf_deformable._geometry.padding import explicit_padding
 from tf_deformable.layers._base import as_output_shape
 from tf_deformable.layers._convolution import ConvolutionLayer
-from tf_deformable.layers._offset_branch import (
-    mask_from_logits,
-    scale_gradient,
-    wide_convolution,
-)
+from tf_deformable.layers._offset_branch import scale_gradient
 from tf_deformable.ops._symbolic import accepts_keras_tensors
+from tf_deformable.ops.conv2d_branch import conv2d_branch
 from tf_deformable.ops.deformable_conv2d import deformable_conv2d
 from tf_deformable.ops.sampling import sampling_positions
 
@@ -471,23 +468,23 @@ class DeformableConv2D(ConvolutionLayer):
 
     def _offset_branch(self, features: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Returns the branch's offsets and mask (or None) for NHWC features, both NHWC."""
-        outputs = wide_convolution(
+        offsets, mask = conv2d_branch(
             features,
             self._cast_sampling(self.offset_kernel),
+            self._cast_sampling(self.offset_bias),
+            has_mask=self.modulated,
+            largest_mask=2 * self.mask_initial_value,
             strides=self.strides,
             padding=self.padding_of_both_axes,
             dilations=self.dilation_rate,
         )
-        outputs = tf.nn.bias_add(outputs, self._cast_sampling(self.offset_bias))
         if self.offset_learning_rate_multiplier != 1.0:
-            outputs = scale_gradient(outputs, self.offset_learning_rate_multiplier)
-        mask = None
-        if self.modulated:
-            outputs, logits = tf.split(outputs, [2 * self._taps, self._taps], axis=-1)
-            mask = mask_from_logits(logits, self.mask_initial_value)
+            factor = self.offset_learning_rate_multiplier
+            offsets = scale_gradient(offsets, factor)
+            mask = None if mask is None else scale_gradient(mask, factor)
         if self.max_offset is not None:
-            outputs = self.max_offset * tf.tanh(outputs)
-        return outputs, mask
+            offsets = self.max_offset * tf.tanh(offsets)
+        return offsets, mask
 
     def _input_shapes(self, input_shape: Any) -> list[Shape]:
         """Checks the shapes of what the layer is called with, in the order of `_input_names`."""

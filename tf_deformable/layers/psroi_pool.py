@@ -6,9 +6,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_deformable.layers._offset_branch import wide_convolution
 from tf_deformable.layers._roi_base import DeformableRoILayer, Regions, RoILayer
 from tf_deformable.ops._symbolic import accepts_keras_tensors
+from tf_deformable.ops.conv2d_branch import wide_convolution
 from tf_deformable.ops.roi_pool import deformable_psroi_pool
 
 

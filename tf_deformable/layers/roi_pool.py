@@ -8,10 +8,10 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable.layers._base import fresh
-from tf_deformable.layers._offset_branch import mask_from_logits
 from tf_deformable.layers._roi_base import DeformableRoILayer, Regions, RoILayer
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.ops.roi_pool import deformable_roi_pool
+from tf_deformable.reference.conv2d_branch import mask_from_logits
 
 
 @tf.keras.utils.register_keras_serializable(package="tf_deformable")
@@ -342,7 +342,7 @@ class DeformableRoIPool(DeformableRoILayer):
         offsets = tf.reshape(outputs, [-1, *self.output_size, 2])
         if logits is None:
             return offsets, None
-        mask = mask_from_logits(logits, self.mask_initial_value)
+        mask = mask_from_logits(logits, 2 * self.mask_initial_value)
         return offsets, tf.reshape(mask, [-1, *self.output_size])
 
     def _dense(self, inputs: tf.Tensor, kernel: Any, bias: Any) -> tf.Tensor:

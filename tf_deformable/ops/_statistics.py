@@ -21,6 +21,7 @@ def register_statistics() -> None:
 
     for op_type, count in (
         ("Conv2D", _conv2d),
+        ("Conv2DBranch", _conv2d_branch),
         ("RoiPool", _roi_pool),
         ("MultiScaleDeformableAttention", _attention),
     ):
@@ -44,6 +45,11 @@ def _conv2d(op: tf.Operation) -> int:
     samples //= offsets[3] // (2 * taps)
     per_sample = _BILINEAR + op.get_attr("num_masks")
     return samples * per_sample + math.prod(_sizes(op.outputs[0])) * math.prod(filters[:3])
+
+
+def _conv2d_branch(op: tf.Operation) -> int:
+    filters = _sizes(op.inputs[1])
+    return math.prod(_sizes(op.outputs[0])[:3]) * math.prod(filters)
 
 
 def _roi_pool(op: tf.Operation) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,14 +10,14 @@ import tensorflow as tf
 
 from tf_deformable import _native, config
 from tf_deformable._calls import Calls
-from tf_deformable._geometry.padding import Padding, padding_attributes
-from tf_deformable._geometry.sizes import Dim, Pair, dims, shape_of
+from tf_deformable._geometry.sizes import Dim, dims, shape_of
 from tf_deformable._registration import (
     register_gradient,
     register_reference,
     register_vectorization,
 )
 from tf_deformable.ops import _arguments
+from tf_deformable.ops._convolution_attributes import ConvolutionAttributes
 from tf_deformable.ops._second_order import hessian_product, vector_jacobian_product
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.ops.sampling import regular_positions
@@ -118,7 +117,7 @@ def deformable_conv2d(
         tf_deformable.NativeLibraryError: the compiled operator is wanted and cannot be loaded.
     """
     layout = _arguments.data_format(_OP, data_format)
-    attributes = _Attributes(
+    attributes = ConvolutionAttributes(
         strides=_arguments.pair(_OP, "strides", strides),
         padding=_arguments.padding(_OP, padding, layout),
         dilations=_arguments.pair(_OP, "dilations", dilations),
@@ -162,36 +161,8 @@ def deformable_conv2d(
         return tf.transpose(outputs, _TO_NCHW) if layout == "NCHW" else outputs
 
 
-@dataclasses.dataclass(frozen=True)
-class _Attributes:
-    """What is not a tensor, normalised; both backends' spelling of it."""
-
-    strides: Pair
-    padding: Padding
-    dilations: Pair
-
-    def for_native(self) -> dict[str, Any]:
-        return {
-            "strides": list(self.strides),
-            "dilations": list(self.dilations),
-            **padding_attributes(self.padding),
-        }
-
-    def for_reference(self) -> dict[str, Any]:
-        return {"strides": self.strides, "padding": self.padding, "dilations": self.dilations}
-
-    @classmethod
-    def of(cls, op: tf.Operation) -> _Attributes:
-        """The attributes of a registered operator."""
-        padding = tf.compat.as_str(op.get_attr("padding"))
-        if padding == "EXPLICIT":
-            top, bottom, left, right = op.get_attr("explicit_paddings")
-            padding = ((top, bottom), (left, right))
-        return cls(
-            strides=tuple(op.get_attr("strides")),
-            padding=padding,
-            dilations=tuple(op.get_attr("dilations")),
-        )
+def _attributes_of(op: tf.Operation) -> ConvolutionAttributes:
+    return ConvolutionAttributes(**ConvolutionAttributes.arguments_of(op))
 
 
 def _native_forward(
@@ -200,7 +171,7 @@ def _native_forward(
     offsets: tf.Tensor,
     mask: list[tf.Tensor],
     bias: list[tf.Tensor],
-    attributes: _Attributes,
+    attributes: ConvolutionAttributes,
 ) -> tf.Tensor:
     return _native.load().tf_deformable_conv2d(
         inputs=inputs,
@@ -218,7 +189,7 @@ def _native_backward(
     offsets: tf.Tensor,
     mask: list[tf.Tensor],
     grad_output: tf.Tensor,
-    attributes: _Attributes,
+    attributes: ConvolutionAttributes,
 ) -> list[tf.Tensor]:
     """Gradients of inputs, filters, offsets and, if there is one, mask."""
     grads = _native.load().tf_deformable_conv2d_grad(
@@ -236,12 +207,12 @@ def _gradient(op: tf.Operation, grad_output: tf.Tensor) -> list[tf.Tensor]:
     inputs, filters, offsets, *mask_and_bias = op.inputs
     num_masks = op.get_attr("num_masks")
     mask, bias = mask_and_bias[:num_masks], mask_and_bias[num_masks:]
-    grads = _native_backward(inputs, filters, offsets, mask, grad_output, _Attributes.of(op))
+    grads = _native_backward(inputs, filters, offsets, mask, grad_output, _attributes_of(op))
     return grads + [_sum_over_pixels(grad_output) for _ in bias]
 
 
 def _second_gradient(op: tf.Operation, *upstream: tf.Tensor) -> list[tf.Tensor]:
-    attributes = _Attributes.of(op)
+    attributes = _attributes_of(op)
     return hessian_product(
         functools.partial(_hessian_along, attributes=attributes),
         functools.partial(_reference, **attributes.for_reference()),
@@ -254,7 +225,7 @@ def _hessian_along(
     number: int,
     variables: Sequence[tf.Tensor],
     direction: tf.Tensor,
-    attributes: _Attributes,
+    attributes: ConvolutionAttributes,
 ) -> list[tf.Tensor | None]:
     """The Hessian of `<grad_output, output>` times a direction of one of the variables.
 
@@ -278,7 +249,7 @@ def _hessian_along(
 
 
 def _hessian_along_offsets(
-    variables: Sequence[tf.Tensor], direction: tf.Tensor, attributes: _Attributes
+    variables: Sequence[tf.Tensor], direction: tf.Tensor, attributes: ConvolutionAttributes
 ) -> list[tf.Tensor | None]:
     """As `_hessian_along`.
 
@@ -343,7 +314,7 @@ def _hessian_along_offsets(
 
 
 def _vectorized(op: tf.Operation, calls: Calls) -> list[tf.Tensor]:
-    num_masks, attributes = op.get_attr("num_masks"), _Attributes.of(op)
+    num_masks, attributes = op.get_attr("num_masks"), _attributes_of(op)
     sampled = [0, *range(2, 3 + num_masks)]
     multiplied = [1, *range(3 + num_masks, len(op.inputs))]
 
@@ -367,7 +338,7 @@ def _vectorized(op: tf.Operation, calls: Calls) -> list[tf.Tensor]:
 
 
 def _vectorized_gradient(op: tf.Operation, calls: Calls) -> list[tf.Tensor]:
-    attributes = _Attributes.of(op)
+    attributes = _attributes_of(op)
     upstream = len(op.inputs) - 1
 
     def run(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
@@ -399,7 +370,7 @@ def _groups(calls: Calls) -> tf.Tensor:
 
 
 def _reference_of(op: tf.Operation) -> Callable[..., list[tf.Tensor]]:
-    num_masks, attributes = op.get_attr("num_masks"), _Attributes.of(op).for_reference()
+    num_masks, attributes = op.get_attr("num_masks"), _attributes_of(op).for_reference()
 
     def compute(
         inputs: tf.Tensor, filters: tf.Tensor, offsets: tf.Tensor, *others: tf.Tensor
@@ -412,7 +383,7 @@ def _reference_of(op: tf.Operation) -> Callable[..., list[tf.Tensor]]:
 
 
 def _reference_of_gradient(op: tf.Operation) -> Callable[..., list[tf.Tensor]]:
-    function = functools.partial(_reference, **_Attributes.of(op).for_reference())
+    function = functools.partial(_reference, **_attributes_of(op).for_reference())
     return lambda *inputs: vector_jacobian_product(function, inputs[:-1], inputs[-1])
 
 

@@ -1,32 +1,14 @@
 #include "adapters/common/deformable_conv2d_call.h"
 
+#include "adapters/common/conv2d_attributes.h"
+
 namespace tf_deformable::deformable_conv2d {
-namespace {
-
-Status Invalid(const std::string& message) {
-  return Status(Status::Code::kInvalidArgument, std::string(ForwardCall::kOp) + ": " + message);
-}
-
-}  // namespace
 
 template <bool is_gradient>
 Status Call<is_gradient>::CheckAttributes() {
-  for (const auto& [name, count] :
-       {std::pair{"num_masks", num_masks_}, {"num_biases", num_biases_}}) {
-    if (count != 0 && count != 1) {
-      return Invalid(std::string(name) + " must be 0 or 1, got " + std::to_string(count));
-    }
-  }
-  if (padding_ == "SAME") {
-    arguments_.padding = Padding::kSame;
-  } else if (padding_ == "VALID") {
-    arguments_.padding = Padding::kValid;
-  } else if (padding_ == "EXPLICIT") {
-    arguments_.padding = Padding::kExplicit;
-  } else {
-    return Invalid("padding must be SAME, VALID or EXPLICIT, got " + padding_);
-  }
-  return Status();
+  Status status = CheckZeroOrOne(kOp, "num_masks", num_masks_);
+  if (status.ok()) status = CheckZeroOrOne(kOp, "num_biases", num_biases_);
+  return status.ok() ? ReadPadding(kOp, padding_, &arguments_.padding) : status;
 }
 
 template <bool is_gradient>

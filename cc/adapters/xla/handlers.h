@@ -10,6 +10,8 @@ extern "C" {
 
 XLA_FFI_Error* tf_deformable_conv2d_cpu(XLA_FFI_CallFrame*);
 XLA_FFI_Error* tf_deformable_conv2d_grad_cpu(XLA_FFI_CallFrame*);
+XLA_FFI_Error* tf_deformable_conv2d_branch_cpu(XLA_FFI_CallFrame*);
+XLA_FFI_Error* tf_deformable_conv2d_branch_grad_cpu(XLA_FFI_CallFrame*);
 XLA_FFI_Error* tf_deformable_roi_pool_cpu(XLA_FFI_CallFrame*);
 XLA_FFI_Error* tf_deformable_roi_pool_grad_cpu(XLA_FFI_CallFrame*);
 XLA_FFI_Error* tf_deformable_attention_cpu(XLA_FFI_CallFrame*);

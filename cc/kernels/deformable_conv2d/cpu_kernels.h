@@ -1,11 +1,14 @@
-// What the CPU driver (cpu_plan.cc) and the kernels compiled once per instruction set
-// (cpu_kernels.inc) agree on: plain data and function pointers, no inline code.
+// What the CPU drivers (cpu_plan.cc, cpu_branch_plan.cc) and the kernels compiled once per
+// instruction set (cpu_kernels.inc) agree on: plain data and function pointers, no code but what is
+// always inlined.
 #ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_KERNELS_H_
 #define TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_KERNELS_H_
 
 #include <cstdint>
 
 #include "kernels/base/float_types.h"
+#include "kernels/base/host_device.h"
+#include "kernels/base/integers.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/deformable_conv2d/geometry.h"
 #include "kernels/deformable_conv2d/tensors.h"
@@ -113,6 +116,103 @@ struct InputsGradientJob {
   int64_t pixels_at, samples_at;      // PixelVectors of a tile, a SampleVector
 };
 
+// --- The branch ----------------------------------------------------------------------------------
+
+// One axis of a convolution on a regular grid: its result at first + i * step, i in [0, size),
+// reads with its t-th tap, t in [0, taps), what the source has at i * stride + origin + t *
+// tap_step. The tap is the one numbered first_tap + t * taps_apart among those of the filters.
+struct GridAxis {
+  int64_t size, first, step;
+  int64_t stride, origin, source_size;
+  int64_t taps, tap_step, first_tap, taps_apart;  // tap_step is positive
+};
+
+// A convolution on a regular grid, cut into tiles of some rows of results, or of a part of one row.
+//
+// What a tile reads is copied, for some channels at a time: for each row of taps the source's rows,
+// with zeros around them, so that all taps of the row read the same copy, each a little further on.
+// The results of a tile are numbered as their first taps lie there: of row_pitch from one row to
+// the next, width are results, and the others are computed for nothing. Where these would be many,
+// each tap has a copy of its own (shares_rows is false).
+struct Grid {
+  GridAxis y, x;
+  int64_t images;
+  int64_t channels, chunk_channels;  // of the source, and of a copy at most
+  bool shares_rows;
+  int64_t rows, width, row_pitch;   // of a tile
+  int64_t row_tiles, column_tiles;  // of the whole
+
+  // Always inlined, as those of Geometry.
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t taps() const { return y.taps * x.taps; }
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t tiles() const { return row_tiles * column_tiles; }
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t chunks() const {
+    return CeilDiv(channels, chunk_channels);
+  }
+  // Of a row of taps, those that have a copy in common, and those of them that lie side by side.
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t copied_taps() const {
+    return shares_rows ? x.taps : 1;
+  }
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t product_taps() const {
+    return shares_rows && x.tap_step == 1 ? x.taps : 1;
+  }
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t products() const {
+    return chunks() * taps() / product_taps();
+  }
+  // Pixels of a copy from one result to the next.
+  TF_DEFORMABLE_HOST_DEVICE constexpr int64_t pixels_apart() const {
+    return shares_rows ? x.stride : 1;
+  }
+};
+
+// Such a convolution, as a product of copies with packed filters. Forward: of the inputs. Of the
+// inputs' gradient: of the gradient of what the filters gave, once for all pixels at which the same
+// taps arrive: with strides there are several such grids.
+template <typename T, typename Tensors>
+struct GridJob {
+  using A = ComputeType<T>;
+  Geometry geometry;
+  Tensors tensors;
+  Grid grid;
+  int64_t depth;  // taps * channels of the source
+  // The slab: the columns that are packed at a time. Of the last of them, dot_columns that do not
+  // fill a vector are packed as rows [depth] behind the panels.
+  int64_t first_column, last_column;
+  int64_t packed_columns, dot_columns;
+  A* packed_filters;  // rows ordered as products take them: (chunk, tap, channel of the chunk)
+  // Instead of the slab, each worker packs for itself what a copy is multiplied by.
+  bool packs_per_product;
+  int64_t tile_results;  // those of a tile, in whole register blocks
+  // Workspace of one worker, as element offsets from its start.
+  int64_t copy_at;
+  int64_t sums_at, sums_row;   // [tile_results, sums_row]
+  int64_t product_filters_at;  // of packed filters
+};
+template <typename T>
+using BranchJob = GridJob<T, BranchTensors<T>>;
+template <typename T>
+using BranchInputsJob = GridJob<T, BranchGradientTensors<T>>;
+
+// The gradients of filters and bias.
+template <typename T>
+struct BranchFiltersJob {
+  using A = ComputeType<T>;
+  Geometry geometry;
+  BranchGradientTensors<T> tensors;
+  Grid grid;  // that of the forward pass
+  // A unit is a split of the tiles, and a block of the filters and of the products. Its sums are
+  // [filters_per_block, sums_row], those of the bias [filters_per_block] behind them.
+  int64_t tiles_per_split, splits;
+  int64_t products_per_block, product_blocks;
+  int64_t filters_per_block, filter_blocks;
+  int64_t product_columns;  // of a product in sums_row, whole vectors
+  A* sums;  // [blocks, splits, sums_size]; only used if there is more than one split
+  int64_t sums_row, sums_size;
+  // Workspace of one worker, as element offsets from its start.
+  int64_t copy_at;
+  int64_t upstream_at, upstream_row;  // gradient of what the filters gave [results, upstream_row]
+  int64_t sums_at;                    // [sums_size], if there is one split
+};
+
 template <typename T>
 struct Kernels {
   using A = ComputeType<T>;
@@ -126,6 +226,12 @@ struct Kernels {
   void (*reduce_partials)(const InputsGradientJob<T>& job, int64_t unit);
   void (*add_splits)(const InputsGradientJob<T>& job, int64_t unit);
   void (*round)(const A* from, int64_t size, T* to);
+  void (*pack_branch_filters)(const BranchJob<T>& job, int64_t product);
+  void (*branch)(const BranchJob<T>& job, int64_t tile, A* workspace);
+  void (*branch_filters_gradient)(const BranchFiltersJob<T>& job, int64_t unit, A* workspace);
+  void (*reduce_branch_filters)(const BranchFiltersJob<T>& job, int64_t block);
+  void (*pack_transposed_branch_filters)(const BranchInputsJob<T>& job, int64_t product);
+  void (*branch_inputs_gradient)(const BranchInputsJob<T>& job, int64_t tile, A* workspace);
 
   int64_t lanes;          // a vector has so many elements of A; packed columns are a multiple of it
   int64_t block_rows;     // of a register block; the height of a tile is best a multiple of it

@@ -2,15 +2,16 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "kernels/base/validation.h"
 
 namespace tf_deformable::deformable_conv2d {
 namespace {
 
-constexpr char kOp[] = "deformable_conv2d";
-
-std::string Message(const std::string& text) { return std::string(kOp) + ": " + text; }
+std::string Message(const Arguments& a, const std::string& text) {
+  return std::string(a.op) + ": " + text;
+}
 
 // One spatial axis of the output: its size and the padding before it.
 struct Axis {
@@ -41,28 +42,29 @@ Axis ResolveAxis(int64_t input, int64_t kernel, int64_t stride, int64_t dilation
 
 std::string CheckAttributes(const Arguments& a) {
   if (!AllInRange(a.strides, 2, 1)) {
-    return Message("strides must be 2 positive integers (y, x)" + AtMost(kLargestAttribute) +
-                   ", got " + ListToString(a.strides));
+    return Message(a, "strides must be 2 positive integers (y, x)" + AtMost(kLargestAttribute) +
+                          ", got " + ListToString(a.strides));
   }
   if (!AllInRange(a.dilations, 2, 1)) {
-    return Message("dilations must be 2 positive integers (y, x)" + AtMost(kLargestAttribute) +
-                   ", got " + ListToString(a.dilations));
+    return Message(a, "dilations must be 2 positive integers (y, x)" + AtMost(kLargestAttribute) +
+                          ", got " + ListToString(a.dilations));
   }
   if (a.padding == Padding::kExplicit && !AllInRange(a.explicit_paddings, 4, 0)) {
-    return Message("explicit padding must be 4 non-negative integers (top, bottom, left, right)" +
-                   AtMost(kLargestAttribute) + ", got " + ListToString(a.explicit_paddings));
+    return Message(a,
+                   "explicit padding must be 4 non-negative integers (top, bottom, left, right)" +
+                       AtMost(kLargestAttribute) + ", got " + ListToString(a.explicit_paddings));
   }
   return "";
 }
 
 std::string CheckRanks(const Arguments& a) {
-  std::string error = RankError(kOp, "inputs", "[N,H,W,C]", 4, a.inputs);
-  if (error.empty()) error = RankError(kOp, "filters", "[kh,kw,C/groups,F]", 4, a.filters);
-  if (error.empty()) error = RankError(kOp, "offsets", "[N,Ho,Wo,G*kh*kw*2]", 4, a.offsets);
-  if (error.empty() && a.mask) error = RankError(kOp, "mask", "[N,Ho,Wo,G*kh*kw]", 4, *a.mask);
-  if (error.empty() && a.bias) error = RankError(kOp, "bias", "[F]", 1, *a.bias);
+  std::string error = RankError(a.op, "inputs", "[N,H,W,C]", 4, a.inputs);
+  if (error.empty()) error = RankError(a.op, "filters", "[kh,kw,C/groups,F]", 4, a.filters);
+  if (error.empty()) error = RankError(a.op, "offsets", "[N,Ho,Wo,G*kh*kw*2]", 4, a.offsets);
+  if (error.empty() && a.mask) error = RankError(a.op, "mask", "[N,Ho,Wo,G*kh*kw]", 4, *a.mask);
+  if (error.empty() && a.bias) error = RankError(a.op, "bias", "[F]", 1, *a.bias);
   if (error.empty() && a.grad_output) {
-    error = RankError(kOp, "grad_output", "[N,Ho,Wo,F]", 4, *a.grad_output);
+    error = RankError(a.op, "grad_output", "[N,Ho,Wo,F]", 4, *a.grad_output);
   }
   return error;
 }
@@ -73,12 +75,12 @@ bool MapDiffers(const Shape& shape, const Geometry& g) {
          Differ(shape.dim(2), g.output_width);
 }
 
-std::string MapMessage(const char* name, const char* layout, const Geometry& g,
+std::string MapMessage(const Arguments& a, const char* name, const char* layout, const Geometry& g,
                        const std::string& last, const Shape& shape) {
   std::string expected = ToString({g.batch, g.output_height, g.output_width});
   expected.back() = ',';
-  return Message(std::string(name) + " must have shape " + layout + " = " + expected + last +
-                 "], got shape " + ToString(shape));
+  return Message(a, std::string(name) + " must have shape " + layout + " = " + expected + last +
+                        "], got shape " + ToString(shape));
 }
 
 // What is wrong with the arguments, or an empty string.
@@ -108,32 +110,35 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   // Kernels count rows and columns in 32 bits.
   constexpr int64_t kLargestSize = std::numeric_limits<int32_t>::max();
   if (std::max(g.height, g.width) > kLargestSize) {
-    return Message("inputs height and width must be at most 2147483647, got shape " +
-                   ToString(a.inputs));
+    return Message(
+        a, "inputs height and width must be at most 2147483647, got shape " + ToString(a.inputs));
   }
   if (std::max(g.kernel_height, g.kernel_width) > kLargestSize) {
-    return Message("filters height and width must be at most 2147483647, got shape " +
-                   ToString(a.filters));
+    return Message(
+        a, "filters height and width must be at most 2147483647, got shape " + ToString(a.filters));
   }
   for (int i = 0; a.filters.known_rank && i < 4; ++i) {
     if (a.filters.dims[i] == 0) {
       return Message(
+          a,
           "filters must have kernel height, kernel width, input channels and output channels of "
           "at least 1, got shape " +
-          ToString(a.filters));
+              ToString(a.filters));
     }
   }
   if (Known(g.channels) && Known(filter_channels)) {
     if (g.channels == 0 || g.channels % filter_channels != 0) {
       return Message(
+          a,
           "inputs channels must be a multiple of the filters' input channels (C = groups * "
           "filters.shape[2]), got C=" +
-          DimensionToString(g.channels) + " and filters shape " + ToString(a.filters));
+              DimensionToString(g.channels) + " and filters shape " + ToString(a.filters));
     }
     g.groups = g.channels / filter_channels;
     if (Known(g.filters) && g.filters % g.groups != 0) {
-      return Message("filters output channels must be a multiple of groups, got F=" +
-                     DimensionToString(g.filters) + " and groups=" + DimensionToString(g.groups));
+      return Message(a, "filters output channels must be a multiple of groups, got F=" +
+                            DimensionToString(g.filters) +
+                            " and groups=" + DimensionToString(g.groups));
     }
   }
 
@@ -146,9 +151,9 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   const bool too_large = (g.height > 0 && Known(y.padded) && y.padded < y.extent) ||
                          (g.width > 0 && Known(x.padded) && x.padded < x.extent);
   if (too_large) {
-    return Message("the dilated kernel must fit into the padded inputs, got kernel extent " +
-                   ToString({y.extent, x.extent}) + " and padded size " +
-                   ToString({y.padded, x.padded}));
+    return Message(a, "the dilated kernel must fit into the padded inputs, got kernel extent " +
+                          ToString({y.extent, x.extent}) + " and padded size " +
+                          ToString({y.padded, x.padded}));
   }
   g.pad_top = y.pad_before;
   g.pad_left = x.pad_before;
@@ -161,7 +166,7 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   const bool channels_wrong = Known(offset_channels) && Known(taps) &&
                               (offset_channels == 0 || offset_channels % Product(taps, 2) != 0);
   if (channels_wrong || MapDiffers(a.offsets, g)) {
-    return MapMessage("offsets", "[N,Ho,Wo,G*2*kh*kw]", g,
+    return MapMessage(a, "offsets", "[N,Ho,Wo,G*2*kh*kw]", g,
                       "G*" + DimensionToString(Product(taps, 2)), a.offsets);
   }
   if (Known(offset_channels) && Known(taps)) {
@@ -170,27 +175,76 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
     g.offset_groups = std::max<int64_t>(mask.dim(3) / taps, 1);
   }
   if (Known(g.channels) && Known(g.offset_groups) && g.channels % g.offset_groups != 0) {
-    return Message("inputs channels must be a multiple of the offset groups, got C=" +
-                   DimensionToString(g.channels) + " and G=" + DimensionToString(g.offset_groups));
+    return Message(a, "inputs channels must be a multiple of the offset groups, got C=" +
+                          DimensionToString(g.channels) +
+                          " and G=" + DimensionToString(g.offset_groups));
   }
   const int64_t mask_channels = Product(g.offset_groups, taps);
   if (a.mask && (Differ(mask.dim(3), mask_channels) || MapDiffers(mask, g))) {
-    return MapMessage("mask", "[N,Ho,Wo,G*kh*kw]", g, DimensionToString(mask_channels), mask);
+    return MapMessage(a, "mask", "[N,Ho,Wo,G*kh*kw]", g, DimensionToString(mask_channels), mask);
   }
   if (a.bias && Differ(bias.dim(0), g.filters)) {
-    return Message("bias must have shape [F] = " + ToString({g.filters}) + ", got shape " +
-                   ToString(bias));
+    return Message(
+        a, "bias must have shape [F] = " + ToString({g.filters}) + ", got shape " + ToString(bias));
   }
   if (a.grad_output && (Differ(grad_output.dim(3), g.filters) || MapDiffers(grad_output, g))) {
-    return MapMessage("grad_output", "[N,Ho,Wo,F]", g, DimensionToString(g.filters), grad_output);
+    return MapMessage(a, "grad_output", "[N,Ho,Wo,F]", g, DimensionToString(g.filters),
+                      grad_output);
   }
-  return OutputError(kOp, {g.batch, g.output_height, g.output_width, g.filters});
+  return OutputError(a.op, {g.batch, g.output_height, g.output_width, g.filters});
+}
+
+// Likewise, of what the branch has beyond a convolution.
+std::string FillBranch(const Arguments& a, bool has_mask, const BranchGradientArguments* gradient,
+                       Geometry* geometry) {
+  Geometry& g = *geometry;
+  if (Known(g.groups) && g.groups != 1) {
+    return Message(
+        a, "filters must have the channels of inputs, got C=" + DimensionToString(g.channels) +
+               " and filters shape " + ToString(a.filters));
+  }
+  const int64_t taps = Product(g.kernel_height, g.kernel_width);
+  const int64_t group_filters = Product(taps, has_mask ? 3 : 2);
+  if (Known(g.filters) && Known(group_filters)) {
+    if (g.filters % group_filters != 0) {
+      return Message(a, "filters output channels must be a multiple of kh*kw*" +
+                            std::string(has_mask ? "3" : "2") + "=" +
+                            DimensionToString(group_filters) + ", got filters shape " +
+                            ToString(a.filters));
+    }
+    g.offset_groups = g.filters / group_filters;
+  }
+  if (gradient == nullptr) return "";
+
+  const int64_t samples = Product(g.offset_groups, taps);
+  const auto check = [&](const char* name, int64_t channels, const char* layout,
+                         const Shape& shape) {
+    const std::string error = RankError(a.op, name, layout, 4, shape);
+    if (!error.empty()) return error;
+    if (!Differ(shape.dim(3), channels) && !MapDiffers(shape, g)) return std::string();
+    return MapMessage(a, name, layout, g, DimensionToString(channels), shape);
+  };
+  std::string error =
+      check("grad_offsets", Product(samples, 2), "[N,Ho,Wo,G*2*kh*kw]", gradient->grad_offsets);
+  for (const auto& [name, mask] :
+       {std::pair{"mask", &gradient->mask}, {"grad_mask", &gradient->grad_mask}}) {
+    if (error.empty() && *mask) error = check(name, samples, "[N,Ho,Wo,G*kh*kw]", **mask);
+  }
+  return error;
 }
 
 }  // namespace
 
 Status Parse(const Arguments& arguments, Geometry* geometry) {
   std::string error = FillGeometry(arguments, geometry);
+  if (error.empty()) return Status();
+  return Status(Status::Code::kInvalidArgument, std::move(error));
+}
+
+Status ParseBranch(const Arguments& arguments, bool has_mask,
+                   const BranchGradientArguments* gradient, Geometry* geometry) {
+  std::string error = FillGeometry(arguments, geometry);
+  if (error.empty()) error = FillBranch(arguments, has_mask, gradient, geometry);
   if (error.empty()) return Status();
   return Status(Status::Code::kInvalidArgument, std::move(error));
 }

@@ -17,6 +17,8 @@ enum class Padding { kSame, kValid, kExplicit };
 
 // Everything that determines the geometry, as the caller states it; shapes may be partly unknown.
 struct Arguments {
+  const char* op = "deformable_conv2d";  // begins messages
+
   Shape inputs;                      // [N, H, W, C]
   Shape filters;                     // [kh, kw, C/groups, F]
   Shape offsets;                     // [N, Ho, Wo, G*kh*kw*2]
@@ -67,6 +69,18 @@ struct Geometry {
 // Fills `geometry` with all that follows from `arguments`. The message of an error names the
 // argument, the rule and what was got.
 [[nodiscard]] Status Parse(const Arguments& arguments, Geometry* geometry);
+
+// What the gradients of the branch read beside what the branch reads.
+struct BranchGradientArguments {
+  Shape grad_offsets;                    // [N, Ho, Wo, G*kh*kw*2]
+  std::optional<Shape> mask, grad_mask;  // [N, Ho, Wo, G*kh*kw]
+};
+
+// The same of the branch that predicts offsets and, if has_mask, the mask: of its arguments inputs,
+// filters [kh,kw,C,D] and bias [D], D = G*kh*kw*2 or G*kh*kw*3. `gradient` is null in the forward
+// pass.
+[[nodiscard]] Status ParseBranch(const Arguments& arguments, bool has_mask,
+                                 const BranchGradientArguments* gradient, Geometry* geometry);
 
 }  // namespace tf_deformable::deformable_conv2d
 

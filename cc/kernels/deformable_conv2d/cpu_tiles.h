@@ -1,0 +1,66 @@
+// What the CPU drivers of this folder share: the bounds of tiles, and how a tile is chosen.
+#ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_TILES_H_
+#define TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_TILES_H_
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/cpu/driver.h"
+#include "kernels/deformable_conv2d/cpu_kernels.h"
+
+namespace tf_deformable::deformable_conv2d::cpu {
+
+// Where these come from is in cc/kernels/README.md. Those in bytes bound parts of the workspace.
+
+// A slab of packed filters has at most so many bytes.
+inline constexpr int64_t kPackedBytes = 10 << 20;
+// Where a worker packs filters for itself, panel by panel, those of a panel have at most so many.
+inline constexpr int64_t kPanelFiltersBytes = 512 << 10;
+// The samples of a tile have at most so many, if they are worked out for all of it at once;
+inline constexpr int64_t kSamplesBytes = 512 << 10;
+// those of a tile that is only one register block high may have more.
+inline constexpr int64_t kMostSamplesBytes = 2 << 20;
+// The sums of a tile, or of a block of the filters' gradient, stay in the second-level cache.
+inline constexpr int64_t kSumsBytes = 512 << 10;
+// Gradients that wait to be added up.
+inline constexpr int64_t kPartialsBytes = 4 << 20;
+// The inputs' gradients of all splits but the first.
+inline constexpr int64_t kSplitsBytes = 4 << 20;
+
+// A tile is so many register blocks high, if it fits.
+inline constexpr int64_t kTileBlocks = 16;
+// A split of the inputs' gradient has at least so many tiles, or to add it up would take too long.
+inline constexpr int64_t kSplitTiles = 8;
+// So many units keep some threads busy.
+inline constexpr int64_t kUnitsWanted = 8;
+
+template <typename T>
+const Kernels<T>& TableKernels() {
+  return SelectedKernels<T>(TF_DEFORMABLE_KERNEL_TABLES(kKernels));
+}
+
+// The elements from one row of a panel to the next. Rows are read side by side: a stride that is no
+// multiple of a page keeps them out of each other's cache sets.
+template <typename A>
+int64_t PanelRow(int64_t columns) {
+  return RoundUp(columns, kWorkspaceAlignment / sizeof(A)) + kWorkspaceAlignment / sizeof(A);
+}
+
+// The pixels of a tile: kTileBlocks register blocks; fewer if their samples or their sums would not
+// fit; less than one block if even its sums would not.
+template <typename T>
+int64_t TilePixels(const Kernels<T>& kernels, int64_t pixels, int64_t samples_per_pixel,
+                   int64_t sums_per_pixel) {
+  using A = ComputeType<T>;
+  const int64_t rows = kernels.block_rows;
+  int64_t tile = rows * kTileBlocks;
+  tile = std::min<int64_t>(tile, kSamplesBytes / (samples_per_pixel * kSampleBytes<A>));
+  tile = std::max(tile / rows * rows, rows);
+  const int64_t summed = std::max<int64_t>(kSumsBytes / (sums_per_pixel * sizeof(A)), 1);
+  if (tile > summed) tile = summed < rows ? summed : summed / rows * rows;
+  return std::min(tile, std::max<int64_t>(pixels, 1));
+}
+
+}  // namespace tf_deformable::deformable_conv2d::cpu
+
+#endif  // TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_TILES_H_
