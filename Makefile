@@ -66,7 +66,7 @@ docs-check: $(INSTALLED)-test $(LIBRARY) ## run the code of the documentation
 
 test: $(INSTALLED)-test $(LIBRARY) ## run all tests, those of layers and models under both Kerases
 	$(BIN)/python -m pytest $(TEST_ARGS)
-	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest $(TEST_ARGS) tests/analysis tests/convert tests/export tests/graphs tests/layers tests/models tests/serving
+	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest $(TEST_ARGS) tests/analysis tests/convert tests/distribution tests/export tests/graphs tests/layers tests/models tests/serving
 
 bench: $(INSTALLED)-bench $(LIBRARY) ## time it against other packages, an hour, for docs/benchmarks.md
 	$(BIN)/python benchmarks/deformable_conv2d.py $(BENCH_PEERS:%=--peers-python %) $(BENCH_ARGS)

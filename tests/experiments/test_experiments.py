@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
 import costs  # noqa: E402
 import detection  # noqa: E402
+import mixed_precision  # noqa: E402
 import runs  # noqa: E402
 import segmentation  # noqa: E402
 
@@ -122,3 +123,19 @@ def test_costs_are_measured_and_reported(monkeypatch):
         assert result["weights"][1] > result["weights"][0]
         assert min(*result["forward"], *result["step"]) > 0
     assert "Faster R-CNN" in costs.report(results)
+
+
+def test_mixed_precision_is_measured_and_reported():
+    result = mixed_precision.accuracy("mixed_bfloat16", 0, mixed_precision.QUICK)
+    assert 0 <= result["accuracy"] <= 100 and result["images"] == 150
+    assert tf.keras.mixed_precision.global_policy().name == "float32"
+    results = {policy: {0: result, 1: result} for policy in mixed_precision.POLICIES}
+    memory = dict.fromkeys(mixed_precision.POLICIES, [54_000_000, 45_000_000])
+    text = mixed_precision.report(results, memory)
+    assert text.count("\n") == 1 + len(results) and "| +0.0 ± 0.0 | 54 | 45 |" in text
+
+
+def test_memory_of_a_step_is_counted():
+    """The upstream gradient and that of the features are there at once."""
+    size = 4 * np.prod(mixed_precision.FEATURES)
+    assert 2 * size < mixed_precision.memory_of("float32", given=True) < 4 * size
