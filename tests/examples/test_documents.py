@@ -15,7 +15,7 @@ PAGES = sorted(
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "cc/kernels/README.md")
 )
 _FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.M | re.S)
-# "py" is Python that does not run as it stands: it needs files, machines or packages of the reader's.
+# "py" is Python that does not run as it stands: it needs files or machines of the reader's.
 LANGUAGES = {"python", "py", "sh", "text", "c"}
 
 

@@ -67,7 +67,8 @@ class DCNv3(DCNLayer):
         bias_regularizer: regularizer of their biases.
         **kwargs: what every Keras layer takes: `name`, `dtype`, `trainable`.
 
-    Weights (C channels, K the number of taps), in this order, and what InternImage calls them:
+    Weights:
+        In this order, and what InternImage calls them; C channels, K the number of taps:
         input_kernel, input_bias: `[C, C]` and `[C]`; input_proj.
         depthwise_kernel, depthwise_bias: `[height, width, C, 1]` and `[C]`; dw_conv.0.
         offset_kernel, offset_bias: `[C, G*K*2]` and its last axis, ordered (group, tap row, tap
@@ -89,10 +90,8 @@ class DCNv3(DCNLayer):
 
     Output shape:
         `[batch, new_height, new_width, C]`, or `[batch, C, new_height, new_width]`; sizes as
-        `keras.layers.Conv2D` has them.
-
-    Returns:
-        A tensor in the compute dtype. The branch computes in float32 (float64) under every policy.
+        `keras.layers.Conv2D` has them. In the compute dtype; the branch computes in float32
+        (float64) under every policy.
 
     Raises:
         ValueError: an argument breaks its rule, `groups` does not divide the channels, or the

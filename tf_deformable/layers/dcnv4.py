@@ -54,7 +54,8 @@ class DCNv4(DCNLayer):
         bias_regularizer: regularizer of their biases.
         **kwargs: what every Keras layer takes: `name`, `dtype`, `trainable`.
 
-    Weights (C channels, K the number of taps), in this order, and what FlashInternImage calls them:
+    Weights:
+        In this order, and what FlashInternImage calls them; C channels, K the number of taps:
         input_kernel, input_bias: `[C, C]` and `[C]`, if use_projections; value_proj.
         depthwise_kernel, depthwise_bias: `[height, width, C, 1]` and `[C]`, if
             depthwise_kernel_size; offset_mask_dw.
@@ -75,11 +76,8 @@ class DCNv4(DCNLayer):
 
     Output shape:
         `[batch, new_height, new_width, C]`, or `[batch, C, new_height, new_width]`; sizes as
-        `keras.layers.Conv2D` has them.
-
-    Returns:
-        A tensor in the compute dtype. Offsets and weights are computed in float32 (float64) under
-        every policy.
+        `keras.layers.Conv2D` has them. In the compute dtype; offsets and weights are computed in
+        float32 (float64) under every policy.
 
     Raises:
         ValueError: an argument breaks its rule, `groups` does not divide the channels, or the
