@@ -190,11 +190,15 @@ def train(options: argparse.Namespace) -> None:
 
 def build_detector(options: argparse.Namespace, data: CocoData) -> Any:
     """Returns an untrained detector."""
-    backbone = build_backbone(options.backbone, None if options.weights == "none" else options.weights)
+    backbone = build_backbone(
+        options.backbone, None if options.weights == "none" else options.weights
+    )
     sizes = options.anchor_sizes or anchor_sizes(data, options.size)
     print(f"Anchors of {', '.join(f'{size:.0f}' for size in sizes)} pixels")
     depth = max(int(output.shape[-1]) for output in backbone.outputs)
-    channels = options.channels or (CHANNELS[options.kind] if depth > CHANNELS[options.kind] else None)
+    channels = options.channels or (
+        CHANNELS[options.kind] if depth > CHANNELS[options.kind] else None
+    )
     deformable = not options.plain
     is_faster_rcnn = options.kind == "faster_rcnn"
     return detector(

@@ -1,4 +1,4 @@
-"""Trains a network that segments on a folder of images and one of masks, and runs it on others.
+r"""Trains a network that segments on a folder of images and one of masks, and runs it on others.
 
     python examples/train_segmentation.py train --images train/ --masks train_masks/ --classes 21 \\
         --val-images val/ --val-masks val_masks/ --output run
@@ -194,9 +194,7 @@ def compile_network(model: Any, optimizer: Any, options: argparse.Namespace) -> 
     )
 
 
-def segment(
-    model: Any, paths: Any, sizes: Any, target: Size, batch: int
-) -> list[np.ndarray]:
+def segment(model: Any, paths: Any, sizes: Any, target: Size, batch: int) -> list[np.ndarray]:
     """Returns the class of every pixel of image files, `[H, W]` in the file's own size, uint8."""
     found = []
     for first in range(0, len(paths), batch):

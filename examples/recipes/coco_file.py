@@ -174,9 +174,7 @@ def _load(path: Path) -> dict[str, list[Any]]:
     except ValueError as error:  # of JSON or of the encoding
         raise DataError(f"{path}: is not JSON: {error}") from error
     names = ("images", "annotations", "categories")
-    missing = [
-        name for name in names if not isinstance(content, dict) or name not in content
-    ]
+    missing = [name for name in names if not isinstance(content, dict) or name not in content]
     if missing:
         raise DataError(
             f"{path}: is no COCO file of objects: it must have the lists {', '.join(names)}; "

@@ -89,7 +89,9 @@ def _run(
     with contextlib.redirect_stdout(io.StringIO()):  # It tells what it does.
         truth = _index({**ground_truth, "info": {}})
         # `loadRes` refuses an empty list, which is what an untrained detector finds.
-        found = truth.loadRes(list(results)) if results else _index({**ground_truth, "annotations": []})
+        found = (
+            truth.loadRes(list(results)) if results else _index({**ground_truth, "annotations": []})
+        )
         run = COCOeval(truth, found, "bbox")
         if ious is not None:
             run.params.iouThrs = np.array(ious)

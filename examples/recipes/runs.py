@@ -267,7 +267,7 @@ def fit(
 
 def export(model: Any, folder: Path) -> None:
     """Writes a SavedModel that any TensorFlow serves, without this package."""
-    with contextlib.redirect_stdout(open(os.devnull, "w")):  # a line per weight
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # a line per weight
         tf_deformable.export.saved_model(model, folder, measure=False)
     print(f"Exported: {folder} (a SavedModel of TensorFlow's operators alone)")
 

@@ -28,6 +28,7 @@ from recipes.detection_input import training_batches as batches_of  # noqa: E402
 from recipes.evaluation import evaluate, precision_at, results_of  # noqa: E402
 from recipes.pictures import draw_boxes  # noqa: E402
 from recipes.problems import DataError  # noqa: E402
+from recipes.segmentation_data import read_mask  # noqa: E402
 
 # What a few steps have not taught yet; an own test of the package says when it is said.
 pytestmark = pytest.mark.filterwarnings("ignore::tf_deformable.analysis.OffsetWarning")
@@ -77,7 +78,7 @@ def test_boxes_of_the_data_set_are_those_of_the_masks(digits):
     assert len(sizes) > 5 and len(content["annotations"]) > 12
     assert {Path(image["file_name"]).suffix for image in content["images"]} == {".jpg", ".png"}
     for image in content["images"]:
-        mask = np.asarray(Image.open(digits / "train_masks" / f"{image['id']:05d}.png"))
+        mask = read_mask(digits / "train_masks" / f"{image['id']:05d}.png")
         assert mask.shape == (image["height"], image["width"])
         found = np.zeros_like(mask)
         for annotation in content["annotations"]:

@@ -44,6 +44,11 @@ def command(monkeypatch, capsys):
     tf.keras.mixed_precision.set_global_policy("float32")
 
 
+def size_of(path):
+    with Image.open(path) as image:
+        return image.size
+
+
 def test_masks_of_a_palette_are_indices(tmp_path):
     labels = np.arange(12, dtype=np.uint8).reshape(3, 4)
     image = Image.fromarray(labels)
@@ -74,7 +79,7 @@ def test_what_is_wrong_is_skipped_and_named(digits, tmp_path):
     (tmp_path / "images" / "notes.txt").write_text("not an image, and not named one")
     found = read_masks(tmp_path / "images", tmp_path / "masks", 11, 255)
     assert [image.path.stem for image in found.images] == ["00007", "00008"]
-    sizes = Image.open(tmp_path / "images" / "00002.jpg").size
+    sizes = size_of(tmp_path / "images" / "00002.jpg")
     assert found.problems.found == {
         "images without a mask": [
             "00001.png (00001.png: it is not there)",
@@ -156,6 +161,6 @@ def test_from_masks_to_a_network_and_on(digits, tmp_path, command):
     masks = sorted((tmp_path / "drawn").glob("*-mask.png"))
     assert len(masks) == 5
     for mask, image in zip(masks, sorted((digits / "val").iterdir()), strict=True):
-        assert Image.open(mask).size == Image.open(image).size
+        assert size_of(mask) == size_of(image)
     with pytest.raises(SystemExit, match="--ignored must be from 11 to 255"):
         command(*options, "--ignored", 5)

@@ -447,7 +447,10 @@ def test_config_holds_every_constructor_argument(kind):
         ({"offset_scale": math.inf}, "offset_scale must be a finite number, got inf"),
         ({"remove_center": 1}, "remove_center must be True or False, got 1"),
         ({"remove_center": True, "kernel_size": 2}, "kernel_size must be odd with remove_center"),
-        ({"remove_center": True, "kernel_size": 1}, "kernel_size must be above 1 with remove_center"),
+        (
+            {"remove_center": True, "kernel_size": 1},
+            "kernel_size must be above 1 with remove_center",
+        ),
         (
             {"center_feature_scale": True, "strides": 2},
             "center_feature_scale must be False but for strides of 1 and padding 'same', got True",
