@@ -100,7 +100,7 @@ def category_id(digit: int) -> int:
 def compose(
     photographs: list[Any], digits: Digits, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, list[int]]]]:
-    """Returns an image `[H, W, 3]`, its mask `[H, W]`, and digits with their boxes (y1, x1, ...)."""
+    """Returns an image `[H, W, 3]`, its mask `[H, W]`, and digits with boxes (y1, x1, y2, x2)."""
     photograph = photographs[rng.integers(len(photographs))]
     size = rng.integers(SIDES[0], SIDES[1] + 1, 2)
     corner = rng.integers(0, np.array(photograph.shape[:2]) - size)

@@ -1,6 +1,6 @@
 r"""Trains a network that segments on a folder of images and one of masks, and runs it on others.
 
-    python examples/train_segmentation.py train --images train/ --masks train_masks/ --classes 21 \\
+    python examples/train_segmentation.py train --images train/ --masks train_masks/ --classes 21 \
         --val-images val/ --val-masks val_masks/ --output run
     python examples/train_segmentation.py predict --run run --images photos/ --output drawn
 

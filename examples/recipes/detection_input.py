@@ -42,9 +42,9 @@ def training_batches(
 ) -> tf.data.Dataset:
     """Returns shuffled batches of images and targets, as `Detector.fit` takes them.
 
-    With `mirror`, half of the images are mirrored, at random. Those with fewer objects than others of a batch are filled up,
-    boxes with zeros, labels with -1. All batches are of the same size, if there are as many images:
-    what is left over is left out, other images each epoch.
+    With `mirror`, half of the images are mirrored, at random. Those with fewer objects than others
+    of a batch are filled up, boxes with zeros, labels with -1. All batches are of the same size, if
+    there are as many images: what is left over is left out, other images each epoch.
     """
     new_sizes = [fitted_size(p.size, size) for p in pictures]
     # Each axis by itself: sizes are whole numbers.

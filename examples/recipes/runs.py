@@ -120,7 +120,7 @@ def strategy_scope(name: str) -> Any:
 
 
 def optimizer(rate: float, steps: int) -> Any:
-    """Returns Adam with a warm-up, and gradients of bounded length: large steps throw offsets far."""
+    """Returns Adam with a warm-up and bounded gradients: large steps throw offsets far."""
     warmup = max(steps // 10, 1)
     schedule = tf.keras.optimizers.schedules.CosineDecay(
         0.0, max(steps - warmup, 1), warmup_target=rate, warmup_steps=warmup
