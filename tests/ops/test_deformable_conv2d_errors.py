@@ -74,6 +74,7 @@ def _padding(bottom: int) -> Bad:
 
 
 TOO_HIGH = "inputs, height beyond int32"
+TOO_HIGH_FILTERS = "filters, height beyond int32"
 
 BAD = {
     "inputs, rank 3": _rank("inputs", 4, "[N,H,W,C]", [9, 11, 4]),
@@ -83,7 +84,7 @@ BAD = {
         "inputs height and width must be at most 2147483647, got shape [0,2147483648,11,4]",
         {"inputs": [0, 2**31, 11, 4]},
     ),
-    "filters, height beyond int32": Bad(
+    TOO_HIGH_FILTERS: Bad(
         "filters height and width must be at most 2147483647, got shape [2147483648,3,0,6]",
         {"filters": [2**31, 3, 0, 6]},
     ),
@@ -207,7 +208,7 @@ def test_a_mask_without_channels_beside_offsets_of_unknown_size(backend: str) ->
 @pytest.mark.parametrize("name", [name for name, bad in BAD.items() if bad.shapes])
 def test_bad_input_that_only_the_run_shows(backend: str, name: str) -> None:
     bad = BAD[name]
-    if backend == "reference" and name == TOO_HIGH:
+    if backend == "reference" and name in (TOO_HIGH, TOO_HIGH_FILTERS):
         pytest.skip("it works out as many positions before it looks at the offsets")
     # The reference owes an error instead of a silent broadcast, but not the same words.
     message = re.escape(f"deformable_conv2d: {bad.message}") if backend == "native" else None
