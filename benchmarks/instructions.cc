@@ -12,8 +12,9 @@
 #include <vector>
 
 #include "kernels/deformable_attention/cpu_plan.h"
+#include "kernels/deformable_conv2d/cpu_backward_plan.h"
 #include "kernels/deformable_conv2d/cpu_branch_plan.h"
-#include "kernels/deformable_conv2d/cpu_plan.h"
+#include "kernels/deformable_conv2d/cpu_forward_plan.h"
 #include "kernels/roi_pool/cpu_plan.h"
 
 namespace {

@@ -28,8 +28,9 @@
 #include "kernels/base/parallel_loop.h"
 #include "kernels/cpu/driver.h"
 #include "kernels/deformable_attention/cpu_plan.h"
+#include "kernels/deformable_conv2d/cpu_backward_plan.h"
 #include "kernels/deformable_conv2d/cpu_branch_plan.h"
-#include "kernels/deformable_conv2d/cpu_plan.h"
+#include "kernels/deformable_conv2d/cpu_forward_plan.h"
 #include "kernels/roi_pool/cpu_plan.h"
 #include "pool.h"
 

@@ -1,7 +1,7 @@
 """Shapes large enough that the kernels cut them into blocks, against the reference.
 
 The cases of the other files are small, so that the oracle's loops end; they fit into one block of
-everything. Here some case exceeds every limit of cc/kernels/deformable_conv2d/cpu_plan.cc, in
+everything. Here some case exceeds every limit of cc/kernels/deformable_conv2d/cpu_tiles.h, in
 every instruction set that the processor has.
 """
 

@@ -3,7 +3,8 @@
 #include "adapters/tensorflow/deformable_conv2d_kernel.h"
 
 #include "adapters/tensorflow/tf_executor.h"
-#include "kernels/deformable_conv2d/cpu_plan.h"
+#include "kernels/deformable_conv2d/cpu_backward_plan.h"
+#include "kernels/deformable_conv2d/cpu_forward_plan.h"
 
 namespace tf_deformable {
 namespace {

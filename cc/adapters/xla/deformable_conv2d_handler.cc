@@ -3,7 +3,8 @@
 #include "adapters/common/deformable_conv2d_call.h"
 #include "adapters/xla/cpu_context.h"
 #include "adapters/xla/handlers.h"
-#include "kernels/deformable_conv2d/cpu_plan.h"
+#include "kernels/deformable_conv2d/cpu_backward_plan.h"
+#include "kernels/deformable_conv2d/cpu_forward_plan.h"
 
 namespace tf_deformable::deformable_conv2d {
 namespace {

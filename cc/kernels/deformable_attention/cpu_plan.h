@@ -11,7 +11,8 @@
 
 namespace tf_deformable::deformable_attention::cpu {
 
-// As for the convolution (deformable_conv2d/cpu_plan.h): made for one call, cut by the shapes
+// As for the convolution (deformable_conv2d/cpu_forward_plan.h): made for one call, cut by the
+// shapes
 // alone, the workspace bounded and aligned to 64 bytes.
 template <typename T>
 class ForwardPlan {

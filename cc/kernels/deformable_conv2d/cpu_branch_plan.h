@@ -12,7 +12,7 @@
 
 namespace tf_deformable::deformable_conv2d::cpu {
 
-// As ForwardPlan and BackwardPlan (cpu_plan.h). The geometry is that of ParseBranch.
+// As ForwardPlan (cpu_forward_plan.h) and BackwardPlan. The geometry is that of ParseBranch.
 template <typename T>
 class BranchForwardPlan {
  public:

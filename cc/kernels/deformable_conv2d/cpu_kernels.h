@@ -1,6 +1,5 @@
-// What the CPU drivers (cpu_plan.cc, cpu_branch_plan.cc) and the kernels compiled once per
-// instruction set (cpu_kernels.inc) agree on: plain data and function pointers, no code but what is
-// always inlined.
+// What the CPU drivers (cpu_*_plan.cc) and the kernels compiled once per instruction set
+// (cpu_kernels.inc) agree on: plain data and function pointers, no code but what is always inlined.
 #ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_KERNELS_H_
 #define TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_KERNELS_H_
 

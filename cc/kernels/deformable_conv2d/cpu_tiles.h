@@ -1,4 +1,5 @@
-// What the CPU drivers of this folder share: the bounds of tiles, and how a tile is chosen.
+// What the CPU drivers of this folder share: the bounds of tiles, how a tile is chosen,
+// and what of a geometry more than one of them needs.
 #ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_TILES_H_
 #define TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_TILES_H_
 
@@ -59,6 +60,18 @@ int64_t TilePixels(const Kernels<T>& kernels, int64_t pixels, int64_t samples_pe
   const int64_t summed = std::max<int64_t>(kSumsBytes / (sums_per_pixel * sizeof(A)), 1);
   if (tile > summed) tile = summed < rows ? summed : summed / rows * rows;
   return std::min(tile, std::max<int64_t>(pixels, 1));
+}
+
+// The samples that a panel's columns read, for one vector of pixels: no more than it has columns.
+inline int64_t PanelSamples(const Geometry& g, int64_t lanes) {
+  return std::min(g.offset_groups * g.taps(), kLargestPanel) * lanes;
+}
+
+// The geometry that the kernels are given: to them, a depthwise convolution has one group.
+inline Geometry KernelGeometry(const Geometry& geometry) {
+  Geometry g = geometry;
+  if (geometry.is_depthwise()) g.groups = 1;
+  return g;
 }
 
 }  // namespace tf_deformable::deformable_conv2d::cpu

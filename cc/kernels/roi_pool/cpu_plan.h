@@ -10,7 +10,8 @@
 
 namespace tf_deformable::roi_pool::cpu {
 
-// As for the convolution (deformable_conv2d/cpu_plan.h): made for one call, cut by the shapes
+// As for the convolution (deformable_conv2d/cpu_forward_plan.h): made for one call, cut by the
+// shapes
 // alone, the workspace aligned to 64 bytes. Box indices have passed CheckBoxIndices.
 template <typename T>
 class ForwardPlan {

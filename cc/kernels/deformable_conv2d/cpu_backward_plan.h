@@ -1,6 +1,6 @@
-// The deformable convolution and its gradients on the CPU.
-#ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_PLAN_H_
-#define TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_PLAN_H_
+// The gradients of the deformable convolution on the CPU.
+#ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_BACKWARD_PLAN_H_
+#define TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_BACKWARD_PLAN_H_
 
 #include <cstdint>
 #include <vector>
@@ -12,24 +12,7 @@
 
 namespace tf_deformable::deformable_conv2d::cpu {
 
-// Cuts the work into parts that fit the caches, from the shapes alone (never from the number of
-// threads: the order of sums must not depend on it). Made for one call: plan, allocate, Run.
-// The workspace is bounded whatever the shape and must be aligned to 64 bytes.
-template <typename T>
-class ForwardPlan {
- public:
-  ForwardPlan(const Geometry& geometry, int num_workers);
-  int64_t workspace_bytes() const { return workspace_bytes_; }
-  void Run(const ForwardTensors<T>& tensors, Executor& executor, void* workspace) const;
-
- private:
-  const Kernels<T>& kernels_;
-  ForwardJob<T> job_ = {};
-  int64_t groups_per_slab_, filters_per_slab_;
-  int64_t worker_at_, worker_size_;
-  int64_t workspace_bytes_ = 0;
-};
-
+// As the plan of the forward pass (cpu_forward_plan.h).
 template <typename T>
 class BackwardPlan {
  public:
@@ -66,4 +49,4 @@ class BackwardPlan {
 
 }  // namespace tf_deformable::deformable_conv2d::cpu
 
-#endif  // TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_PLAN_H_
+#endif  // TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CPU_BACKWARD_PLAN_H_

@@ -1,0 +1,107 @@
+#include "kernels/deformable_conv2d/cpu_forward_plan.h"
+
+#include <algorithm>
+
+#include "kernels/cpu/driver.h"
+#include "kernels/deformable_conv2d/cpu_tiles.h"
+
+namespace tf_deformable::deformable_conv2d::cpu {
+
+template <typename T>
+ForwardPlan<T>::ForwardPlan(const Geometry& geometry, int num_workers)
+    : kernels_(TableKernels<T>()) {
+  using A = ComputeType<T>;
+  const Geometry g = KernelGeometry(geometry);
+  job_.geometry = g;
+  if (g.output_pixels() == 0) return;
+  job_.depthwise = geometry.is_depthwise();
+  const int64_t depth = g.taps() * g.group_channels();
+  const int64_t column_bytes = depth * sizeof(A);
+  const int64_t columns = RoundUp(g.group_filters(), kernels_.lanes);
+  // If not even one panel of packed filters fits into a slab, a worker packs what a sampled panel
+  // is multiplied by, each time a tile needs it. So it does with depthwise filters, which it only
+  // widens.
+  job_.packs_per_panel =
+      job_.depthwise || column_bytes * std::min(columns, kernels_.panel_columns) > kPackedBytes;
+  const int64_t packed_columns =
+      job_.packs_per_panel ? kPanelFiltersBytes / (kLargestPanel * static_cast<int64_t>(sizeof(A)))
+                           : kPackedBytes / column_bytes;
+  const int64_t summed_columns =
+      kSumsBytes / (kernels_.block_rows * static_cast<int64_t>(sizeof(A)));
+  const int64_t most_columns = std::min(packed_columns, summed_columns);
+  filters_per_slab_ = g.group_filters();
+  if (!job_.depthwise && columns > most_columns) {
+    filters_per_slab_ = most_columns / kernels_.panel_columns * kernels_.panel_columns;
+  }
+  const int64_t slab_columns = RoundUp(filters_per_slab_, kernels_.lanes);
+  job_.packed_group_size = job_.packs_per_panel ? 0 : depth * slab_columns;
+  groups_per_slab_ =
+      job_.packs_per_panel
+          ? g.groups
+          : std::clamp<int64_t>(kPackedBytes / (column_bytes * slab_columns), 1, g.groups);
+
+  const int64_t group_samples = g.offset_groups * g.taps();
+  const int64_t block_samples = RoundUp(kernels_.block_rows, kernels_.lanes) * group_samples;
+  job_.all_samples = g.groups > 1 && block_samples * kSampleBytes<A> <= kMostSamplesBytes;
+  const int64_t pixel_samples = job_.all_samples ? group_samples : 1;
+  job_.tile_pixels = TilePixels(kernels_, g.output_pixels(), pixel_samples, slab_columns);
+  job_.panel_row = PanelRow<A>(std::min(depth, kLargestPanel));
+  job_.sums_row = slab_columns;
+  const int64_t panel_filters =
+      std::min(depth, kLargestPanel) * (job_.depthwise ? 1 : slab_columns);
+  Layout<A> worker;
+  job_.panel_at = worker.Add(job_.tile_pixels * job_.panel_row);
+  job_.sums_at = worker.Add(job_.tile_pixels * job_.sums_row);
+  job_.panel_filters_at = worker.Add(job_.packs_per_panel ? panel_filters : 0);
+  job_.pixels_at = worker.AddBytes(RoundUp(job_.tile_pixels, kernels_.lanes) * kPixelBytes<A>);
+  const int64_t samples = job_.all_samples
+                              ? RoundUp(job_.tile_pixels, kernels_.lanes) * pixel_samples
+                              : PanelSamples(g, kernels_.lanes);
+  job_.samples_at = worker.AddBytes(samples * kSampleBytes<A>);
+  worker_size_ = worker.size();
+
+  Layout<A> all;
+  all.Add(groups_per_slab_ * job_.packed_group_size);
+  worker_at_ = all.Add(num_workers * worker_size_);
+  workspace_bytes_ = all.size() * sizeof(A);
+}
+
+template <typename T>
+void ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, Executor& executor,
+                         void* workspace) const {
+  using A = ComputeType<T>;
+  const Geometry& g = job_.geometry;
+  if (g.output_pixels() == 0) return;
+  const int64_t depth = g.taps() * g.group_channels();
+  ForwardJob<T> job = job_;
+  job.tensors = tensors;
+  job.packed_filters = static_cast<A*>(workspace);
+  A* const worker_space = job.packed_filters + worker_at_;
+
+  const int64_t tiles = CeilDiv(g.output_pixels(), job.tile_pixels);
+  for (int64_t group = 0; group < g.groups; group += groups_per_slab_) {
+    job.first_group = group;
+    job.last_group = std::min(group + groups_per_slab_, g.groups);
+    for (int64_t filter = 0; filter < g.group_filters(); filter += filters_per_slab_) {
+      job.first_filter = filter;
+      job.last_filter = std::min(filter + filters_per_slab_, g.group_filters());
+      const int64_t columns = job.last_filter - job.first_filter;
+      const int64_t row_filters = job.depthwise ? 1 : columns;
+      if (!job.packs_per_panel) {
+        ForEach(executor, job.last_group - job.first_group, depth * columns,
+                [&](int64_t unit, int) { kernels_.pack_filters(job, job.first_group + unit); });
+      }
+      const int64_t products = (job.last_group - job.first_group) * depth * row_filters;
+      ForEach(executor, tiles, 2 * products * job.tile_pixels, [&](int64_t unit, int worker) {
+        kernels_.forward(job, unit, worker_space + worker * worker_size_);
+      });
+    }
+  }
+}
+
+template class ForwardPlan<float>;
+template class ForwardPlan<double>;
+template class ForwardPlan<Half>;
+template class ForwardPlan<BFloat16>;
+
+}  // namespace tf_deformable::deformable_conv2d::cpu
