@@ -26,7 +26,16 @@ CASES = {
         batch=1, size=(11, 9), channels=300, filters=40, groups=1, offset_groups=1, **SQUARE
     ),
     "slabs of packed filters": Case(
-        batch=1, size=(4, 5), channels=1030, filters=700, groups=1, offset_groups=1, **SQUARE
+        batch=1, size=(12, 10), channels=1030, filters=700, groups=1, offset_groups=1, **SQUARE
+    ),
+    "few pixels": Case(
+        batch=1, size=(7, 7), channels=512, filters=500, groups=1, offset_groups=2, **SQUARE
+    ),
+    "few pixels, groups, a block of filters that is not full": Case(
+        batch=2, size=(4, 5), channels=120, filters=84, groups=2, offset_groups=3, **SQUARE
+    ),
+    "few pixels, more filters than a unit packs": Case(
+        batch=1, size=(1, 3), channels=40, filters=4200, groups=1, offset_groups=1, **SQUARE
     ),
     "blocks of filters": Case(
         batch=1, size=(5, 4), channels=20, filters=1100, groups=1, offset_groups=2, **SQUARE
@@ -71,7 +80,7 @@ CASES = {
         batch=1, size=(62, 61), channels=6, filters=6, groups=6, offset_groups=2, **SQUARE
     ),
     "slabs of groups, the last one with fewer": Case(
-        batch=1, size=(2, 3), channels=1536, filters=768, groups=3, offset_groups=1, **SQUARE
+        batch=1, size=(8, 10), channels=1536, filters=768, groups=3, offset_groups=1, **SQUARE
     ),
     "depthwise, empty batch": Case(
         batch=0, size=(6, 7), channels=40, filters=40, groups=40, offset_groups=2, **SQUARE
@@ -116,7 +125,7 @@ CASES = {
         padding="SAME",
     ),
     "more samples than are kept": Case(
-        batch=1, size=(2, 3), channels=2200, filters=4, groups=2, offset_groups=1100, **SQUARE
+        batch=1, size=(7, 8), channels=2200, filters=4, groups=2, offset_groups=1100, **SQUARE
     ),
     "depthwise with a multiplier": Case(
         batch=1, size=(6, 7), channels=12, filters=24, groups=12, offset_groups=3, **SQUARE

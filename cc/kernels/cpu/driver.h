@@ -2,6 +2,7 @@
 #ifndef TF_DEFORMABLE_CC_KERNELS_CPU_DRIVER_H_
 #define TF_DEFORMABLE_CC_KERNELS_CPU_DRIVER_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -19,7 +20,7 @@ namespace tf_deformable {
 #define TF_DEFORMABLE_KERNEL_TABLES(name) {&baseline::name}
 #endif
 
-template <typename T, template <typename> class Kernels, size_t kTables>
+template <typename T, template <typename> class Kernels, std::size_t kTables>
 const Kernels<T>& SelectedKernels(const KernelTable<Kernels>* const (&tables)[kTables]) {
   const KernelTable<Kernels>& table = *tables[static_cast<int>(SelectedCpuIsa())];
   if constexpr (std::is_same_v<T, float>) return table.of_float;

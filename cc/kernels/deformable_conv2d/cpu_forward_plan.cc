@@ -10,12 +10,50 @@ namespace tf_deformable::deformable_conv2d::cpu {
 template <typename T>
 ForwardPlan<T>::ForwardPlan(const Geometry& geometry, int num_workers)
     : kernels_(TableKernels<T>()) {
-  using A = ComputeType<T>;
   const Geometry g = KernelGeometry(geometry);
   job_.geometry = g;
   if (g.output_pixels() == 0) return;
   job_.depthwise = geometry.is_depthwise();
-  const int64_t depth = g.taps() * g.group_channels();
+  job_.depth = g.taps() * g.group_channels();
+  job_.panels = CeilDiv(job_.depth, kLargestPanel);
+  job_.panel_row = PanelRow<ComputeType<T>>(std::min(job_.depth, kLargestPanel));
+  if (!PlanFewPixels(num_workers)) PlanTiles(num_workers);
+}
+
+// All pixels make one tile, if what they sample fits.
+template <typename T>
+bool ForwardPlan<T>::PlanFewPixels(int num_workers) {
+  using A = ComputeType<T>;
+  const Geometry& g = job_.geometry;
+  const int64_t panel_filters_bytes = kLargestPanel * sizeof(A);
+  job_.filters_per_block = std::clamp(
+      RoundUp(CeilDiv(g.group_filters(), CeilDiv(kUnitsWanted, g.groups)), kernels_.panel_columns),
+      kernels_.panel_columns, kPanelFiltersBytes / panel_filters_bytes);
+  job_.filter_blocks = CeilDiv(g.group_filters(), job_.filters_per_block);
+  job_.sums_row = job_.filters_per_block;
+  job_.tile_pixels = TilePixels(kernels_, g.output_pixels(), 1, job_.sums_row);
+  const int64_t pixel_bytes = g.groups * job_.panels * job_.panel_row * sizeof(A);
+  job_.few_pixels = !job_.depthwise && job_.tile_pixels == g.output_pixels() &&
+                    g.output_pixels() <= kFewPixelsBytes / pixel_bytes;
+  if (!job_.few_pixels) return false;
+
+  Layout<A> worker;
+  job_.sums_at = worker.Add(job_.tile_pixels * job_.sums_row);
+  job_.panel_filters_at = worker.Add(kLargestPanel * job_.filters_per_block);
+  AddTile(worker, PanelSamples(g, kernels_.lanes));
+  worker_size_ = worker.size();
+  Layout<A> all;
+  all.Add(g.groups * job_.panels * job_.tile_pixels * job_.panel_row);
+  worker_at_ = all.Add(num_workers * worker_size_);
+  workspace_bytes_ = all.size() * sizeof(A);
+  return true;
+}
+
+template <typename T>
+void ForwardPlan<T>::PlanTiles(int num_workers) {
+  using A = ComputeType<T>;
+  const Geometry& g = job_.geometry;
+  const int64_t depth = job_.depth;
   const int64_t column_bytes = depth * sizeof(A);
   const int64_t columns = RoundUp(g.group_filters(), kernels_.lanes);
   // If not even one panel of packed filters fits into a slab, a worker packs what a sampled panel
@@ -44,8 +82,11 @@ ForwardPlan<T>::ForwardPlan(const Geometry& geometry, int num_workers)
   const int64_t block_samples = RoundUp(kernels_.block_rows, kernels_.lanes) * group_samples;
   job_.all_samples = g.groups > 1 && block_samples * kSampleBytes<A> <= kMostSamplesBytes;
   const int64_t pixel_samples = job_.all_samples ? group_samples : 1;
-  job_.tile_pixels = TilePixels(kernels_, g.output_pixels(), pixel_samples, slab_columns);
-  job_.panel_row = PanelRow<A>(std::min(depth, kLargestPanel));
+  const int64_t shared_pixels =
+      std::max(RoundUp(CeilDiv(g.output_pixels(), kUnitsWanted), kernels_.block_rows),
+               kFewestTileBlocks * kernels_.block_rows);
+  job_.tile_pixels =
+      std::min(TilePixels(kernels_, g.output_pixels(), pixel_samples, slab_columns), shared_pixels);
   job_.sums_row = slab_columns;
   const int64_t panel_filters =
       std::min(depth, kLargestPanel) * (job_.depthwise ? 1 : slab_columns);
@@ -53,11 +94,8 @@ ForwardPlan<T>::ForwardPlan(const Geometry& geometry, int num_workers)
   job_.panel_at = worker.Add(job_.tile_pixels * job_.panel_row);
   job_.sums_at = worker.Add(job_.tile_pixels * job_.sums_row);
   job_.panel_filters_at = worker.Add(job_.packs_per_panel ? panel_filters : 0);
-  job_.pixels_at = worker.AddBytes(RoundUp(job_.tile_pixels, kernels_.lanes) * kPixelBytes<A>);
-  const int64_t samples = job_.all_samples
-                              ? RoundUp(job_.tile_pixels, kernels_.lanes) * pixel_samples
-                              : PanelSamples(g, kernels_.lanes);
-  job_.samples_at = worker.AddBytes(samples * kSampleBytes<A>);
+  AddTile(worker, job_.all_samples ? RoundUp(job_.tile_pixels, kernels_.lanes) * pixel_samples
+                                   : PanelSamples(g, kernels_.lanes));
   worker_size_ = worker.size();
 
   Layout<A> all;
@@ -66,34 +104,66 @@ ForwardPlan<T>::ForwardPlan(const Geometry& geometry, int num_workers)
   workspace_bytes_ = all.size() * sizeof(A);
 }
 
+// A tile's pixels, and of its samples so many.
+template <typename T>
+void ForwardPlan<T>::AddTile(Layout<ComputeType<T>>& worker, int64_t samples) {
+  using A = ComputeType<T>;
+  job_.pixels_at = worker.AddBytes(RoundUp(job_.tile_pixels, kernels_.lanes) * kPixelBytes<A>);
+  job_.samples_at = worker.AddBytes(samples * kSampleBytes<A>);
+}
+
 template <typename T>
 void ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, Executor& executor,
                          void* workspace) const {
   using A = ComputeType<T>;
-  const Geometry& g = job_.geometry;
-  if (g.output_pixels() == 0) return;
-  const int64_t depth = g.taps() * g.group_channels();
+  if (job_.geometry.output_pixels() == 0) return;
   ForwardJob<T> job = job_;
   job.tensors = tensors;
-  job.packed_filters = static_cast<A*>(workspace);
-  A* const worker_space = job.packed_filters + worker_at_;
+  A* const shared = static_cast<A*>(workspace);
+  if (job.few_pixels) {
+    job.sampled = shared;
+    RunFewPixels(job, executor, shared + worker_at_);
+  } else {
+    job.packed_filters = shared;
+    RunTiles(job, executor, shared + worker_at_);
+  }
+}
 
+template <typename T>
+void ForwardPlan<T>::RunFewPixels(const ForwardJob<T>& job, Executor& executor,
+                                  ComputeType<T>* workers) const {
+  const int64_t groups = job.geometry.groups;
+  // To sample is some times the work of a product's element.
+  ForEach(executor, groups * job.panels, 8 * job.tile_pixels * std::min(job.depth, kLargestPanel),
+          [&](int64_t unit, int worker) {
+            kernels_.sample_few_pixels(job, unit, workers + worker * worker_size_);
+          });
+  ForEach(executor, groups * job.filter_blocks,
+          2 * job.tile_pixels * job.depth * job.filters_per_block, [&](int64_t unit, int worker) {
+            kernels_.multiply_few_pixels(job, unit, workers + worker * worker_size_);
+          });
+}
+
+template <typename T>
+void ForwardPlan<T>::RunTiles(ForwardJob<T>& job, Executor& executor,
+                              ComputeType<T>* workers) const {
+  const Geometry& g = job.geometry;
   const int64_t tiles = CeilDiv(g.output_pixels(), job.tile_pixels);
   for (int64_t group = 0; group < g.groups; group += groups_per_slab_) {
     job.first_group = group;
     job.last_group = std::min(group + groups_per_slab_, g.groups);
+    const int64_t groups = job.last_group - job.first_group;
     for (int64_t filter = 0; filter < g.group_filters(); filter += filters_per_slab_) {
       job.first_filter = filter;
       job.last_filter = std::min(filter + filters_per_slab_, g.group_filters());
       const int64_t columns = job.last_filter - job.first_filter;
-      const int64_t row_filters = job.depthwise ? 1 : columns;
       if (!job.packs_per_panel) {
-        ForEach(executor, job.last_group - job.first_group, depth * columns,
-                [&](int64_t unit, int) { kernels_.pack_filters(job, job.first_group + unit); });
+        ForEach(executor, groups * job.panels, kLargestPanel * columns,
+                [&](int64_t unit, int) { kernels_.pack_filters(job, unit); });
       }
-      const int64_t products = (job.last_group - job.first_group) * depth * row_filters;
+      const int64_t products = groups * job.depth * (job.depthwise ? 1 : columns);
       ForEach(executor, tiles, 2 * products * job.tile_pixels, [&](int64_t unit, int worker) {
-        kernels_.forward(job, unit, worker_space + worker * worker_size_);
+        kernels_.forward(job, unit, workers + worker * worker_size_);
       });
     }
   }

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels/base/executor.h"
+#include "kernels/cpu/driver.h"
 #include "kernels/deformable_conv2d/cpu_kernels.h"
 #include "kernels/deformable_conv2d/geometry.h"
 #include "kernels/deformable_conv2d/tensors.h"
@@ -22,6 +23,12 @@ class ForwardPlan {
   void Run(const ForwardTensors<T>& tensors, Executor& executor, void* workspace) const;
 
  private:
+  bool PlanFewPixels(int num_workers);
+  void PlanTiles(int num_workers);
+  void AddTile(Layout<ComputeType<T>>& worker, int64_t samples);
+  void RunFewPixels(const ForwardJob<T>& job, Executor& executor, ComputeType<T>* workers) const;
+  void RunTiles(ForwardJob<T>& job, Executor& executor, ComputeType<T>* workers) const;
+
   const Kernels<T>& kernels_;
   ForwardJob<T> job_ = {};
   int64_t groups_per_slab_, filters_per_slab_;

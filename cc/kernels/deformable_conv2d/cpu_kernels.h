@@ -37,6 +37,7 @@ struct ForwardJob {
   Geometry geometry;
   bool depthwise;
   ForwardTensors<T> tensors;
+  int64_t depth, panels;  // taps * group_channels, and the sampled panels that they make
   // The slab: the filters that are packed at a time.
   int64_t first_group, last_group;
   int64_t first_filter, last_filter;
@@ -55,6 +56,10 @@ struct ForwardJob {
   // pixels and columns. The latter is for several groups that share them, if they fit.
   int64_t samples_at;
   bool all_samples;
+  // Few pixels: the sampled values of all panels of all groups, and the filters of a unit.
+  bool few_pixels;
+  A* sampled;  // [groups, panels, tile_pixels, panel_row]
+  int64_t filters_per_block, filter_blocks;
 };
 
 template <typename T>
@@ -216,8 +221,10 @@ template <typename T>
 struct Kernels {
   using A = ComputeType<T>;
   // Units of work; each writes memory of its own.
-  void (*pack_filters)(const ForwardJob<T>& job, int64_t group);
+  void (*pack_filters)(const ForwardJob<T>& job, int64_t unit);
   void (*forward)(const ForwardJob<T>& job, int64_t tile, A* workspace);
+  void (*sample_few_pixels)(const ForwardJob<T>& job, int64_t unit, A* workspace);
+  void (*multiply_few_pixels)(const ForwardJob<T>& job, int64_t unit, A* workspace);
   void (*filters_gradient)(const FiltersGradientJob<T>& job, int64_t unit, A* workspace);
   void (*reduce_splits)(const FiltersGradientJob<T>& job, int64_t block);
   void (*pack_transposed_filters)(const InputsGradientJob<T>& job, int64_t block);

@@ -21,6 +21,8 @@ inline constexpr int64_t kPanelFiltersBytes = 512 << 10;
 inline constexpr int64_t kSamplesBytes = 512 << 10;
 // those of a tile that is only one register block high may have more.
 inline constexpr int64_t kMostSamplesBytes = 2 << 20;
+// The sampled values of few pixels, all of them, have at most so many.
+inline constexpr int64_t kFewPixelsBytes = 4 << 20;
 // The sums of a tile, or of a block of the filters' gradient, stay in the second-level cache.
 inline constexpr int64_t kSumsBytes = 512 << 10;
 // Gradients that wait to be added up.
@@ -30,6 +32,8 @@ inline constexpr int64_t kSplitsBytes = 4 << 20;
 
 // A tile is so many register blocks high, if it fits.
 inline constexpr int64_t kTileBlocks = 16;
+// and at least so many, if that leaves tiles for some threads.
+inline constexpr int64_t kFewestTileBlocks = 4;
 // A split of the inputs' gradient has at least so many tiles, or to add it up would take too long.
 inline constexpr int64_t kSplitTiles = 8;
 // So many units keep some threads busy.
