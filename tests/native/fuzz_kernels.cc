@@ -489,7 +489,9 @@ bool BranchWorkspaceIsBounded(const char* type, deformable_conv2d::Arguments a,
   return bounded;
 }
 
-// What two threads need of memory: little forward, and backward little more than the gradients.
+// What two threads need of memory: little forward, and backward little more than the gradients. Of
+// the inputs' gradient in 16 bits the sums are held in part: those of a channel block for each
+// thread, and of an offset group those that wait for its other blocks.
 // Returns whether they need no more.
 template <typename T>
 bool WorkspaceIsBounded(const char* type, const Shape& inputs, const Shape& filters,
@@ -507,6 +509,13 @@ bool WorkspaceIsBounded(const char* type, const Shape& inputs, const Shape& filt
     int64_t size = sizeof(ComputeType<T>);
     for (int64_t dim : shape.dims) size *= dim;
     gradients += size;
+  }
+  if (sizeof(T) < sizeof(ComputeType<T>)) {
+    constexpr int64_t kBlockChannels = 128;
+    const int64_t blocks = 2 * std::min(g.channels, kBlockChannels) * g.height * g.width;
+    const int64_t unfinished = 3 * g.taps() * g.output_size();
+    const int64_t all = g.batch * g.height * g.width * g.channels;
+    gradients = std::max(kRoundedBytes, 4 * std::min(blocks + unfinished, all));
   }
   constexpr int64_t kMost = 16'000'000;
   if (!BranchWorkspaceIsBounded<T>(type, a, offset_groups)) return false;
@@ -574,6 +583,9 @@ bool WorkspacesAreBounded() {
     bounded &= WorkspaceIsBounded<BFloat16>("bfloat16", x, w, offset_groups);
   };
   check({1, 38, 63, 512}, {3, 3, 512, 512}, 4);
+  check({4, 64, 64, 256}, {3, 3, 256, 256}, 1);
+  check({1, 800, 1344, 256}, {3, 3, 256, 256}, 1);
+  check({16, 200, 336, 64}, {3, 3, 64, 64}, 1);
   check({4096, 1, 1, 64}, {3, 3, 64, 64}, 1);
   check({1, 1, 1, 65536}, {3, 3, 65536, 1}, 1);
   check({1, 8, 8, 1}, {1, 1, 1, 65536}, 1);

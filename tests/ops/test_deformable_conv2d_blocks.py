@@ -127,6 +127,25 @@ CASES = {
     "more samples than are kept": Case(
         batch=1, size=(7, 8), channels=2200, filters=4, groups=2, offset_groups=1100, **SQUARE
     ),
+    # Sums of 16-bit gradients are held for a part of the images or of the channels at a time.
+    "parts of images": Case(
+        batch=5, size=(40, 41), channels=192, filters=4, groups=1, offset_groups=1, **SQUARE
+    ),
+    "parts of channels, several slabs": Case(
+        batch=1,
+        size=(120, 128),
+        channels=320,
+        filters=1000,
+        groups=1,
+        offset_groups=2,
+        kernel=(3, 3),
+        strides=(8, 8),
+        dilations=(1, 1),
+        padding="SAME",
+    ),
+    "parts of channels of a depthwise convolution": Case(
+        batch=2, size=(90, 91), channels=260, filters=260, groups=260, offset_groups=1, **SQUARE
+    ),
     "depthwise with a multiplier": Case(
         batch=1, size=(6, 7), channels=12, filters=24, groups=12, offset_groups=3, **SQUARE
     ),

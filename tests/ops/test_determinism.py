@@ -56,3 +56,23 @@ def test_the_same_bits() -> None:
     one, two, four = lines_with_threads(_DIGEST, (1, 2, 4))
     assert len(one) == 2 * (2 + 5 + 5 + 2 + 3 + 3)
     assert one == two == four
+
+
+# Sums of 16-bit gradients are held for more channels at a time where there are more threads.
+_PARTS_DIGEST = """
+import hashlib
+import tensorflow as tf
+from tests.ops.deformable_conv2d_cases import evaluate
+from tests.ops.test_deformable_conv2d_blocks import CASES
+
+for name, case in CASES.items():
+    if name.startswith("parts"):
+        for name, tensor in evaluate(case.arrays(tf.bfloat16), **case.attributes()).items():
+            print(name, hashlib.sha256(tensor.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_the_same_bits_however_many_channels_are_summed_at_a_time() -> None:
+    one, two, four = lines_with_threads(_PARTS_DIGEST, (1, 2, 4))
+    assert len(one) == 3 * 6
+    assert one == two == four

@@ -1,4 +1,4 @@
-"""Shapes that take every path of cc/kernels/roi_pool/cpu_kernels.inc, against the reference."""
+"""Shapes that take every path of cc/kernels/roi_pool, on the CPU, against the reference."""
 
 from __future__ import annotations
 
@@ -55,3 +55,24 @@ def test_blocks_add_up(name: str, dtype: tf.DType) -> None:
         np.testing.assert_allclose(
             got[argument], want, rtol=0, atol=tolerance * scale, err_msg=argument
         )
+
+
+@pytest.mark.parametrize("size", [(30, 50), (60, 70)], ids=["two images", "one image"])
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16], ids=lambda d: d.name)
+def test_gradients_of_16_bits_are_summed_some_images_at_a_time(
+    dtype: tf.DType, size: tuple[int, int]
+) -> None:
+    case = Case(batch=5, size=size, depth=300, classes=3, group_size=1, boxes=30)
+    arrays = case.arrays(dtype)
+    wide = {
+        argument: array if array.dtype == np.int32 else array.astype(np.float32)
+        for argument, array in arrays.items()
+    }
+    assert len(set(arrays["box_indices"])) == 6  # padding, too
+    with config.use_backend("native"):
+        got = evaluate(arrays, **case.attributes())
+        expected = evaluate(wide, **case.attributes())
+    for argument, want in expected.items():
+        # The same sums, rounded once.
+        have = tf.cast(got[argument], tf.float32).numpy()
+        np.testing.assert_array_equal(have, tf.cast(tf.cast(want, dtype), tf.float32), argument)

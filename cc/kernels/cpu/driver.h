@@ -29,6 +29,10 @@ const Kernels<T>& SelectedKernels(const KernelTable<Kernels>* const (&tables)[kT
   if constexpr (std::is_same_v<T, BFloat16>) return table.of_bfloat16;
 }
 
+// Gradients of 16 bits are summed in float32 and rounded once. These sums are held of so many bytes
+// of a tensor at a time, or of as much as one unit, or all threads, need.
+inline constexpr int64_t kRoundedBytes = 4 << 20;
+
 inline constexpr int64_t kWorkspaceAlignment = 64;  // bytes: a cache line, the widest vector
 
 // Lays out arrays one after the other, each aligned; positions are in elements of A.

@@ -132,6 +132,7 @@ int64_t BackwardPlan<T>::PlanInputs(const Geometry& g, bool depthwise, int num_w
                                       CeilDiv(pixels_per_step_, job.tile_pixels * kSplitTiles)}),
                             1, kUnitsWanted);
   }
+  const int64_t part_channels = PlanParts(g, num_workers);
   constexpr bool kRounds = !std::is_same_v<T, A>;
   job.columns_row = widest_block;
   Layout<A> inputs_worker;
@@ -146,10 +147,54 @@ int64_t BackwardPlan<T>::PlanInputs(const Geometry& g, bool depthwise, int num_w
   Layout<A> inputs;
   packed_at_ = inputs.Add(largest_slab);
   partials_at_ = inputs.Add(images_per_step_ * job.num_blocks * pixels_per_step_ * g.taps() * 3);
-  grad_inputs_at_ = inputs.Add(kRounds ? job.split_size : 0);
+  unfinished_at_ = inputs.Add(has_unfinished_ ? size * g.taps() * 3 : 0);
+  grad_inputs_at_ = inputs.Add(
+      kRounds ? std::min(images_per_part_, g.batch) * g.height * g.width * part_channels : 0);
   split_sums_at_ = inputs.Add((job.splits - 1) * job.split_size);
   inputs_worker_at_ = inputs.Add(num_workers * inputs_worker_size_);
   return inputs.size();
+}
+
+// Sums that are rounded are held for some units at a time, as few as keep these threads busy. What
+// is added up, and in which order, does not depend on that.
+template <typename T>
+int64_t BackwardPlan<T>::PlanParts(const Geometry& g, int num_workers) {
+  using A = ComputeType<T>;
+  const int64_t num_blocks = inputs_job_.num_blocks;
+  images_per_part_ = images_per_step_;
+  blocks_per_part_ = num_blocks;
+  // Splits are for where the units are too few as it is.
+  if (std::is_same_v<T, A> || inputs_job_.splits > 1) return g.channels;
+  int64_t widest = 0;
+  for (const ChannelBlock& block : blocks_) widest = std::max(widest, block.width);
+  const int64_t unit_size = std::max<int64_t>(g.height * g.width * widest, 1);
+  const int64_t fitting = kRoundedBytes / (unit_size * static_cast<int64_t>(sizeof(A)));
+  images_per_part_ =
+      std::min(std::max(fitting / num_blocks, CeilDiv(num_workers, num_blocks)), images_per_step_);
+  const int64_t units = std::max<int64_t>(fitting, num_workers);
+  if (units >= num_blocks) return g.channels;
+
+  const int64_t blocks = CeilDiv(num_blocks, CeilDiv(num_blocks, units));
+  int64_t part_channels = 0;
+  bool has_unfinished = false;
+  for (int64_t first = 0; first < num_blocks; first += blocks) {
+    const int64_t last = std::min(first + blocks, num_blocks);
+    part_channels = std::max(part_channels, ChannelsOf(first, last));
+    has_unfinished |=
+        last < num_blocks && blocks_[last - 1].offset_group == blocks_[last].offset_group;
+  }
+  // Kernels of many taps may have more to keep of an offset group than the other blocks are.
+  const int64_t unfinished = has_unfinished ? g.output_size() * g.taps() * 3 : 0;
+  if (g.height * g.width * (g.channels - part_channels) <= unfinished) return g.channels;
+  blocks_per_part_ = blocks;
+  has_unfinished_ = has_unfinished;
+  return part_channels;
+}
+
+template <typename T>
+int64_t BackwardPlan<T>::ChannelsOf(int64_t first_block, int64_t last_block) const {
+  const ChannelBlock& last = blocks_[last_block - 1];
+  return last.first + last.width - blocks_[first_block].first;
 }
 
 template <typename T>
@@ -197,66 +242,112 @@ void BackwardPlan<T>::RunInputs(const BackwardTensors<T>& tensors, Executor& exe
   job.blocks = blocks_.data();
   job.packed_filters = workspace + packed_at_;
   job.partials = workspace + partials_at_;
+  job.unfinished = workspace + unfinished_at_;
   job.split_sums = workspace + split_sums_at_;
   A* const worker_space = workspace + inputs_worker_at_;
-  const bool packed_once = slabs_.size() == 1;
-  bool packed = false;
+  if (slabs_.size() == 1) PackSlab(slabs_[0], 0, job.num_blocks, executor, &job);
 
-  for (int64_t image = 0; image < g.batch; image += images_per_step_) {
+  for (int64_t image = 0; image < g.batch; image += images_per_part_) {
     job.first_image = image;
-    job.last_image = std::min(image + images_per_step_, g.batch);
-    const int64_t images = job.last_image - job.first_image;
-    if constexpr (std::is_same_v<T, A>) {
-      job.grad_inputs = tensors.grad_inputs + image * image_size;
-    } else {
-      job.grad_inputs = workspace + grad_inputs_at_;
-    }
-    job.split_size = images * image_size;
-    const auto clear = [&](A* sums, int64_t size) {
-      ForEachPiece(executor, size, [&](int64_t first, int64_t count) {
-        std::memset(sums + first, 0, count * sizeof(A));
-      });
-    };
-    clear(job.grad_inputs, job.split_size);
-    clear(job.split_sums, (job.splits - 1) * job.split_size);
-    for (int64_t pixel = 0; pixel < g.output_size(); pixel += pixels_per_step_) {
-      job.first_pixel = pixel;
-      job.last_pixel = std::min(pixel + pixels_per_step_, g.output_size());
-      for (const Slab& slab : slabs_) {
-        job.first_block = slab.first_block;
-        job.last_block = slab.last_block;
-        job.first_tap = slab.first_tap;
-        job.last_tap = slab.last_tap;
-        const int64_t blocks = job.last_block - job.first_block;
-        const int64_t block_products = (job.last_tap - job.first_tap) *
-                                       (job.depthwise ? 1 : g.group_filters()) * blocks_[0].width;
-        if (!packed || !packed_once) {
-          ForEach(executor, blocks, block_products, [&](int64_t unit, int) {
-            kernels_.pack_transposed_filters(job, job.first_block + unit);
-          });
-          packed = true;
-        }
-        ForEach(executor, images * job.splits * blocks,
-                2 * block_products * (job.last_pixel - job.first_pixel) / job.splits,
-                [&](int64_t unit, int worker) {
-                  kernels_.inputs_gradient(job, unit, worker_space + worker * inputs_worker_size_);
-                });
+    job.last_image = std::min(image + images_per_part_, g.batch);
+    T* const grad_inputs = tensors.grad_inputs + image * image_size;
+    for (int64_t block = 0; block < job.num_blocks; block += blocks_per_part_) {
+      job.first_part_block = block;
+      job.last_part_block = std::min(block + blocks_per_part_, job.num_blocks);
+      job.first_channel = blocks_[block].first;
+      job.sums_channels = ChannelsOf(block, job.last_part_block);
+      if constexpr (std::is_same_v<T, A>) {
+        job.grad_inputs = grad_inputs;  // of all blocks
+      } else {
+        job.grad_inputs = workspace + grad_inputs_at_;
       }
-      ForEach(executor, images * CeilDiv(job.last_pixel - job.first_pixel, kReducedPixels),
-              3 * kReducedPixels * job.num_blocks * g.taps(),
-              [&](int64_t unit, int) { kernels_.reduce_partials(job, unit); });
-    }
-    if (job.splits > 1) {
-      ForEach(executor, CeilDiv(job.split_size, kReducedElements), job.splits * kReducedElements,
-              [&](int64_t unit, int) { kernels_.add_splits(job, unit); });
-    }
-    if constexpr (!std::is_same_v<T, A>) {
-      ForEachPiece(executor, job.split_size, [&](int64_t first, int64_t count) {
-        kernels_.round(job.grad_inputs + first, count,
-                       tensors.grad_inputs + image * image_size + first);
-      });
+      SumPart(&job, executor, worker_space);
+      if constexpr (!std::is_same_v<T, A>) RoundPart(job, executor, grad_inputs);
     }
   }
+}
+
+// Packs the filters of the slab that blocks [first_block, last_block) are multiplied by.
+template <typename T>
+void BackwardPlan<T>::PackSlab(const Slab& slab, int64_t first_block, int64_t last_block,
+                               Executor& executor, InputsGradientJob<T>* job) const {
+  job->first_block = first_block;
+  job->last_block = last_block;
+  job->first_tap = slab.first_tap;
+  job->last_tap = slab.last_tap;
+  job->packed_from = blocks_[first_block].packed_at;
+  ForEach(executor, last_block - first_block, BlockProducts(*job),
+          [&](int64_t unit, int) { kernels_.pack_transposed_filters(*job, first_block + unit); });
+}
+
+template <typename T>
+void BackwardPlan<T>::SumPart(InputsGradientJob<T>* part, Executor& executor,
+                              ComputeType<T>* worker_space) const {
+  using A = ComputeType<T>;
+  InputsGradientJob<T>& job = *part;
+  const Geometry& g = job.geometry;
+  const int64_t images = job.last_image - job.first_image;
+  job.split_size = images * g.height * g.width * job.sums_channels;
+  const auto clear = [&](A* sums, int64_t size) {
+    ForEachPiece(executor, size, [&](int64_t first, int64_t count) {
+      std::memset(sums + first, 0, count * sizeof(A));
+    });
+  };
+  clear(job.grad_inputs, job.split_size);
+  clear(job.split_sums, (job.splits - 1) * job.split_size);
+  for (int64_t pixel = 0; pixel < g.output_size(); pixel += pixels_per_step_) {
+    job.first_pixel = pixel;
+    job.last_pixel = std::min(pixel + pixels_per_step_, g.output_size());
+    for (const Slab& slab : slabs_) {
+      const int64_t first_block = std::max(slab.first_block, job.first_part_block);
+      const int64_t last_block = std::min(slab.last_block, job.last_part_block);
+      if (first_block >= last_block) continue;
+      if (slabs_.size() > 1) PackSlab(slab, first_block, last_block, executor, &job);
+      job.first_block = first_block;
+      job.last_block = last_block;
+      ForEach(executor, images * job.splits * (last_block - first_block),
+              2 * BlockProducts(job) * (job.last_pixel - job.first_pixel) / job.splits,
+              [&](int64_t unit, int worker) {
+                kernels_.inputs_gradient(job, unit, worker_space + worker * inputs_worker_size_);
+              });
+    }
+    ForEach(executor, images * CeilDiv(job.last_pixel - job.first_pixel, kReducedPixels),
+            3 * kReducedPixels * (job.last_part_block - job.first_part_block) * g.taps(),
+            [&](int64_t unit, int) { kernels_.reduce_partials(job, unit); });
+  }
+  if (job.splits > 1) {
+    ForEach(executor, CeilDiv(job.split_size, kReducedElements), job.splits * kReducedElements,
+            [&](int64_t unit, int) { kernels_.add_splits(job, unit); });
+  }
+}
+
+// Rounds the part's sums to where they belong in the gradient of its images.
+template <typename T>
+void BackwardPlan<T>::RoundPart(const InputsGradientJob<T>& job, Executor& executor,
+                                T* grad_inputs) const {
+  const int64_t channels = job.geometry.channels, width = job.sums_channels;
+  if (width == channels) {
+    ForEachPiece(executor, job.split_size, [&](int64_t first, int64_t count) {
+      kernels_.round(job.grad_inputs + first, count, grad_inputs + first);
+    });
+    return;
+  }
+  const int64_t pixels = job.split_size / width;
+  const int64_t piece = CeilDiv(kPieceElements, width);
+  ForEach(executor, CeilDiv(pixels, piece), kPieceElements, [&](int64_t unit, int) {
+    const int64_t last = std::min((unit + 1) * piece, pixels);
+    for (int64_t pixel = unit * piece; pixel < last; ++pixel) {
+      kernels_.round(job.grad_inputs + pixel * width, width,
+                     grad_inputs + pixel * channels + job.first_channel);
+    }
+  });
+}
+
+// The multiplications for an output pixel and a block, about.
+template <typename T>
+int64_t BackwardPlan<T>::BlockProducts(const InputsGradientJob<T>& job) const {
+  return (job.last_tap - job.first_tap) * (job.depthwise ? 1 : job.geometry.group_filters()) *
+         blocks_[0].width;
 }
 
 template class BackwardPlan<float>;

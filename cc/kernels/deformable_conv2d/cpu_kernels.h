@@ -100,19 +100,29 @@ struct InputsGradientJob {
   BackwardTensors<T> tensors;
   const ChannelBlock* blocks;
   int64_t num_blocks;
-  int64_t first_block, last_block, first_tap, last_tap;  // the slab: whose filters are packed
-  A* packed_filters;  // per block and tap: panels [group_filters, width]
-  // The step has the pixels [first_pixel, last_pixel) of the images [first_image, last_image).
+  // The part, whose sums are held at a time: some images and some blocks, of which sums_channels
+  // begin at first_channel.
+  int64_t first_image, last_image;
+  int64_t first_part_block, last_part_block;
+  int64_t first_channel, sums_channels;
+  // The step has these pixels of the part's images.
+  int64_t first_pixel, last_pixel;
+  // The filters that are multiplied by: some blocks of the part and some taps.
+  int64_t first_block, last_block, first_tap, last_tap;
+  A* packed_filters;    // per block and tap: panels [group_filters, width]
+  int64_t packed_from;  // what packed_filters begin with, as packed_at of blocks
   // Where images and blocks are too few for the threads, the pixels are cut into splits, each with
   // sums of its own.
-  int64_t first_image, last_image;
-  int64_t first_pixel, last_pixel;
   int64_t splits;
-  A* grad_inputs;      // [images, H, W, C]: the sums of the first split, in the end those of all
-  A* split_sums;       // [splits - 1, images, H, W, C]: the sums of the others
+  A* grad_inputs;      // [images, H, W, sums_channels]: those of the first split, in the end of all
+  A* split_sums;       // [splits - 1, images, H, W, sums_channels]: those of the others
   int64_t split_size;  // in elements
-  // Offset and mask gradients of each block: [images, num_blocks, pixels, taps, 3] (dy, dx, mask).
+  // Offset and mask gradients of each block: [images, blocks of the part, pixels of the step, taps,
+  // 3] (dy, dx, mask).
   A* partials;
+  // Their sums over an offset group's blocks so far, where it goes on in the next part, which then
+  // has one image: [Ho * Wo, taps, 3].
+  A* unfinished;
   int64_t tile_pixels;
   int64_t upstream_at, upstream_row;  // grad_output [tile_pixels, upstream_row]
   int64_t columns_at, columns_row;    // gradient of the sampled values [tile_pixels, columns_row]

@@ -25,12 +25,15 @@ struct BackwardJob {
   using A = ComputeType<T>;
   Geometry geometry;
   BackwardTensors<T> tensors;
-  A* grad_inputs;  // [N, H, W, C]: those of the tensors, unless they have to be rounded
+  // The images whose boxes take part, and their gradients [images, H, W, C]: those of the tensors,
+  // unless they have to be rounded.
+  int64_t first_image, last_image;
+  A* grad_inputs;
   // A unit owns the input gradient of one map's channels of a channel block. A block has whole
   // classes, classes_per_block of them, or one of the `slices` of a class, channels_per_block wide.
   int64_t blocks, slices;
   int64_t classes_per_block, channels_per_block;
-  int64_t first_box, last_box;  // of the step
+  int64_t first_box, last_box;  // of the step, those of other images included
   // Gradients of (dy, dx, mask) of each bin and class: [slices, boxes, bins, classes, 3]; null if
   // there are neither offsets nor a mask.
   A* partials;

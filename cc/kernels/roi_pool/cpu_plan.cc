@@ -62,9 +62,13 @@ BackwardPlan<T>::BackwardPlan(const Geometry& g, int num_workers) : kernels_(Tab
   Layout<char> all;
   all.Add<AxisLine<A>>(num_workers * 2 * job.axis_capacity);
   partials_at_ = all.Add<A>(boxes_per_step_ * box_partials);
-  // 16-bit gradients are summed in float and rounded once.
-  grad_inputs_at_ =
-      all.Add<A>(std::is_same_v<T, A> ? 0 : g.batch * g.height * g.width * g.channels);
+  // Where gradients are rounded, their sums are held for some images at a time.
+  constexpr bool kRounds = !std::is_same_v<T, A>;
+  const int64_t image_size = g.height * g.width * g.channels;
+  const int64_t images = std::max<int64_t>(g.batch, 1);  // boxes that are padding need no image
+  const int64_t image_bytes = std::max<int64_t>(image_size * static_cast<int64_t>(sizeof(A)), 1);
+  images_per_part_ = kRounds ? std::clamp<int64_t>(kRoundedBytes / image_bytes, 1, images) : images;
+  grad_inputs_at_ = all.Add<A>(kRounds ? std::min(images_per_part_, g.batch) * image_size : 0);
   workspace_bytes_ = all.size();
 }
 
@@ -79,35 +83,42 @@ void BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, Executor& executor,
   job.tensors = tensors;
   const bool reduces = tensors.grad_offsets || tensors.grad_mask;
   job.partials = reduces ? reinterpret_cast<A*>(space + partials_at_) : nullptr;
-  if constexpr (std::is_same_v<T, A>) {
-    job.grad_inputs = tensors.grad_inputs;
-  } else {
-    job.grad_inputs = reinterpret_cast<A*>(space + grad_inputs_at_);
-  }
-
-  const int64_t size = g.batch * g.height * g.width * g.channels;
-  ForEachPiece(executor, size, [&](int64_t first, int64_t count) {
-    std::memset(job.grad_inputs + first, 0, count * sizeof(A));
-  });
+  const int64_t image_size = g.height * g.width * g.channels;
   const int64_t maps = g.group_size * g.group_size;
-  for (int64_t box = 0; box < g.boxes; box += boxes_per_step_) {
-    job.first_box = box;
-    job.last_box = std::min(box + boxes_per_step_, g.boxes);
-    const int64_t boxes = job.last_box - job.first_box;
-    ForEach(executor, maps * job.blocks, 2 * boxes * BoxOperations(g) / (maps * job.blocks) + 1,
-            [&](int64_t unit, int worker) {
-              kernels_.backward(job, unit, lines + worker * 2 * job.axis_capacity);
-            });
-    if (reduces) {
-      ForEach(executor, boxes, g.bins() * g.classes * job.slices * 3,
-              [&](int64_t unit, int) { kernels_.reduce_partials(job, job.first_box + unit); });
+  int64_t image = 0;
+  do {  // once even without images
+    job.first_image = image;
+    job.last_image = image + images_per_part_;
+    T* const grad_inputs = tensors.grad_inputs + image * image_size;
+    if constexpr (std::is_same_v<T, A>) {
+      job.grad_inputs = grad_inputs;
+    } else {
+      job.grad_inputs = reinterpret_cast<A*>(space + grad_inputs_at_);
     }
-  }
-  if constexpr (!std::is_same_v<T, A>) {
+    const int64_t size = std::min(images_per_part_, g.batch - image) * image_size;
     ForEachPiece(executor, size, [&](int64_t first, int64_t count) {
-      kernels_.round(job.grad_inputs + first, count, tensors.grad_inputs + first);
+      std::memset(job.grad_inputs + first, 0, count * sizeof(A));
     });
-  }
+    for (int64_t box = 0; box < g.boxes; box += boxes_per_step_) {
+      job.first_box = box;
+      job.last_box = std::min(box + boxes_per_step_, g.boxes);
+      const int64_t boxes = job.last_box - job.first_box;
+      ForEach(executor, maps * job.blocks, 2 * boxes * BoxOperations(g) / (maps * job.blocks) + 1,
+              [&](int64_t unit, int worker) {
+                kernels_.backward(job, unit, lines + worker * 2 * job.axis_capacity);
+              });
+      if (reduces) {
+        ForEach(executor, boxes, g.bins() * g.classes * job.slices * 3,
+                [&](int64_t unit, int) { kernels_.reduce_partials(job, job.first_box + unit); });
+      }
+    }
+    if constexpr (!std::is_same_v<T, A>) {
+      ForEachPiece(executor, size, [&](int64_t first, int64_t count) {
+        kernels_.round(job.grad_inputs + first, count, grad_inputs + first);
+      });
+    }
+    image += images_per_part_;
+  } while (image < g.batch);
 }
 
 template class ForwardPlan<float>;

@@ -36,7 +36,7 @@ class BackwardPlan {
  private:
   const Kernels<T>& kernels_;
   BackwardJob<T> job_ = {};
-  int64_t boxes_per_step_;
+  int64_t images_per_part_, boxes_per_step_;
   int64_t grad_inputs_at_, partials_at_;  // bytes from the start of the workspace
   int64_t workspace_bytes_;
 };
