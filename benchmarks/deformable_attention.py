@@ -1,4 +1,4 @@
-"""Times multi-scale deformable attention and DCNv3 against what else computes them.
+"""Times multi-scale deformable attention, DCNv3 and DCNv4 against what else computes them.
 
     python benchmarks/deformable_attention.py [--quick] [--peers-python PYTHON]...
 
@@ -21,7 +21,11 @@ from frameworks import Call, Data, Tensors
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Heads of queries, which sample all levels some pixels around their reference points."""
+    """Heads of queries, which sample all levels some pixels around their reference points.
+
+    Or "dcnv3" or "dcnv4" as it is called: one map, of which each pixel is a query, the groups are
+    the heads, and 3x3 taps are the points, which are moved by offsets.
+    """
 
     name: str
     batch: int
@@ -30,6 +34,7 @@ class Case:
     heads: int = 8
     depth: int = 32
     points: int = 4
+    function: str = "multi_scale_deformable_attention"
     dtype: str = "float32"
 
     @property
@@ -74,6 +79,11 @@ SHAPES = [
     # What DCNv3 is to the operator: one map, the groups as heads, 3x3 taps as points.
     Case("InternImage-T, stage 3", 4, ((14, 14),), heads=16, depth=16, points=9),
     Case("InternImage-T, 56x56", 4, ((56, 56),), heads=16, depth=16, points=9),
+    # The same from offsets: what is added is to make positions of them. DCNv4's mask is no softmax.
+    Case("DCNv3, 14x14", 4, ((14, 14),), heads=16, depth=16, points=9, function="dcnv3"),
+    Case("DCNv3, 56x56", 4, ((56, 56),), heads=16, depth=16, points=9, function="dcnv3"),
+    Case("DCNv4, 14x14", 4, ((14, 14),), heads=16, depth=16, points=9, function="dcnv4"),
+    Case("DCNv4, 56x56", 4, ((56, 56),), heads=16, depth=16, points=9, function="dcnv4"),
 ]
 DTYPES = [
     dataclasses.replace(SHAPES[1], name=dtype, dtype=dtype)
@@ -91,6 +101,8 @@ BOUNDS = [
 def make_data(case: Case, variant: str) -> Data:
     """Returns the data of `case`, the same in every process; there is one variant of it."""
     del variant
+    if case.function != "multi_scale_deformable_attention":
+        return _make_window_data(case)
     random = np.random.default_rng(0)
     sizes = np.array(case.levels, np.float32)
 
@@ -113,11 +125,35 @@ def make_data(case: Case, variant: str) -> Data:
     }
 
 
+def _make_window_data(case: Case) -> Data:
+    """The data of `dcnv3` or `dcnv4`; the mask of DCNv3 is a softmax."""
+    random = np.random.default_rng(0)
+    pixels = (case.batch, *case.levels[0])
+    mask = random.standard_normal((*pixels, case.heads, case.points), np.float32)
+    if case.function == "dcnv3":
+        mask = np.exp(mask)
+        mask /= mask.sum(axis=-1, keepdims=True)
+    channels = case.heads * case.depth
+    taps = case.heads * case.points
+    return {
+        "inputs": random.standard_normal((*pixels, channels), np.float32),
+        "offsets": random.standard_normal((*pixels, taps * 2), np.float32),
+        "mask": mask.reshape(*pixels, taps),
+        "grad_output": random.standard_normal((*pixels, channels), np.float32),
+    }
+
+
 class _OfThePackage(frameworks.TensorFlow):
-    differentiated = ("value", "sampling_locations", "attention_weights")
+    # Those that a case has not are passed over.
+    differentiated = (
+        *("value", "sampling_locations", "attention_weights"),
+        *("inputs", "offsets", "mask"),
+    )
 
     def expression(self, case: Case, **inputs: Any) -> Any:
-        return self.package.multi_scale_deformable_attention(spatial_shapes=case.levels, **inputs)
+        if case.function == "multi_scale_deformable_attention":
+            inputs["spatial_shapes"] = case.levels
+        return getattr(self.package, case.function)(**inputs)
 
 
 class KerasHub(frameworks.TensorFlow):
@@ -135,6 +171,10 @@ class KerasHub(frameworks.TensorFlow):
 
         self.version = keras_hub.__version__
         self.attend = d_fine_utils.multi_scale_deformable_attention_v2
+
+    @classmethod
+    def supports(cls, case: Case) -> bool:
+        return case.function == "multi_scale_deformable_attention"
 
     def versions(self) -> dict[str, str]:
         return {"KerasHub": self.version}
@@ -161,8 +201,18 @@ class KerasHubXla(KerasHub):
     jit_compile = True
 
 
+def _exchanged(pairs: np.ndarray) -> np.ndarray:
+    """Makes (x, y) of (y, x), the pairs lying along the last axis, and the other way round."""
+    return np.ascontiguousarray(pairs.reshape(-1, 2)[:, ::-1]).reshape(pairs.shape)
+
+
 class PyTorch(frameworks.Framework):
-    """`grid_sample` of each level, as the code of Deformable DETR for processors without CUDA."""
+    """`grid_sample` of each level, as the code of Deformable DETR for processors without CUDA.
+
+    And of the only map, as the code of InternImage for them.
+    """
+
+    pairs = ("sampling_locations", "offsets")  # (x, y) there
 
     def __init__(self, threads: int) -> None:
         import torch
@@ -178,8 +228,8 @@ class PyTorch(frameworks.Framework):
         return {"PyTorch": self.torch.__version__}
 
     def load(self, case: Case, data: Data) -> Tensors:
-        xy = {"sampling_locations": data["sampling_locations"][..., ::-1].copy()}
-        return {name: self.torch.from_numpy(array) for name, array in (data | xy).items()}
+        pairs = {name: _exchanged(data[name]) for name in self.pairs if name in data}
+        return {name: self.torch.from_numpy(array) for name, array in (data | pairs).items()}
 
     def prepare(self, case: Case, mode: str, inputs: Tensors) -> Call:
         torch = self.torch
@@ -188,7 +238,28 @@ class PyTorch(frameworks.Framework):
         images = case.batch * case.heads
         pixels = [height * width for height, width in case.levels]
 
-        def forward() -> Tensors:
+        def dcn_forward() -> Tensors:
+            height, width = case.levels[0]
+            maps = inputs["inputs"].reshape(case.batch, case.pixels, case.heads, case.depth)
+            maps = maps.permute(0, 2, 3, 1).reshape(images, case.depth, height, width)
+            rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+            down, right = torch.meshgrid(torch.arange(-1, 2), torch.arange(-1, 2), indexing="ij")
+            taps = torch.stack([right, down], dim=-1).reshape(1, 1, 9, 2)
+            centers = torch.stack([columns, rows], dim=-1).reshape(case.pixels, 1, 1, 2)
+            size = torch.tensor([width, height])
+            offsets = inputs["offsets"].reshape(case.batch, case.pixels, case.heads, 9, 2)
+            grids = (2 * (offsets + (centers + taps)) + 1) / size - 1
+            grids = grids.transpose(1, 2).flatten(0, 1)
+            mask = inputs["mask"].reshape(case.batch, case.pixels, case.heads, 9)
+            weights = mask.transpose(1, 2).reshape(images, 1, case.pixels, 9)
+            sampled = torch.nn.functional.grid_sample(
+                maps, grids, mode="bilinear", padding_mode="zeros", align_corners=False
+            )
+            sums = (sampled * weights).sum(-1).reshape(case.batch, -1, case.pixels)
+            output = sums.transpose(1, 2).reshape(case.batch, height, width, -1)
+            return {"output": output.contiguous()}
+
+        def attention_forward() -> Tensors:
             maps = inputs["value"].permute(0, 2, 3, 1).reshape(images, case.depth, case.pixels)
             # [N*heads, Q, levels, points, 2], -1 and 1 being the edges
             grids = 2 * inputs["sampling_locations"].transpose(1, 2).flatten(0, 1) - 1
@@ -209,6 +280,9 @@ class PyTorch(frameworks.Framework):
             output = sums.reshape(case.batch, case.heads * case.depth, case.rows)
             return {"output": output.transpose(1, 2).contiguous()}
 
+        is_attention = case.function == "multi_scale_deformable_attention"
+        forward = attention_forward if is_attention else dcn_forward
+
         def step() -> Tensors:
             output = forward()["output"]
             grads = torch.autograd.grad(output, list(inputs.values()), grad_output)
@@ -221,7 +295,7 @@ class PyTorch(frameworks.Framework):
 
     def to_numpy(self, name: str, tensor: Any) -> np.ndarray:
         array = tensor.detach().numpy()
-        return array[..., ::-1] if name.endswith("sampling_locations") else array
+        return _exchanged(array) if name.removeprefix(frameworks.GRAD) in self.pairs else array
 
 
 class TfDeformable(_OfThePackage, frameworks.TfDeformable):

@@ -18,8 +18,10 @@ from tests.gpu import deformable_attention_checks as attention
 from tests.gpu import deformable_conv2d_checks as conv2d
 from tests.gpu import roi_pool_checks as roi_pool
 from tests.gpu.kernels import ROOT
+from tests.oracles.dcnv3 import dcnv3 as dcnv3_oracle
 from tf_deformable.jax import (
     dcnv3,
+    dcnv4,
     deformable_conv2d,
     deformable_psroi_pool,
     multi_scale_deformable_attention,
@@ -154,6 +156,7 @@ def check_attention(case: attention.Case, dtype: str) -> None:
         dtype,
         spatial_shapes=case.levels,
         coordinates=case.coordinates,
+        num_points=case.num_points,
     )
     conv2d.assert_close(got, case.expect(rounded), dtype, tensor_float_32=False)
 
@@ -166,6 +169,37 @@ def check_golden_attention(path: pathlib.Path, dtype: str) -> None:
     )
     if dtype != "float64":  # rounded, the locations are not quite where they were
         expected = case.expect(rounded)
+    conv2d.assert_close(got, expected, dtype, tensor_float_32=False)
+
+
+def check_dcnv4(dtype: str) -> None:
+    """Compares output and gradients with the oracle's, with a mask that is no softmax's."""
+    random = np.random.default_rng(0)
+    arrays = {
+        "inputs": random.normal(size=[2, 7, 6, 12]),
+        # Odd multiples of 1/16: never at a pixel's centre, where the derivative jumps.
+        "offsets": (2 * random.integers(-24, 24, [2, 4, 3, 3 * 8 * 2]) + 1) / 16,
+        "mask": random.normal(scale=3, size=[2, 4, 3, 3 * 8]),
+        "grad_output": random.normal(size=[2, 4, 3, 12]),
+    }
+    got, rounded = evaluate(
+        dcnv4,
+        arrays,
+        dtype,
+        strides=2,
+        padding=[[0, 0], [1, 1], [1, 1], [0, 0]],
+        offset_scale=0.5,
+        remove_center=True,
+    )
+    expected = dcnv3_oracle(
+        **rounded,
+        kernel_size=(3, 3),
+        strides=(2, 2),
+        dilations=(1, 1),
+        before=(1, 1),
+        offset_scale=0.5,
+        remove_center=True,
+    )
     conv2d.assert_close(got, expected, dtype, tensor_float_32=False)
 
 

@@ -75,9 +75,17 @@ def test_roi_pooling_agrees_with_the_oracle(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["lopsided", "pixels", "vectors", "an empty level", "no queries"])
+@pytest.mark.parametrize(
+    "name",
+    ["lopsided", "pixels", "vectors", "an empty level", "no queries", "points of each level"],
+)
 def test_attention_agrees_with_the_oracle(name, dtype):
     jax_checks.check_attention(attention.CASES[name], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dcnv4_agrees_with_the_oracle(dtype):
+    jax_checks.check_dcnv4(dtype)
 
 
 # --- What JAX does with functions ----------------------------------------------------------------
@@ -260,6 +268,9 @@ def test_wrong_arguments_of_roi_pooling(changes, message):
         ),
         ({"value": jnp.zeros([2, 45, 15])}, ValueError, r"value must have rank 4 \[N,S,heads,D\]"),
         ({"coordinates": "xy"}, ValueError, 'coordinates must be "normalized" or "pixels"'),
+        ({"num_points": [2, 2, 2]}, ValueError, "sampling_locations must have rank 5 .*num_point"),
+        ({"num_points": [2, -1, 2]}, ValueError, r"num_points .* 0, .* got \[2,-1,2\]"),
+        ({"num_points": []}, ValueError, "num_points must be None or a list of integers"),
     ],
 )
 def test_wrong_arguments_of_attention(changes, error, message):
@@ -289,12 +300,14 @@ def test_wrong_sizes_of_levels_that_only_the_run_tells():
         ({"mask": np.zeros([2, 6, 5, 9])}, r"mask must have the dtype of inputs"),
     ],
 )
-def test_wrong_arguments_of_dcnv3(changes, message):
+@pytest.mark.parametrize("name", ["dcnv3", "dcnv4"])
+def test_wrong_arguments_of_dcnv3_and_dcnv4(name, changes, message):
+    function = getattr(for_jax, name)
     inputs, _, offsets, mask = tensors()
     arguments = {"inputs": inputs, "offsets": offsets, "mask": mask}
-    assert for_jax.dcnv3(**arguments).shape == (2, 6, 5, 4)
-    with pytest.raises(ValueError, match=f"^dcnv3: .*{message}"):
-        for_jax.dcnv3(**{**arguments, **changes})
+    assert function(**arguments).shape == (2, 6, 5, 4)
+    with pytest.raises(ValueError, match=f"^{name}: .*{message}"):
+        function(**{**arguments, **changes})
 
 
 # What no caller of these functions can get wrong, but who calls the handlers without them.

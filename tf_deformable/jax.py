@@ -1,10 +1,10 @@
 """The operators for JAX: the same compiled kernels, called by XLA itself.
 
 `deformable_conv2d`, `deformable_roi_pool`, `deformable_psroi_pool`,
-`multi_scale_deformable_attention` and `dcnv3` take and return JAX arrays, and have the names, the
-conventions and the gradients of the functions of `tf_deformable`, which say what they compute. They
-work under `jax.jit`, `jax.grad` and `jax.vmap` (one call after the other),
-on the CPU and, in a library with CUDA kernels, on GPUs. They are differentiated once, in reverse.
+`multi_scale_deformable_attention`, `dcnv3` and `dcnv4` take and return JAX arrays, and have the
+names, the conventions and the gradients of the functions of `tf_deformable`, which say what they
+compute. They work under `jax.jit`, `jax.grad` and `jax.vmap` (one call after the other), on the CPU
+and, in a library with CUDA kernels, on GPUs. They are differentiated once, in reverse.
 
 The kernels come from the package's own library, which is there if the package was built with
 TensorFlow 2.20 or later. TensorFlow need not be installed to use it.
@@ -43,6 +43,7 @@ from tf_deformable._geometry.sizes import Checks
 
 __all__ = [
     "dcnv3",
+    "dcnv4",
     "deformable_conv2d",
     "deformable_psroi_pool",
     "deformable_roi_pool",
@@ -53,7 +54,6 @@ _CONV2D = "deformable_conv2d"
 _ROI_POOL, _PSROI_POOL = OPERATORS
 _ATTENTION = "multi_scale_deformable_attention"
 _ATTENTION_TENSORS = ("value", "sampling_locations", "attention_weights")
-_DCNV3 = "dcnv3"
 _HANDLERS = tuple(
     f"{name}{gradient}"
     for name in ("conv2d", "roi_pool", "attention")
@@ -219,6 +219,7 @@ def multi_scale_deformable_attention(
     attention_weights: Any,
     *,
     coordinates: str = "normalized",
+    num_points: Sequence[int] | None = None,
 ) -> jax.Array:
     """Attention of JAX arrays, as `tf_deformable.multi_scale_deformable_attention` defines it.
 
@@ -232,6 +233,8 @@ def multi_scale_deformable_attention(
         attention_weights: `[N, Q, heads, levels, points]`, used as they are.
         coordinates: "normalized", where a location is at the pixel location * (H, W) - 0.5, or
             "pixels".
+        num_points: the points of each level, where levels differ in them: sampling_locations are
+            `[N, Q, heads, P, 2]` and attention_weights `[N, Q, heads, P]` then, P in all.
 
     `sampling_locations` and `attention_weights` have the dtype of `value`, or are float32 beside
     half precision.
@@ -250,7 +253,9 @@ def multi_scale_deformable_attention(
         value=value, sampling_locations=sampling_locations, attention_weights=attention_weights
     )
     attributes = _AttentionAttributes(
-        coordinates=_attributes.coordinates_of_maps(_ATTENTION, coordinates), levels=levels
+        coordinates=_attributes.coordinates_of_maps(_ATTENTION, coordinates),
+        num_points=_attributes.points_of_levels(_ATTENTION, num_points),
+        levels=levels,
     )
     return _attention(attributes, tensors, sizes)
 
@@ -295,23 +300,55 @@ def dcnv3(
         jax.errors.JaxRuntimeError: inputs have another dtype.
         tf_deformable.NativeLibraryError: the library is missing.
     """
-    window = dcnv3_window(
-        _DCNV3,
-        kernel_size,
-        strides,
-        padding,
-        dilations,
-        offset_scale,
-        remove_center,
-        data_format,
-    )
-    tensors = _arrays(inputs=inputs, offsets=offsets, mask=mask)
-    for name, tensor in tensors.items():
-        Checks(_DCNV3).rank(name, axes_text(name, window.layout), 4, tensor)
-        if window.layout == "NCHW":
-            tensors[name] = jnp.moveaxis(tensor, 1, 3)
-    output = _sum_of_taps(window, **tensors)
-    return jnp.moveaxis(output, 3, 1) if window.layout == "NCHW" else output
+    return _dcn(
+        "dcnv3", inputs, offsets, mask,
+        kernel_size, strides, padding, dilations, offset_scale, remove_center, data_format,
+    )  # fmt: skip
+
+
+def dcnv4(
+    inputs: Any,
+    offsets: Any,
+    mask: Any,
+    *,
+    kernel_size: int | Sequence[int] = 3,
+    strides: int | Sequence[int] = 1,
+    padding: str | Sequence[Sequence[int]] = "SAME",
+    dilations: int | Sequence[int] = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    data_format: str = "NHWC",
+) -> jax.Array:
+    """DCNv4 of JAX arrays, as `tf_deformable.dcnv4` defines it: the arithmetic of `dcnv3`.
+
+    DCNv4 puts no softmax on the mask. Its own code packs offsets and mask of each group into one
+    tensor; here they are two.
+
+    Args:
+        inputs: as `dcnv3` has them, like all that is not named here.
+        offsets: `[N, Ho, Wo, G*K*2]` (NCHW: `[N, G*K*2, Ho, Wo]`).
+        mask: `[N, Ho, Wo, G*K]` (NCHW: `[N, G*K, Ho, Wo]`), one factor per tap, of any size.
+        kernel_size: an integer or (kh, kw).
+        strides: an integer or (y, x).
+        padding: "SAME", "VALID" or explicit.
+        dilations: an integer or (y, x).
+        offset_scale: factor of the offsets and of the distance of the taps from the center.
+        remove_center: whether the kernel has no tap at its center.
+        data_format: "NHWC" or "NCHW".
+
+    Returns:
+        `[N, Ho, Wo, C]` (NCHW: `[N, C, Ho, Wo]`), in the dtype of `inputs`.
+
+    Raises:
+        TypeError: as `dcnv3`.
+        ValueError: likewise.
+        jax.errors.JaxRuntimeError: likewise.
+        tf_deformable.NativeLibraryError: likewise.
+    """
+    return _dcn(
+        "dcnv4", inputs, offsets, mask,
+        kernel_size, strides, padding, dilations, offset_scale, remove_center, data_format,
+    )  # fmt: skip
 
 
 # --- The convolution -----------------------------------------------------------------------------
@@ -469,10 +506,14 @@ def _roi_pool_attributes(attributes: _RoIPoolAttributes, tensors: dict[str, Any]
 @dataclasses.dataclass(frozen=True)
 class _AttentionAttributes:
     coordinates: str
+    num_points: tuple[int, ...]
     levels: tuple[tuple[int, ...], ...] | None  # of spatial_shapes, where they are known
 
     def for_native(self) -> dict[str, Any]:
-        attributes: dict[str, Any] = {"coordinates": self.coordinates}
+        attributes: dict[str, Any] = {
+            "coordinates": self.coordinates,
+            "num_points": self.num_points,
+        }
         if self.levels is not None:  # CUDA handlers read them there
             attributes["spatial_shapes"] = [size for level in self.levels for size in level]
         return attributes
@@ -482,7 +523,9 @@ class _AttentionAttributes:
 def _attention(attributes: _AttentionAttributes, tensors: dict[str, Any], sizes: Any) -> jax.Array:
     known = attributes.levels
     levels = sizes if known is None else np.array(known, np.int64).reshape(-1, 2)
-    g = deformable_attention_geometry(spatial_shapes=levels, **tensors)
+    g = deformable_attention_geometry(
+        spatial_shapes=levels, num_points=attributes.num_points, **tensors
+    )
     shape = (g.batch, g.queries, g.heads * g.depth)
     (output,) = _call(
         "attention",
@@ -535,13 +578,41 @@ def _levels(spatial_shapes: Any) -> tuple[tuple[tuple[int, ...], ...] | None, An
     return known, _as_int32(sizes)
 
 
-def _sum_of_taps(window: Window, inputs: Any, offsets: Any, mask: Any) -> jax.Array:
-    """DCNv3 of channels that come last, by attention on one map."""
-    g = dcnv3_geometry(_DCNV3, inputs, offsets, mask, window)
+# --- DCNv3, DCNv4 --------------------------------------------------------------------------------
+
+
+def _dcn(
+    op: str,
+    inputs: Any,
+    offsets: Any,
+    mask: Any,
+    kernel_size: Any,
+    strides: Any,
+    padding: Any,
+    dilations: Any,
+    offset_scale: Any,
+    remove_center: Any,
+    data_format: Any,
+) -> jax.Array:
+    window = dcnv3_window(
+        op, kernel_size, strides, padding, dilations, offset_scale, remove_center, data_format
+    )
+    tensors = _arrays(inputs=inputs, offsets=offsets, mask=mask)
+    for name, tensor in tensors.items():
+        Checks(op).rank(name, axes_text(name, window.layout), 4, tensor)
+        if window.layout == "NCHW":
+            tensors[name] = jnp.moveaxis(tensor, 1, 3)
+    output = _sum_of_taps(op, window, **tensors)
+    return jnp.moveaxis(output, 3, 1) if window.layout == "NCHW" else output
+
+
+def _sum_of_taps(op: str, window: Window, inputs: Any, offsets: Any, mask: Any) -> jax.Array:
+    """The operator of channels that come last, by attention on one map."""
+    g = dcnv3_geometry(op, inputs, offsets, mask, window)
     for name, tensor in (("offsets", offsets), ("mask", mask)):
         allowed = [inputs.dtype] if inputs.dtype.itemsize > 2 else [inputs.dtype, jnp.float32]
         if tensor.dtype not in allowed or tensor.dtype != offsets.dtype:
-            raise Checks(_DCNV3).error(
+            raise Checks(op).error(
                 f"{name} must have the dtype of inputs ({inputs.dtype.name}), or, both of offsets "
                 f"and mask, be float32 beside half precision, got {tensor.dtype.name}"
             )

@@ -27,12 +27,27 @@ class Case:
     heads: int = 3
     depth: int = 5
     queries: int = 4
-    points: int = 2
+    points: int | tuple[int, ...] = 2  # of every level, or of each
     coordinates: str = "normalized"
     misaligned: bool = False
 
+    @property
+    def num_points(self) -> tuple[int, ...] | None:
+        return self.points if isinstance(self.points, tuple) else None
+
+    def sizes(self) -> np.ndarray:
+        """The sizes of the levels, to be broadcast to sampling_locations."""
+        sizes = np.array(self.levels, np.float64)
+        if isinstance(self.points, tuple):
+            return np.repeat(sizes, self.points, axis=0)
+        return sizes[:, None]
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        samples = (self.batch, self.queries, self.heads, len(self.levels), self.points)
+        samples: tuple[int, ...] = (self.batch, self.queries, self.heads)
+        if isinstance(self.points, tuple):
+            samples += (sum(self.points),)
+        else:
+            samples += (len(self.levels), self.points)
         pixels = sum(height * width for height, width in self.levels)
         return {
             "value": (self.batch, pixels, self.heads, self.depth),
@@ -49,7 +64,7 @@ class Case:
         """
         random = np.random.default_rng(seed)
         shapes = self.shapes()
-        sizes = np.array(self.levels, np.float64).reshape([-1, 1, 2])
+        sizes = self.sizes()
         positions = random.uniform(-3, sizes + 2, size=shapes["sampling_locations"])
         positions = (2 * np.floor(positions * 16) + 1) / 32
         if self.coordinates == "normalized":
@@ -64,7 +79,10 @@ class Case:
     def expect(self, arrays: Arrays) -> Arrays:
         """The oracle's results."""
         return oracle.multi_scale_deformable_attention(
-            **arrays, spatial_shapes=list(self.levels), coordinates=self.coordinates
+            **arrays,
+            spatial_shapes=list(self.levels),
+            coordinates=self.coordinates,
+            num_points=self.num_points,
         )
 
 
@@ -80,6 +98,8 @@ CASES = {
     "misaligned": Case(depth=16, misaligned=True),
     "an empty level": Case(levels=((3, 4), (0, 5), (2, 2))),
     "17 levels": Case(levels=tuple((1 + i % 3, 1 + i % 5) for i in range(17)), points=1),
+    "points of each level": Case(points=(3, 6, 1)),
+    "a level without points": Case(depth=16, points=(2, 0, 40)),
     "no queries": Case(queries=0),
     "no points": Case(points=0),
     "no heads": Case(heads=0),
@@ -125,6 +145,7 @@ def evaluate(kernels: Kernels, case: Case, arrays: Arrays, dtype: str, **options
     common = {
         "shapes": [arrays["value"].shape, arrays["attention_weights"].shape],
         "levels": case.levels,
+        "num_points": case.num_points,
         "coordinates": case.coordinates,
         **options,
     }
@@ -194,5 +215,6 @@ def workspace_bytes(kernels: Kernels, case: Case, dtype: str) -> int:
         gradient=True,
         shapes=[shapes["value"], shapes["attention_weights"]],
         levels=case.levels,
+        num_points=case.num_points,
         coordinates=case.coordinates,
     )

@@ -409,19 +409,23 @@ class Kernels:
         gradient: bool,
         shapes: list[Any],
         levels: Any,
+        num_points: Any,
         coordinates: str,
         **options: Any,
     ) -> int:
         """Like `conv2d`; shapes are those of value and attention_weights."""
         sizes = [size for shape in shapes for size in shape]
         level_sizes = [size for level in levels for size in level]
+        points = None if num_points is None else (ctypes.c_int64 * len(num_points))(*num_points)
         return self._call(
             self._library.tf_deformable_attention,
             TYPES[dtype],
             int(wide_sampling),
             int(gradient),
             (ctypes.c_int64 * len(sizes))(*sizes),
+            len(levels),
             (ctypes.c_int64 * len(level_sizes))(*level_sizes),
+            points,
             int(coordinates == "normalized"),
             _options(**options),
             tensors=tensors,

@@ -223,18 +223,19 @@ __attribute__((visibility("default"))) const char* tf_deformable_roi_pool(
   }));
 }
 
-// shapes: value [4], attention_weights [5]; level_sizes: [levels, 2]; tensors: of
+// shapes: value [4], attention_weights [5], or [4] with num_points; level_sizes: [levels, 2];
+// num_points: [levels], or null: all levels have as many; tensors: of
 // deformable_attention::ForwardTensors or deformable_attention::BackwardTensors.
 __attribute__((visibility("default"))) const char* tf_deformable_attention(
-    int type, int wide_sampling, int gradient, const int64_t* shapes, const int64_t* level_sizes,
-    int normalized, const int* options, void* const* tensors, int64_t* workspace_bytes,
-    void* workspace, void* stream) {
+    int type, int wide_sampling, int gradient, const int64_t* shapes, int levels,
+    const int64_t* level_sizes, const int64_t* num_points, int normalized, const int* options,
+    void* const* tensors, int64_t* workspace_bytes, void* workspace, void* stream) {
   using namespace deformable_attention;
-  const int64_t levels = shapes[7];
   Arguments a;
   a.value = MakeShape(shapes, 4);
   a.spatial_shapes = Shape({levels, 2});
-  a.attention_weights = MakeShape(shapes + 4, 5);
+  a.attention_weights = MakeShape(shapes + 4, num_points == nullptr ? 5 : 4);
+  if (num_points != nullptr) a.num_points.assign(num_points, num_points + levels);
   std::vector<int64_t> pairs = a.attention_weights.dims;
   pairs.push_back(2);
   a.sampling_locations = Shape(pairs);

@@ -140,7 +140,12 @@ def _attention(choose: random.Random, gradient: bool) -> tuple[dict[str, Shape],
     }
     if gradient:
         shapes["grad_output"] = [batch, queries, heads * depth]
-    return shapes, {}, {"coordinates": choose.choice(["normalized", "pixels"])}
+    attributes: dict[str, Any] = {"coordinates": choose.choice(["normalized", "pixels"])}
+    if choose.random() < 0.4:
+        attributes["num_points"] = _spoil_list(choose, [points] * levels)
+        for name, pairs in (("sampling_locations", [2]), ("attention_weights", [])):
+            shapes[name] = [batch, queries, heads, levels * points, *pairs]
+    return shapes, {}, attributes
 
 
 OPERATORS = {

@@ -21,6 +21,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <utility>
 #include <vector>
@@ -419,6 +420,12 @@ void AttentionCase(bool hostile) {
   a.spatial_shapes = Shape({levels, 2});
   a.sampling_locations = Shape({batch, queries, heads, levels, points, 2});
   a.attention_weights = Shape({batch, queries, heads, levels, points});
+  if (levels > 0 && Chance(3)) {  // points of each level
+    for (int level = 0; level < levels; ++level) a.num_points.push_back(Between(0, points));
+    const int64_t all = std::accumulate(a.num_points.begin(), a.num_points.end(), int64_t{0});
+    a.sampling_locations = Shape({batch, queries, heads, all, 2});
+    a.attention_weights = Shape({batch, queries, heads, all});
+  }
   const bool normalized = Chance(2);
   a.coordinates = normalized ? deformable_attention::Coordinates::kNormalized
                              : deformable_attention::Coordinates::kPixels;
@@ -427,7 +434,7 @@ void AttentionCase(bool hostile) {
 
   const int64_t size = g.batch * g.pixels * g.channels();
   const int64_t summed = g.batch * g.queries * g.channels();
-  const int64_t samples = g.batch * g.queries * g.heads * g.samples();
+  const int64_t samples = g.rows() * g.samples;
   Tensor<T> value(size, 1, hostile), locations(samples * 2, normalized ? 1 : 5, hostile);
   Tensor<T> weights(samples, 1, hostile), grad_output(summed, 1, hostile);
   Tensor<T> output(summed), grad_value(size), grad_locations(samples * 2), grad_weights(samples);

@@ -24,23 +24,44 @@ class Case:
     heads: int = 3
     depth: int = 5
     queries: int = 4
-    points: int = 2
+    points: int | tuple[int, ...] = 2  # of every level, or of each
     coordinates: str = "normalized"
 
     @property
     def pixels(self) -> int:
         return sum(height * width for height, width in self.levels)
 
+    @property
+    def num_points(self) -> tuple[int, ...] | None:
+        return self.points if isinstance(self.points, tuple) else None
+
     def attributes(self) -> dict[str, Any]:
         """The arguments that are not differentiated."""
-        return {"spatial_shapes": self.levels, "coordinates": self.coordinates}
+        return {
+            "spatial_shapes": self.levels,
+            "coordinates": self.coordinates,
+            "num_points": self.num_points,
+        }
+
+    def samples(self) -> tuple[int, ...]:
+        """The shape of attention_weights."""
+        rows = (self.batch, self.queries, self.heads)
+        if isinstance(self.points, tuple):
+            return (*rows, sum(self.points))
+        return (*rows, len(self.levels), self.points)
+
+    def sizes(self) -> np.ndarray:
+        """The sizes of the levels, to be broadcast to sampling_locations."""
+        sizes = np.array(self.levels, np.float64).reshape([-1, 2])
+        if isinstance(self.points, tuple):
+            return np.repeat(sizes, self.points, axis=0)
+        return sizes[:, None]
 
     def locations(self, positions: np.ndarray) -> np.ndarray:
-        """Positions in pixels, [N, Q, heads, levels, points, 2], as the case's coordinates."""
+        """Positions in pixels, of the shape of sampling_locations, as the case's coordinates."""
         if self.coordinates == "pixels":
             return positions
-        sizes = np.array(self.levels, np.float64).reshape([-1, 1, 2])
-        return (positions + 0.5) / np.maximum(sizes, 1)
+        return (positions + 0.5) / np.maximum(self.sizes(), 1)
 
     def arrays(self, dtype: tf.DType = tf.float64, seed: int = 0) -> Arrays:
         """Tensors, and the upstream gradient as "grad_output".
@@ -49,9 +70,8 @@ class Case:
         near a pixel's centre, where the derivative jumps.
         """
         random = np.random.default_rng(seed)
-        samples = (self.batch, self.queries, self.heads, len(self.levels), self.points)
-        sizes = np.array(self.levels, np.float64).reshape([-1, 1, 2])
-        positions = random.uniform(-3, sizes + 2, size=(*samples, 2))
+        samples = self.samples()
+        positions = random.uniform(-3, self.sizes() + 2, size=(*samples, 2))
         positions = (2 * np.floor(positions * 16) + 1) / 32
         arrays = {
             "value": random.normal(size=(self.batch, self.pixels, self.heads, self.depth)),
@@ -63,9 +83,7 @@ class Case:
 
     def expected(self, arrays: Arrays) -> Arrays:
         """Output and gradients by the oracle."""
-        return oracle.multi_scale_deformable_attention(
-            **arrays, spatial_shapes=self.levels, coordinates=self.coordinates
-        )
+        return oracle.multi_scale_deformable_attention(**arrays, **self.attributes())
 
 
 @functools.cache

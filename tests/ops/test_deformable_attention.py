@@ -41,6 +41,11 @@ CASES = {
     "a whole vector": Case(depth=16),
     "vectors and a rest": Case(depth=59, heads=2, queries=3),
     "one query, 9 points": Case(queries=1, points=9),
+    "points of each level": Case(points=(3, 6, 1)),
+    "points of each level, pixels": Case(points=(1, 2, 4), coordinates="pixels"),
+    "levels without points": Case(points=(0, 5, 0)),
+    "no points of any level": Case(points=(0, 0, 0)),
+    "one level with points of its own": Case(levels=((4, 6),), points=(3,)),
 }
 # More channels and samples than are worked out at a time, and few heads.
 LARGE = {
@@ -48,6 +53,7 @@ LARGE = {
     "many channels, 3 heads": Case(batch=1, heads=3, depth=70, queries=5),
     "many samples": Case(batch=1, heads=2, depth=9, queries=2, points=90),
     "many samples and channels": Case(batch=1, heads=1, depth=260, queries=1, points=87),
+    "many samples of one level": Case(batch=1, heads=2, depth=9, queries=2, points=(3, 270, 9)),
 }
 
 
@@ -67,7 +73,9 @@ def test_agrees_with_the_oracle_on_large_cases(case: Case, dtype: tf.DType) -> N
 
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float16, tf.bfloat16], ids=lambda d: d.name)
-@pytest.mark.parametrize("name", ["lopsided", "pixels", "batch 9", "vectors and a rest"])
+@pytest.mark.parametrize(
+    "name", ["lopsided", "pixels", "batch 9", "vectors and a rest", "points of each level"]
+)
 def test_agrees_with_the_oracle_in_every_dtype(name: str, dtype: tf.DType) -> None:
     case = CASES[name]
     arrays, expected = arrays_and_expected(case, dtype)
@@ -245,21 +253,25 @@ def test_infinities_in_the_value_reach_what_is_within_a_pixel() -> None:
 # --- Gradients by finite differences ---
 
 SMALL = Case(batch=1, levels=((4, 3), (2, 2)), heads=2, depth=3, queries=2, points=2)
+of_small_cases = pytest.mark.parametrize(
+    "case", [SMALL, dataclasses.replace(SMALL, points=(1, 3))], ids=["same points", "own points"]
+)
 
 
-def _small_arguments() -> tuple[list[str], list[tf.Tensor], tf.Tensor]:
-    arrays = SMALL.arrays()
+def _small_arguments(case: Case) -> tuple[list[str], list[tf.Tensor], tf.Tensor]:
+    arrays = case.arrays()
     grad_output = tf.constant(arrays.pop("grad_output"))
     return list(arrays), [tf.constant(array) for array in arrays.values()], grad_output
 
 
-def test_gradients_agree_with_finite_differences() -> None:
-    names, values, _ = _small_arguments()
+@of_small_cases
+def test_gradients_agree_with_finite_differences(case: Case) -> None:
+    names, values, _ = _small_arguments(case)
 
     @tf.function  # called once or twice for every element
     def function(*values: tf.Tensor) -> tf.Tensor:
         return tf_deformable.multi_scale_deformable_attention(
-            **dict(zip(names, values, strict=True)), **SMALL.attributes()
+            **dict(zip(names, values, strict=True)), **case.attributes()
         )
 
     # Between pixels' centres the operator is linear in each argument.
@@ -268,8 +280,9 @@ def test_gradients_agree_with_finite_differences() -> None:
         np.testing.assert_allclose(theoretical, numerical, atol=1e-11, err_msg=name)
 
 
-def test_second_derivatives_agree_with_finite_differences() -> None:
-    names, values, grad_output = _small_arguments()
+@of_small_cases
+def test_second_derivatives_agree_with_finite_differences(case: Case) -> None:
+    names, values, grad_output = _small_arguments(case)
 
     @tf.function
     def function(*values: tf.Tensor) -> tf.Tensor:
@@ -277,7 +290,7 @@ def test_second_derivatives_agree_with_finite_differences() -> None:
         with tf.GradientTape() as tape:
             tape.watch(values)
             output = tf_deformable.multi_scale_deformable_attention(
-                **dict(zip(names, values, strict=True)), **SMALL.attributes()
+                **dict(zip(names, values, strict=True)), **case.attributes()
             )
         grads = tape.gradient(output, values, output_gradients=upstream)
         # Weighted unequally, so that no two contributions can cancel.

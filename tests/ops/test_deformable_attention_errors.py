@@ -32,6 +32,7 @@ class Bad:
     message: str
     shapes: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     levels: Any = dataclasses.field(default_factory=lambda: LEVELS)
+    num_points: list[int] | None = None
 
 
 def _text(shape: Any) -> str:
@@ -70,6 +71,12 @@ def _pixels(levels: list[list[int]]) -> Bad:
 def _sizes(levels: list[list[int]]) -> Bad:
     rule = "spatial_shapes must be heights and widths of at least 0, at most 2147483647"
     return Bad(f"{rule}, got {_text(levels)}", levels=levels)
+
+
+def _own_points(message: str, num_points: list[int], **shapes: list[int]) -> Bad:
+    """A call whose levels have 4 and 3 points, changed."""
+    own = {"sampling_locations": [2, 6, 3, 7, 2], "attention_weights": [2, 6, 3, 7]}
+    return Bad(message, {**own, **shapes}, num_points=num_points)
 
 
 TOO_LARGE = "output, beyond all memory"
@@ -116,6 +123,38 @@ BAD = {
     "pixels, beyond all tensors": _pixels([[2**31 - 1, 2**31 - 1], [2, 2]]),
     "levels, negative": _sizes([[-3, -4], [2, 1]]),
     "levels, one negative": _sizes([[3, 4], [2, -1]]),
+    "own points, negative": _own_points(
+        "num_points must be integers of at least 0, at most 2147483647, got [8,-1]", [8, -1]
+    ),
+    "own points, huge": _own_points(
+        "num_points must be integers of at least 0, at most 2147483647, got [4,2147483648]",
+        [4, 2**31],
+    ),
+    "own points, three levels": _own_points(
+        "spatial_shapes must have shape [levels,2] = [3,2], got shape [2,2]", [4, 2, 1]
+    ),
+    "own points, locations with levels": _own_points(
+        "sampling_locations must have rank 5 [N,Q,heads,sum of num_points,2], "
+        "got shape [2,6,3,2,4,2]",
+        [4, 3],
+        sampling_locations=[2, 6, 3, 2, 4, 2],
+    ),
+    "own points, weights with levels": _own_points(
+        "attention_weights must have rank 4 [N,Q,heads,sum of num_points], got shape [2,6,3,2,4]",
+        [4, 3],
+        attention_weights=[2, 6, 3, 2, 4],
+    ),
+    "own points, locations": _own_points(
+        "sampling_locations must have shape [N,Q,heads,sum of num_points,2] = [2,6,3,8,2], "
+        "got shape [2,6,3,7,2]",
+        [4, 4],
+    ),
+    "own points, weights": _own_points(
+        "attention_weights must have shape [N,Q,heads,sum of num_points] = [2,6,3,7], "
+        "got shape [2,6,3,1]",
+        [4, 3],
+        attention_weights=[2, 6, 3, 1],
+    ),
 }
 
 
@@ -128,7 +167,7 @@ def test_bad_input_in_eager_mode(backend: str, bad: Bad) -> None:
     error = tf.errors.InvalidArgumentError if backend == "native" else ValueError
     with pytest.raises(error, match=re.escape(f"{OP}: {bad.message}")) as caught:
         tf_deformable.multi_scale_deformable_attention(
-            spatial_shapes=bad.levels, **_tensors(**bad.shapes)
+            spatial_shapes=bad.levels, num_points=bad.num_points, **_tensors(**bad.shapes)
         )
     if backend == "reference":
         assert str(caught.value) == f"{OP}: {bad.message}"
@@ -138,7 +177,9 @@ def test_bad_input_in_eager_mode(backend: str, bad: Bad) -> None:
 def test_bad_input_while_a_graph_is_built(backend: str, bad: Bad) -> None:
     @tf.function
     def function(**tensors: tf.Tensor) -> tf.Tensor:
-        return tf_deformable.multi_scale_deformable_attention(spatial_shapes=bad.levels, **tensors)
+        return tf_deformable.multi_scale_deformable_attention(
+            spatial_shapes=bad.levels, num_points=bad.num_points, **tensors
+        )
 
     specs = {
         name: tf.TensorSpec(shape, tf.float32) for name, shape in {**SHAPES, **bad.shapes}.items()
@@ -148,15 +189,15 @@ def test_bad_input_while_a_graph_is_built(backend: str, bad: Bad) -> None:
 
 
 @functools.cache
-def _graph_that_knows_nothing(backend: str) -> Any:
-    """Traced once per backend, for all bad shapes."""
+def _graph_that_knows_nothing(backend: str, num_points: tuple[int, ...] | None) -> Any:
+    """Traced once per backend and attribute, for all bad shapes."""
     specs = {name: tf.TensorSpec(None, tf.float32) for name in SHAPES}
 
     @tf.function(input_signature=[tf.TensorSpec(None, tf.int32), specs])
     def function(spatial_shapes: tf.Tensor, tensors: dict[str, tf.Tensor]) -> tf.Tensor:
         with tf_deformable.config.use_backend(backend):
             return tf_deformable.multi_scale_deformable_attention(
-                spatial_shapes=spatial_shapes, **tensors
+                spatial_shapes=spatial_shapes, num_points=num_points, **tensors
             )
 
     return function
@@ -167,10 +208,14 @@ def test_bad_input_that_only_the_run_shows(backend: str, name: str) -> None:
     bad = BAD[name]
     if backend == "reference" and name == TOO_LARGE:
         pytest.skip("TensorFlow's own operators end the process")
+    points = None if bad.num_points is None else tuple(bad.num_points)
     # The reference owes an error instead of a silent broadcast, but not the same words.
     message = re.escape(f"{OP}: {bad.message}") if backend == "native" else None
-    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        _graph_that_knows_nothing(backend)(tf.constant(bad.levels), _tensors(**bad.shapes))
+    # An attribute that is wrong by itself is found as the graph is built.
+    is_early = bad.message.startswith("num_points")
+    with pytest.raises(ValueError if is_early else tf.errors.InvalidArgumentError, match=message):
+        graph = _graph_that_knows_nothing(backend, points)
+        graph(tf.constant(bad.levels), _tensors(**bad.shapes))
 
 
 def test_the_good_call_is_good(backend: str) -> None:
@@ -209,6 +254,15 @@ def test_sampling_beside_half_precision(backend: str) -> None:
     [
         ({"coordinates": "xy"}, ValueError, '"normalized" or "pixels", got "xy"'),
         ({"coordinates": None}, ValueError, '"normalized" or "pixels", got None'),
+        (
+            {"num_points": []},
+            ValueError,
+            "num_points must be None or a list of integers, one for each level, got []",
+        ),
+        ({"num_points": 4}, ValueError, "num_points must be None or a list of integers"),
+        ({"num_points": [4, [3]]}, ValueError, "num_points must be None or a list of integers"),
+        ({"num_points": [4, 3.5]}, TypeError, "num_points must be None or a list of integers"),
+        ({"num_points": "43"}, TypeError, "num_points must be None or a list of integers"),
         ({"spatial_shapes": None}, TypeError, "spatial_shapes must be convertible to a tensor"),
         ({"spatial_shapes": [[3.5, 4], [2, 1]]}, TypeError, "spatial_shapes must be convertible"),
         (

@@ -23,6 +23,7 @@ CASES = {
     "no heads": Case(heads=0),
     "no images": Case(batch=0),
     "an empty level": Case(levels=((3, 4), (0, 5), (2, 2))),
+    "points of each level": Case(points=(3, 0, 6)),
     "vectors and a rest": Case(depth=59, heads=2, queries=3),
 }
 DTYPES = [tf.float32, tf.float64, tf.float16, tf.bfloat16]

@@ -60,6 +60,32 @@ def integer(op: str, argument: str, value: int) -> int:
     return result
 
 
+def integers(op: str, argument: str, value: Sequence[int], rule: str) -> tuple[int, ...]:
+    """Normalises a list of integers that `rule` describes; an empty one is an error.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: no list of them.
+    """
+    message = f"{op}: {argument} must be {rule}, got {_text(value)}"
+    values = _integers(value, message)
+    if isinstance(values, int) or not values or not all(isinstance(v, int) for v in values):
+        raise ValueError(message)
+    return tuple(values)
+
+
+def points_of_levels(op: str, value: Sequence[int] | None) -> tuple[int, ...]:
+    """Normalises the points of each level; None, all levels having as many, becomes `()`.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: no list of them.
+    """
+    if value is None:
+        return ()
+    return integers(op, "num_points", value, "None or a list of integers, one for each level")
+
+
 def number(op: str, argument: str, value: float) -> float:
     """Normalises a real number to the nearest float32, which is what operators' attributes are.
 

@@ -7,6 +7,8 @@ with the same messages, checked wherever the static shapes allow it.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,22 +41,21 @@ class DeformableAttentionGeometry:
     heads: Dim
     depth: Dim  # channels of a head
     queries: Dim
-    levels: Dim
-    points: Dim  # of each level
+    points: Dim | tuple[int, ...]  # of every level, or of each
+    samples: Dim  # of a head of a query: the points of all levels
 
     @property
     def rows(self) -> Dim:
         """Heads of all queries of the batch."""
         return self.batch * self.queries * self.heads
 
-    @property
-    def samples(self) -> Dim:
-        """Samples of one head of one query."""
-        return self.levels * self.points
-
 
 def deformable_attention_geometry(
-    value: Any, spatial_shapes: Any, sampling_locations: Any, attention_weights: Any
+    value: Any,
+    spatial_shapes: Any,
+    sampling_locations: Any,
+    attention_weights: Any,
+    num_points: Sequence[int] = (),
 ) -> DeformableAttentionGeometry:
     """Checks the arguments of one call, of TensorFlow or JAX, and derives every size from them.
 
@@ -62,8 +63,10 @@ def deformable_attention_geometry(
         value: `[N, S, heads, D]`.
         spatial_shapes: `[levels, 2]`, height and width of each level, integers. What NumPy's arrays
             and TensorFlow's constants hold is checked.
-        sampling_locations: `[N, Q, heads, levels, points, 2]`.
-        attention_weights: `[N, Q, heads, levels, points]`.
+        sampling_locations: `[N, Q, heads, levels, points, 2]`, or `[N, Q, heads, P, 2]` with
+            num_points, of which P is the sum.
+        attention_weights: `[N, Q, heads, levels, points]`, or `[N, Q, heads, P]`.
+        num_points: points of each level, or nothing where all levels have as many.
 
     Returns:
         The geometry; sizes that the static shapes do not tell are scalar tensors.
@@ -72,17 +75,30 @@ def deformable_attention_geometry(
         ValueError: the static shapes, or constant sizes of levels, break a rule; the message names
             the argument, the rule and what was got.
     """
-    locations_layout = "[N,Q,heads,levels,points,2]"
-    weights_layout = "[N,Q,heads,levels,points]"
+    if any(not 0 <= points <= LARGEST_INTEGER for points in num_points):
+        raise _check.error(
+            f"num_points must be integers of at least 0{AT_MOST_LARGEST}, "
+            f"got {text(tuple(num_points))}"
+        )
+    rank, axes = (4, "sum of num_points") if num_points else (5, "levels,points")
+    weights_layout = f"[N,Q,heads,{axes}]"
+    locations_layout = f"[N,Q,heads,{axes},2]"
     _check.rank("value", "[N,S,heads,D]", 4, value)
     _check.rank("spatial_shapes", "[levels,2]", 2, spatial_shapes)
-    _check.rank("sampling_locations", locations_layout, 6, sampling_locations)
-    _check.rank("attention_weights", weights_layout, 5, attention_weights)
+    _check.rank("sampling_locations", locations_layout, rank + 1, sampling_locations)
+    _check.rank("attention_weights", weights_layout, rank, attention_weights)
 
     value_dims = dims(value, 4)
     shapes_dims = dims(spatial_shapes, 2)
-    locations_dims = dims(sampling_locations, 6)
-    weights_dims = dims(attention_weights, 5)
+    locations_dims = dims(sampling_locations, rank + 1)
+    weights_dims = dims(attention_weights, rank)
+    levels: Dim = len(num_points)
+    points: Dim | tuple[int, ...] = tuple(num_points)
+    axes_of_points: list[Dim] = [sum(num_points)]
+    if not num_points:
+        levels = first_known(shapes_dims[0], locations_dims[3], weights_dims[3])
+        points = first_known(locations_dims[4], weights_dims[4])
+        axes_of_points = [levels, points]
     g = DeformableAttentionGeometry(
         batch=first_known(value_dims[0], locations_dims[0], weights_dims[0]),
         pixels=value_dims[1],
@@ -90,10 +106,10 @@ def deformable_attention_geometry(
         depth=value_dims[3],
         # Of the two, where neither is known, weights have no more axes than LiteRT takes.
         queries=locations_dims[1] if known(locations_dims[1]) else weights_dims[1],
-        levels=first_known(shapes_dims[0], locations_dims[3], weights_dims[3]),
-        points=first_known(locations_dims[4], weights_dims[4]),
+        points=points,
+        samples=math.prod(axes_of_points),
     )
-    samples = [g.batch, g.queries, g.heads, g.levels, g.points]
+    samples = [g.batch, g.queries, g.heads, *axes_of_points]
 
     def check(name: str, layout: str, tensor: Any, got: list[Dim], expected: list[Dim]) -> None:
         if differ(got, expected):
@@ -108,7 +124,7 @@ def deformable_attention_geometry(
         raise _check.error(
             f"value must have at least 1 channel in each head, got shape {shape_text(value)}"
         )
-    check("spatial_shapes", "[levels,2]", spatial_shapes, shapes_dims, [g.levels, 2])
+    check("spatial_shapes", "[levels,2]", spatial_shapes, shapes_dims, [levels, 2])
     check("sampling_locations", locations_layout, sampling_locations, locations_dims, [*samples, 2])
     check("attention_weights", weights_layout, attention_weights, weights_dims, samples)
     _check.output(g.batch, g.queries, g.heads * g.depth)

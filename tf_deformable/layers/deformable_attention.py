@@ -12,10 +12,7 @@ import tensorflow as tf
 from tf_deformable.layers._base import as_output_shape
 from tf_deformable.layers._projections import ProjectingLayer
 from tf_deformable.ops._symbolic import accepts_keras_tensors
-from tf_deformable.ops.deformable_attention import (
-    levels_of_points,
-    multi_scale_deformable_attention,
-)
+from tf_deformable.ops.deformable_attention import multi_scale_deformable_attention
 
 
 @tf.keras.utils.register_keras_serializable(package="tf_deformable")
@@ -42,8 +39,7 @@ class MultiScaleDeformableAttention(ProjectingLayer):
         num_heads: int, number of heads.
         num_levels: int, number of maps.
         num_points: int, points of each level that a head of a query reads; or a list with those of
-            each level, as D-FINE has them (the operator then takes as long as if all levels had the
-            largest number).
+            each level, as D-FINE has them.
         head_dim: int, channels of a head, or None for the query's channels divided by `num_heads`.
         output_dim: int, channels of the output, or None for the query's.
         use_bias: bool, whether the projections of the value and of the output have biases. (Offsets
@@ -156,6 +152,7 @@ class MultiScaleDeformableAttention(ProjectingLayer):
             sizes,
             locations,
             weights,
+            num_points=self._points_of_levels,
         )
         return self._project("output", attended)
 
@@ -179,7 +176,10 @@ class MultiScaleDeformableAttention(ProjectingLayer):
         """
         self._check_is_built()
         query, reference_points, _, sizes = self._normalised(inputs, spatial_shapes)
-        return self._locations(query, reference_points, sizes)
+        locations, weights = self._locations(query, reference_points, sizes)
+        points = self._points_of_levels
+        # The points that are missing lie outside of the map.
+        return _levels_apart(locations, points, -9.0), _levels_apart(weights, points, 0.0)
 
     def compute_output_shape(self, input_shape: Any, **unused: Any) -> Any:
         """Returns `(B, Q, output_dim)` for inputs of these shapes."""
@@ -263,6 +263,7 @@ class MultiScaleDeformableAttention(ProjectingLayer):
     def _locations(
         self, query: tf.Tensor, reference_points: tf.Tensor, sizes: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Locations `[B, Q, heads, points of all levels, 2]`, and weights without the last."""
         query = self._cast_sampling(query)
         batch, queries = tf.unstack(tf.shape(query)[:2], num=2)
         points = self._points_of_levels
@@ -281,7 +282,7 @@ class MultiScaleDeformableAttention(ProjectingLayer):
             scale = references[..., 2:] * self._cast_sampling(share)
         else:
             scale = tf.gather(1 / self._cast_sampling(sizes), level)
-        return levels_of_points(references[..., :2] + offsets * scale, weights, points)
+        return references[..., :2] + offsets * scale, weights
 
     def _shapes(self, input_shape: Any) -> list[tuple[int | None, ...]]:
         """The shapes of the inputs, checked as far as they are known."""
@@ -309,3 +310,17 @@ def _size(level: tf.Tensor) -> Any:
     """Height and width of a map, constant where they can be."""
     static = level.shape[1:3]
     return list(static) if static.is_fully_defined() else tf.shape(level)[1:3]
+
+
+def _levels_apart(tensor: tf.Tensor, num_points: Sequence[int], missing: float) -> tf.Tensor:
+    """Gives levels, whose points are the fourth axis, an axis, and all as many points."""
+    trailing = [[0, 0]] * (tensor.shape.rank - 4)
+    levels = [
+        tf.pad(
+            level,
+            [[0, 0], [0, 0], [0, 0], [0, max(num_points) - points], *trailing],
+            constant_values=tf.cast(missing, tensor.dtype),
+        )
+        for level, points in zip(tf.split(tensor, num_points, axis=3), num_points, strict=True)
+    ]
+    return tf.stack(levels, axis=3)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tf_deformable._keras import sublayers
 from tf_deformable.convert.layouts import yx_from_xy
 from tf_deformable.layers.deformable_attention import MultiScaleDeformableAttention
-from tf_deformable.ops.deformable_attention import (
-    levels_of_points,
-    multi_scale_deformable_attention,
-)
+from tf_deformable.ops.deformable_attention import multi_scale_deformable_attention
 
 _ATTRIBUTE = "ms_deformable_attn_core"  # of KerasHub's DFineMultiscaleDeformableAttention
 
@@ -26,8 +24,7 @@ def accelerate_d_fine(model: Any) -> Any:
     `tf_deformable.multi_scale_deformable_attention` in its place, which computes the same, to
     rounding, with the same gradients; weights, configuration and saved files stay what they are.
     Both of D-FINE's methods are there, "default" and "discrete" (the nearest pixel, no gradient to
-    locations), and its own number of points of each level; levels with fewer points than others
-    cost as much as the others.
+    locations), and its own number of points of each level.
 
     A model that is loaded or cloned is KerasHub's again: call it once more. What Keras has traced
     before (`predict`, `fit`) is traced anew.
@@ -103,17 +100,19 @@ def _attention(
     # Half precision would round the positions; what it has rounded already stays so.
     is_narrow = value.dtype in (tf.float16, tf.bfloat16)
     dtype = tf.float32 if is_narrow else value.dtype
-    locations, weights = levels_of_points(
-        yx_from_xy(tf.cast(sampling_locations, dtype)),
-        tf.cast(attention_weights, dtype),
-        list(num_points),
-    )
+    locations = yx_from_xy(tf.cast(sampling_locations, dtype))
     coordinates = "normalized"
     if method == "discrete":
-        sizes = tf.cast(spatial_shapes, dtype)[:, None, :]
+        level = np.repeat(np.arange(num_levels), num_points)  # of each point
+        sizes = tf.gather(tf.cast(spatial_shapes, dtype), level)
         nearest = tf.floor(locations * sizes + 0.5)
         locations = tf.stop_gradient(tf.minimum(tf.maximum(nearest, 0), sizes - 1))
         coordinates = "pixels"
     return multi_scale_deformable_attention(
-        value, spatial_shapes, locations, weights, coordinates=coordinates
+        value,
+        spatial_shapes,
+        locations,
+        tf.cast(attention_weights, dtype),
+        coordinates=coordinates,
+        num_points=num_points,
     )

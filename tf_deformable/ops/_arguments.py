@@ -20,6 +20,7 @@ from tf_deformable._geometry.attributes import (
     number,
     padding,
     pair,
+    points_of_levels,
     positive_pair,
 )
 from tf_deformable._geometry.sizes import shape_text
@@ -36,6 +37,7 @@ __all__ = [
     "number",
     "padding",
     "pair",
+    "points_of_levels",
     "positive_pair",
     "shape_text",
     "tensors",

@@ -88,20 +88,9 @@ def dcnv3(
         tf_deformable.NativeLibraryError: the compiled operator is wanted and cannot be loaded.
     """
     return _dcn(
-        "dcnv3",
-        {"inputs": inputs, "offsets": offsets, "mask": mask},
-        dcnv3_window(
-            "dcnv3",
-            kernel_size,
-            strides,
-            padding,
-            dilations,
-            offset_scale,
-            remove_center,
-            data_format,
-        ),
-        name,
-    )
+        "dcnv3", inputs, offsets, mask,
+        kernel_size, strides, padding, dilations, offset_scale, remove_center, data_format, name,
+    )  # fmt: skip
 
 
 @accepts_keras_tensors
@@ -155,20 +144,9 @@ def dcnv4(
             `dcnv3`.
     """
     return _dcn(
-        "dcnv4",
-        {"inputs": inputs, "offsets": offsets, "mask": mask},
-        dcnv3_window(
-            "dcnv4",
-            kernel_size,
-            strides,
-            padding,
-            dilations,
-            offset_scale,
-            remove_center,
-            data_format,
-        ),
-        name,
-    )
+        "dcnv4", inputs, offsets, mask,
+        kernel_size, strides, padding, dilations, offset_scale, remove_center, data_format, name,
+    )  # fmt: skip
 
 
 def positions_of_taps(
@@ -210,9 +188,29 @@ def positions_of_taps(
     return tf.reshape(positions, shape_of(batch, rows, columns, groups, len(window.taps), 2))
 
 
-def _dcn(op: str, arguments: dict[str, Any], window: Window, name: str | None) -> tf.Tensor:
+def _dcn(
+    op: str,
+    inputs: Any,
+    offsets: Any,
+    mask: Any,
+    kernel_size: int | Sequence[int],
+    strides: int | Sequence[int],
+    padding: str | Sequence[Sequence[int]],
+    dilations: int | Sequence[int],
+    offset_scale: float,
+    remove_center: bool,
+    data_format: str,
+    name: str | None,
+) -> tf.Tensor:
+    window = dcnv3_window(
+        op, kernel_size, strides, padding, dilations, offset_scale, remove_center, data_format
+    )
     with tf.name_scope(name or op):
-        values = _arguments.tensors(op, arguments, sampling=("offsets", "mask"))
+        values = _arguments.tensors(
+            op,
+            {"inputs": inputs, "offsets": offsets, "mask": mask},
+            sampling=("offsets", "mask"),
+        )
         for argument, tensor in values.items():
             _arguments.check_rank(op, argument, axes_text(argument, window.layout), tensor)
             if window.layout == "NCHW":

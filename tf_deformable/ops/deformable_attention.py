@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ def multi_scale_deformable_attention(
     attention_weights: Any,
     *,
     coordinates: str = "normalized",
+    num_points: Sequence[int] | None = None,
     name: str | None = None,
 ) -> tf.Tensor:
     r"""Multi-scale deformable attention: weighted sums of samples of several maps.
@@ -74,6 +74,10 @@ def multi_scale_deformable_attention(
         coordinates: what sampling_locations are in. "normalized": 0 and 1 are the outer edges of
             the map, as in Deformable DETR, so that a location is at the pixel
             location * (H, W) - 0.5. "pixels": 0 is the centre of the first pixel of the level.
+        num_points: the points of each level, where levels differ in them, as in D-FINE: integers,
+            at least 0. Then sampling_locations are `[N, Q, heads, P, 2]` and attention_weights
+            `[N, Q, heads, P]`, the points of one level after those of the other, P in all. None:
+            all levels have as many.
         name: of the operation in a graph.
 
     `sampling_locations` and `attention_weights` have the dtype of `value`. Beside a value in
@@ -93,7 +97,10 @@ def multi_scale_deformable_attention(
             what only the run shows.
         tf_deformable.NativeLibraryError: the compiled operator is wanted and cannot be loaded.
     """
-    coordinates = _arguments.coordinates_of_maps(_OP, coordinates)
+    attributes: dict[str, Any] = {
+        "coordinates": _arguments.coordinates_of_maps(_OP, coordinates),
+        "num_points": _arguments.points_of_levels(_OP, num_points),
+    }
     with tf.name_scope(name or _OP):
         values = _arguments.tensors(
             _OP,
@@ -105,45 +112,9 @@ def multi_scale_deformable_attention(
             sampling=("sampling_locations", "attention_weights"),
         )
         sizes = _arguments.indices(_OP, "spatial_shapes", spatial_shapes)
-        forward = _native_forward if config.get_backend() == "native" else _reference
-        return forward(spatial_shapes=sizes, coordinates=coordinates, **values)
-
-
-def levels_of_points(
-    sampling_locations: tf.Tensor, attention_weights: tf.Tensor, num_points: Sequence[int]
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Gives every level the largest number of points, for layers whose levels differ in it.
-
-    Points that are added lie outside of the map and have the weight 0.
-
-    Args:
-        sampling_locations: `[N, Q, heads, sum of num_points, 2]`, the points of one level after the
-            other.
-        attention_weights: `[N, Q, heads, sum of num_points]`.
-        num_points: points of each level.
-
-    Returns:
-        Locations `[N, Q, heads, levels, points, 2]` and weights `[N, Q, heads, levels, points]`.
-    """
-    most = max(num_points)
-    if min(num_points) == most:
-        batch, queries, heads, _ = tf.unstack(tf.shape(attention_weights), num=4)
-        shape = [batch, queries, heads, len(num_points), most]
-        return tf.reshape(sampling_locations, [*shape, 2]), tf.reshape(attention_weights, shape)
-
-    def stacked(tensor: tf.Tensor, outside: float) -> tf.Tensor:
-        trailing = [[0, 0]] * (tensor.shape.rank - 4)
-        levels = [
-            tf.pad(
-                level,
-                [[0, 0], [0, 0], [0, 0], [0, most - count], *trailing],
-                constant_values=tf.cast(outside, tensor.dtype),
-            )
-            for level, count in zip(tf.split(tensor, num_points, axis=3), num_points, strict=True)
-        ]
-        return tf.stack(levels, axis=3)
-
-    return stacked(sampling_locations, -9.0), stacked(attention_weights, 0.0)
+        is_native = config.get_backend() == "native"
+        forward: Callable[..., tf.Tensor] = _native_forward if is_native else _reference
+        return forward(spatial_shapes=sizes, **attributes, **values)
 
 
 def _native_forward(**arguments: Any) -> tf.Tensor:
@@ -158,7 +129,7 @@ def _gradient(op: tf.Operation, grad_output: tf.Tensor) -> list[tf.Tensor | None
         sampling_locations=sampling_locations,
         attention_weights=attention_weights,
         grad_output=grad_output,
-        coordinates=_coordinates(op),
+        **_attributes(op),
     )
     return [
         grads.grad_value,
@@ -170,7 +141,7 @@ def _gradient(op: tf.Operation, grad_output: tf.Tensor) -> list[tf.Tensor | None
 
 def _second_gradient(op: tf.Operation, *upstream: tf.Tensor) -> list[tf.Tensor | None]:
     value, spatial_shapes, sampling_locations, attention_weights, grad_output = op.inputs
-    reference = functools.partial(_reference, coordinates=_coordinates(op))
+    reference = _reference_call(op)
     by_value, by_locations, by_weights, by_grad_output = hessian_product_of(
         lambda x, locations, weights: reference(x, spatial_shapes, locations, weights),
         [value, sampling_locations, attention_weights, grad_output],
@@ -180,12 +151,12 @@ def _second_gradient(op: tf.Operation, *upstream: tf.Tensor) -> list[tf.Tensor |
 
 
 def _reference_of(op: tf.Operation) -> Callable[..., list[tf.Tensor]]:
-    function = functools.partial(_reference, coordinates=_coordinates(op))
+    function = _reference_call(op)
     return lambda *inputs: [function(*inputs)]
 
 
 def _reference_of_gradient(op: tf.Operation) -> Callable[..., list[tf.Tensor]]:
-    function = functools.partial(_reference, coordinates=_coordinates(op))
+    function = _reference_call(op)
 
     def compute(value: tf.Tensor, shapes: tf.Tensor, *others: tf.Tensor) -> list[tf.Tensor]:
         return vector_jacobian_product(
@@ -201,5 +172,13 @@ register_gradient(_gradient, ["TFDeformable>MultiScaleDeformableAttention"])
 register_gradient(_second_gradient, ["TFDeformable>MultiScaleDeformableAttentionGrad"])
 
 
-def _coordinates(op: tf.Operation) -> str:
-    return str(tf.compat.as_str(op.get_attr("coordinates")))
+def _reference_call(op: tf.Operation) -> Callable[..., tf.Tensor]:
+    attributes = _attributes(op)
+    return lambda *inputs: _reference(*inputs, **attributes)
+
+
+def _attributes(op: tf.Operation) -> dict[str, Any]:
+    return {
+        "coordinates": tf.compat.as_str(op.get_attr("coordinates")),
+        "num_points": op.get_attr("num_points"),
+    }

@@ -9,8 +9,10 @@ pixel is the one of the cell `[floor(q), floor(q) + 1]`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tf_deformable._geometry.deformable_attention import (
@@ -27,6 +29,7 @@ def multi_scale_deformable_attention(
     attention_weights: tf.Tensor,
     *,
     coordinates: str = "normalized",
+    num_points: Sequence[int] = (),
 ) -> tf.Tensor:
     """Multi-scale deformable attention without the library.
 
@@ -38,10 +41,13 @@ def multi_scale_deformable_attention(
         value: `[N, S, heads, D]`, float16, bfloat16, float32 or float64: the pixels of the levels
             one after the other, each row by row.
         spatial_shapes: `[levels, 2]`, height and width of each level, int32.
-        sampling_locations: `[N, Q, heads, levels, points, 2]`, (y, x).
-        attention_weights: `[N, Q, heads, levels, points]`, the dtype of sampling_locations.
+        sampling_locations: `[N, Q, heads, levels, points, 2]`, or `[N, Q, heads, P, 2]` with
+            num_points, (y, x).
+        attention_weights: `[N, Q, heads, levels, points]`, or `[N, Q, heads, P]`, the dtype of
+            sampling_locations.
         coordinates: "normalized": 0 and 1 are the outer edges of the map; "pixels": 0 is the
             centre of the first pixel.
+        num_points: points of each level, P in all, or nothing where all levels have as many.
 
     Returns:
         `[N, Q, heads*D]` in the dtype of value. float16 and bfloat16 are computed in float32.
@@ -49,7 +55,9 @@ def multi_scale_deformable_attention(
     Raises:
         ValueError: static shapes or constant sizes of levels break a rule of the operator.
     """
-    g = deformable_attention_geometry(value, spatial_shapes, sampling_locations, attention_weights)
+    g = deformable_attention_geometry(
+        value, spatial_shapes, sampling_locations, attention_weights, num_points
+    )
     dtype = value.dtype
     compute_dtype = tf.float64 if dtype == tf.float64 else tf.float32
 
@@ -62,7 +70,7 @@ def multi_scale_deformable_attention(
     heights, widths = sizes[:, 0], sizes[:, 1]
     first_pixels = tf.cumsum(heights * widths, exclusive=True)
     heights, widths, first_pixels = (
-        tf.repeat(of_level, g.points) for of_level in (heights, widths, first_pixels)
+        _of_samples(of_levels, g) for of_levels in (heights, widths, first_pixels)
     )
     if coordinates == "normalized":
         y = y * tf.cast(heights, compute_dtype) - 0.5
@@ -73,6 +81,13 @@ def multi_scale_deformable_attention(
     outputs = tf.reduce_sum(samples * weights, axis=1)
     outputs = tf.reshape(outputs, shape_of(g.batch, g.queries, g.heads * g.depth))
     return tf.cast(outputs, dtype)
+
+
+def _of_samples(of_levels: tf.Tensor, g: DeformableAttentionGeometry) -> tf.Tensor:
+    """What is known of each level, `[levels]`, for each sample of a row: `[samples]`."""
+    if isinstance(g.points, tuple):
+        return tf.gather(of_levels, np.repeat(np.arange(len(g.points)), g.points))
+    return tf.repeat(of_levels, g.points)
 
 
 class _Maps(NamedTuple):

@@ -14,6 +14,17 @@ namespace tf_deformable::deformable_conv2d {
 [[nodiscard]] Status CheckZeroOrOne(const char* op, const char* name, int64_t count);
 [[nodiscard]] Status ReadPadding(const char* op, const std::string& name, Padding* padding);
 
+// The part of a call's VisitAttributes (deformable_conv2d_call.h) that visits strides, dilations
+// and padding, whose name goes to `padding`.
+template <typename Visit>
+auto VisitWindow(Visit&& visit, Arguments* arguments, std::string* padding) {
+  auto status = visit("strides", &arguments->strides);
+  if (status.ok()) status = visit("dilations", &arguments->dilations);
+  if (status.ok()) status = visit("padding", padding);
+  if (status.ok()) status = visit("explicit_paddings", &arguments->explicit_paddings);
+  return status;
+}
+
 }  // namespace tf_deformable::deformable_conv2d
 
 #endif  // TF_DEFORMABLE_CC_ADAPTERS_COMMON_CONV2D_ATTRIBUTES_H_

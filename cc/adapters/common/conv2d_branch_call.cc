@@ -1,7 +1,5 @@
 #include "adapters/common/conv2d_branch_call.h"
 
-#include "adapters/common/conv2d_attributes.h"
-
 namespace tf_deformable::deformable_conv2d {
 
 template <bool is_gradient>

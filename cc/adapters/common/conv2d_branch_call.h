@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "adapters/common/conv2d_attributes.h"
 #include "adapters/common/tensor_view.h"
 #include "kernels/deformable_conv2d/geometry.h"
 #include "kernels/deformable_conv2d/tensors.h"
@@ -30,11 +31,7 @@ class BranchCall {
   auto VisitAttributes(Visit&& visit) {
     auto status = visit("num_masks", &num_masks_);
     if (status.ok()) status = visit("largest_mask", &largest_mask_);
-    if (status.ok()) status = visit("strides", &arguments_.strides);
-    if (status.ok()) status = visit("dilations", &arguments_.dilations);
-    if (status.ok()) status = visit("padding", &padding_);
-    if (status.ok()) status = visit("explicit_paddings", &arguments_.explicit_paddings);
-    return status;
+    return status.ok() ? VisitWindow(visit, &arguments_, &padding_) : status;
   }
 
   [[nodiscard]] Status CheckAttributes();

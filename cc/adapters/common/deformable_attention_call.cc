@@ -66,9 +66,11 @@ std::vector<TensorView> Call<is_gradient>::Outputs(const std::vector<TensorView>
   if (!is_gradient) {
     return {{inputs[0].type, Shape({g.batch, g.queries, Product(g.heads, g.depth)})}};
   }
+  std::vector<int64_t> locations = g.samples_shape;
+  locations.push_back(2);
   return {{inputs[0].type, Shape({g.batch, g.pixels, g.heads, g.depth})},
-          {inputs[2].type, Shape({g.batch, g.queries, g.heads, g.levels, g.points, 2})},
-          {inputs[3].type, Shape({g.batch, g.queries, g.heads, g.levels, g.points})}};
+          {inputs[2].type, Shape(locations)},
+          {inputs[3].type, Shape(g.samples_shape)}};
 }
 
 template <bool is_gradient>

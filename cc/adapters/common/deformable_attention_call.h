@@ -28,10 +28,11 @@ class Call {
   // spatial_shapes: the call reads its elements, which the kernels are cut by.
   static constexpr int kHostInput = 1;
 
-  // Calls visit(name, pointer) for each attribute, to read or to write it; returns the result.
+  // As that of deformable_conv2d::Call.
   template <typename Visit>
   auto VisitAttributes(Visit&& visit) {
-    return visit("coordinates", &coordinates_);
+    auto status = visit("coordinates", &coordinates_);
+    return status.ok() ? visit("num_points", &arguments_.num_points) : status;
   }
 
   // Checks what no shape is needed for; to be called once the attributes are known.

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "adapters/common/conv2d_attributes.h"
 #include "adapters/common/tensor_view.h"
 #include "kernels/deformable_conv2d/geometry.h"
 #include "kernels/deformable_conv2d/tensors.h"
@@ -34,11 +35,7 @@ class Call {
     if constexpr (!is_gradient) {
       if (status.ok()) status = visit("num_biases", &num_biases_);
     }
-    if (status.ok()) status = visit("strides", &arguments_.strides);
-    if (status.ok()) status = visit("dilations", &arguments_.dilations);
-    if (status.ok()) status = visit("padding", &padding_);
-    if (status.ok()) status = visit("explicit_paddings", &arguments_.explicit_paddings);
-    return status;
+    return status.ok() ? VisitWindow(visit, &arguments_, &padding_) : status;
   }
 
   // Checks what no shape is needed for; to be called once the attributes are known.

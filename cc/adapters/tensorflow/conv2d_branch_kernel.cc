@@ -9,39 +9,24 @@
 namespace tf_deformable {
 namespace {
 
-template <typename S>
-struct Cpu {
-  static absl::Status Prepare(tensorflow::OpKernelContext*, const deformable_conv2d::Geometry&,
-                              std::vector<TensorView>*, tensorflow::Tensor*) {
-    return absl::OkStatus();
-  }
-  static void Run(tensorflow::OpKernelContext* context, const deformable_conv2d::Geometry& geometry,
-                  const deformable_conv2d::BranchTensors<S>& tensors) {
-    RunPlan<deformable_conv2d::cpu::BranchForwardPlan<S>>(context, geometry, tensors);
-  }
-  static void Run(tensorflow::OpKernelContext* context, const deformable_conv2d::Geometry& geometry,
-                  const deformable_conv2d::BranchGradientTensors<S>& tensors) {
-    RunPlan<deformable_conv2d::cpu::BranchBackwardPlan<S>>(context, geometry, tensors);
-  }
-};
+using deformable_conv2d::cpu::BranchBackwardPlan;
+using deformable_conv2d::cpu::BranchForwardPlan;
 
-template <typename T>
-bool Register() {
+[[maybe_unused]] const bool registered = ForEachFeaturesType([](auto element) {
+  using T = decltype(element);
   const auto kernel = [](const char* op) {
     return tensorflow::KernelDefBuilder(op)
         .Device(tensorflow::DEVICE_CPU)
         .TypeConstraint("T", tensorflow::DataTypeToEnum<T>::value)
         .Build();
   };
-  RegisterKernel<OperatorKernel<deformable_conv2d::BranchForwardCall, T, Cpu>>(
+  RegisterKernel<
+      OperatorKernel<deformable_conv2d::BranchForwardCall, T, OnCpu<BranchForwardPlan>::Device>>(
       kernel("TFDeformable>Conv2DBranch"));
-  RegisterKernel<OperatorKernel<deformable_conv2d::BranchGradientCall, T, Cpu>>(
+  RegisterKernel<
+      OperatorKernel<deformable_conv2d::BranchGradientCall, T, OnCpu<BranchBackwardPlan>::Device>>(
       kernel("TFDeformable>Conv2DBranchGrad"));
-  return true;
-}
-
-[[maybe_unused]] const bool registered = Register<Eigen::half>() && Register<Eigen::bfloat16>() &&
-                                         Register<float>() && Register<double>();
+});
 
 }  // namespace
 }  // namespace tf_deformable

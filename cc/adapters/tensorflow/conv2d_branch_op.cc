@@ -2,6 +2,7 @@
 
 #include "adapters/common/conv2d_branch_call.h"
 #include "adapters/tensorflow/call.h"
+#include "adapters/tensorflow/op_attributes.h"
 #include "adapters/tensorflow/tensors.h"
 #include "kernels/base/validation.h"
 #include "tensorflow/core/framework/op.h"
@@ -53,10 +54,7 @@ REGISTER_OP("TFDeformable>Conv2DBranch")
     .Attr("Tsampling: {float, double}")
     .Attr("num_masks: int >= 0 = 0")
     .Attr("largest_mask: float = 1.0")
-    .Attr("strides: list(int)")
-    .Attr("dilations: list(int)")
-    .Attr("padding: {'SAME', 'VALID', 'EXPLICIT'}")
-    .Attr("explicit_paddings: list(int) = []")
+    .TF_DEFORMABLE_WINDOW_ATTRIBUTES()
     .SetShapeFn(ForwardShape)
     .Doc(R"doc(
 The convolution that predicts the offsets and the mask of TFDeformable>Conv2D.
@@ -90,10 +88,7 @@ REGISTER_OP("TFDeformable>Conv2DBranchGrad")
     .Attr("Tsampling: {float, double}")
     .Attr("num_masks: int >= 0 = 0")
     .Attr("largest_mask: float = 1.0")
-    .Attr("strides: list(int)")
-    .Attr("dilations: list(int)")
-    .Attr("padding: {'SAME', 'VALID', 'EXPLICIT'}")
-    .Attr("explicit_paddings: list(int) = []")
+    .TF_DEFORMABLE_WINDOW_ATTRIBUTES()
     .SetShapeFn(GradientShape)
     .Doc(R"doc(
 Gradients of TFDeformable>Conv2DBranch for all that it reads.

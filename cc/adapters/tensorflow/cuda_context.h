@@ -25,6 +25,19 @@ void RunCudaPlan(tensorflow::OpKernelContext* context, const Geometry& geometry,
   OP_REQUIRES_OK(context, ToAbslStatus(plan.Run(tensors, workspace.data(), CudaStream(context))));
 }
 
+// A CUDA device for OperatorKernel, where a plan computes the call.
+template <template <typename> class Plan>
+struct OnCuda {
+  template <typename S>
+  struct Device : PreparesNothing {
+    template <typename Geometry, typename Tensors>
+    static void Run(tensorflow::OpKernelContext* context, const Geometry& geometry,
+                    const Tensors& tensors) {
+      RunCudaPlan<Plan<S>>(context, geometry, tensors);
+    }
+  };
+};
+
 }  // namespace tf_deformable
 
 #endif  // TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_CUDA_CONTEXT_H_

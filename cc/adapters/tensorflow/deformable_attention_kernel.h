@@ -9,21 +9,23 @@
 
 namespace tf_deformable {
 
-// Registers both for an element type; device: "CPU" or "GPU" as TensorFlow names it.
-template <typename T, template <typename> class Device>
+// As RegisterDeformableConv2D.
+template <template <typename> class Forward, template <typename> class Backward>
 bool RegisterDeformableAttention(const char* device) {
-  const auto kernel = [&](const char* op) {
-    return tensorflow::KernelDefBuilder(op)
-        .Device(device)
-        .TypeConstraint("T", tensorflow::DataTypeToEnum<T>::value)
-        .HostMemory("spatial_shapes")  // kernels are cut by it
-        .Build();
-  };
-  RegisterKernel<OperatorKernel<deformable_attention::ForwardCall, T, Device>>(
-      kernel("TFDeformable>MultiScaleDeformableAttention"));
-  RegisterKernel<OperatorKernel<deformable_attention::GradientCall, T, Device>>(
-      kernel("TFDeformable>MultiScaleDeformableAttentionGrad"));
-  return true;
+  return ForEachFeaturesType([device](auto element) {
+    using T = decltype(element);
+    const auto kernel = [device](const char* op) {
+      return tensorflow::KernelDefBuilder(op)
+          .Device(device)
+          .TypeConstraint("T", tensorflow::DataTypeToEnum<T>::value)
+          .HostMemory("spatial_shapes")  // kernels are cut by it
+          .Build();
+    };
+    RegisterKernel<OperatorKernel<deformable_attention::ForwardCall, T, Forward>>(
+        kernel("TFDeformable>MultiScaleDeformableAttention"));
+    RegisterKernel<OperatorKernel<deformable_attention::GradientCall, T, Backward>>(
+        kernel("TFDeformable>MultiScaleDeformableAttentionGrad"));
+  });
 }
 
 }  // namespace tf_deformable

@@ -2,6 +2,7 @@
 
 #include "adapters/common/deformable_attention_call.h"
 #include "adapters/tensorflow/call.h"
+#include "adapters/tensorflow/op_attributes.h"
 #include "adapters/tensorflow/tensors.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -31,8 +32,7 @@ REGISTER_OP("TFDeformable>MultiScaleDeformableAttention")
     .Input("attention_weights: Tsampling")
     .Output("output: T")
     .Attr("T: {half, bfloat16, float, double}")
-    .Attr("Tsampling: {half, bfloat16, float, double}")
-    .Attr("coordinates: {'normalized', 'pixels'} = 'normalized'")
+    .TF_DEFORMABLE_ATTENTION_ATTRIBUTES()
     .SetShapeFn(SetShapes<deformable_attention::ForwardCall>)
     .Doc(R"doc(
 Multi-scale deformable attention (Zhu et al. 2021, equation 3), without its projections.
@@ -50,6 +50,8 @@ attention_weights: [N,Q,heads,levels,points].
 output: [N,Q,heads*D].
 coordinates: normalized: 0 and 1 are the outer edges of the map, a location is at the pixel
   location * (height,width) - 0.5; pixels: 0 is the centre of the first pixel.
+num_points: the points of each level, P in all: sampling_locations are [N,Q,heads,P,2] then, and
+  attention_weights [N,Q,heads,P]. Empty: all levels have as many.
 )doc");
 
 REGISTER_OP("TFDeformable>MultiScaleDeformableAttentionGrad")
@@ -62,8 +64,7 @@ REGISTER_OP("TFDeformable>MultiScaleDeformableAttentionGrad")
     .Output("grad_sampling_locations: Tsampling")
     .Output("grad_attention_weights: Tsampling")
     .Attr("T: {half, bfloat16, float, double}")
-    .Attr("Tsampling: {half, bfloat16, float, double}")
-    .Attr("coordinates: {'normalized', 'pixels'} = 'normalized'")
+    .TF_DEFORMABLE_ATTENTION_ATTRIBUTES()
     .SetShapeFn(SetShapes<deformable_attention::GradientCall>)
     .Doc(R"doc(
 Gradients of TFDeformable>MultiScaleDeformableAttention.
@@ -71,11 +72,11 @@ Gradients of TFDeformable>MultiScaleDeformableAttention.
 At the centre of a pixel the derivative for the location is that towards the next one.
 
 value: as in the forward operator, like spatial_shapes, sampling_locations, attention_weights and
-  the attribute.
+  the attributes.
 grad_output: [N,Q,heads*D], the gradient of the loss for the output.
 grad_value: [N,S,heads,D].
-grad_sampling_locations: [N,Q,heads,levels,points,2].
-grad_attention_weights: [N,Q,heads,levels,points].
+grad_sampling_locations: as sampling_locations.
+grad_attention_weights: as attention_weights.
 )doc");
 
 }  // namespace

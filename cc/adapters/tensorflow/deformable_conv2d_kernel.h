@@ -8,23 +8,26 @@
 
 namespace tf_deformable {
 
-// Registers both for an element type; device: "CPU" or "GPU" as TensorFlow names it.
-template <typename T, template <typename> class Device>
+// Registers both; Forward, Backward: the device for each; device: "CPU" or "GPU" as TensorFlow
+// names it.
+template <template <typename> class Forward, template <typename> class Backward>
 bool RegisterDeformableConv2D(const char* device) {
-  const auto kernel = [&](const char* op) {
-    return tensorflow::KernelDefBuilder(op)
-        .Device(device)
-        .TypeConstraint("T", tensorflow::DataTypeToEnum<T>::value)
-        .Build();
-  };
-  // Those of version 0.1 are in models that it has exported.
-  for (const char* op : {"TFDeformable>Conv2D", "TFDeformable>DeformableConv2D"}) {
-    RegisterKernel<OperatorKernel<deformable_conv2d::ForwardCall, T, Device>>(kernel(op));
-  }
-  for (const char* op : {"TFDeformable>Conv2DGrad", "TFDeformable>DeformableConv2DGrad"}) {
-    RegisterKernel<OperatorKernel<deformable_conv2d::GradientCall, T, Device>>(kernel(op));
-  }
-  return true;
+  return ForEachFeaturesType([device](auto element) {
+    using T = decltype(element);
+    const auto kernel = [device](const char* op) {
+      return tensorflow::KernelDefBuilder(op)
+          .Device(device)
+          .TypeConstraint("T", tensorflow::DataTypeToEnum<T>::value)
+          .Build();
+    };
+    // Those of version 0.1 are in models that it has exported.
+    for (const char* op : {"TFDeformable>Conv2D", "TFDeformable>DeformableConv2D"}) {
+      RegisterKernel<OperatorKernel<deformable_conv2d::ForwardCall, T, Forward>>(kernel(op));
+    }
+    for (const char* op : {"TFDeformable>Conv2DGrad", "TFDeformable>DeformableConv2DGrad"}) {
+      RegisterKernel<OperatorKernel<deformable_conv2d::GradientCall, T, Backward>>(kernel(op));
+    }
+  });
 }
 
 }  // namespace tf_deformable

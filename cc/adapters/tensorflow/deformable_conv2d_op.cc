@@ -2,6 +2,7 @@
 
 #include "adapters/common/deformable_conv2d_call.h"
 #include "adapters/tensorflow/call.h"
+#include "adapters/tensorflow/op_attributes.h"
 #include "adapters/tensorflow/tensors.h"
 #include "kernels/base/validation.h"
 #include "tensorflow/core/framework/op.h"
@@ -53,10 +54,7 @@ REGISTER_OP("TFDeformable>Conv2D")
     .Attr("Tsampling: {half, bfloat16, float, double}")
     .Attr("num_masks: int >= 0 = 0")
     .Attr("num_biases: int >= 0 = 0")
-    .Attr("strides: list(int)")
-    .Attr("dilations: list(int)")
-    .Attr("padding: {'SAME', 'VALID', 'EXPLICIT'}")
-    .Attr("explicit_paddings: list(int) = []")
+    .TF_DEFORMABLE_WINDOW_ATTRIBUTES()
     .SetShapeFn(ForwardShape)
     .Doc(R"doc(
 Deformable convolution (Dai et al. 2017, equations 2 to 4; with a mask, Zhu et al. 2019, equation 1).
@@ -93,10 +91,7 @@ REGISTER_OP("TFDeformable>Conv2DGrad")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tsampling: {half, bfloat16, float, double}")
     .Attr("num_masks: int >= 0 = 0")
-    .Attr("strides: list(int)")
-    .Attr("dilations: list(int)")
-    .Attr("padding: {'SAME', 'VALID', 'EXPLICIT'}")
-    .Attr("explicit_paddings: list(int) = []")
+    .TF_DEFORMABLE_WINDOW_ATTRIBUTES()
     .SetShapeFn(GradientShape)
     .Doc(R"doc(
 Gradients of TFDeformable>Conv2D for everything it reads but the bias.
@@ -124,10 +119,7 @@ REGISTER_OP("TFDeformable>DeformableConv2D")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("num_masks: int >= 0 = 0")
     .Attr("num_biases: int >= 0 = 0")
-    .Attr("strides: list(int)")
-    .Attr("dilations: list(int)")
-    .Attr("padding: {'SAME', 'VALID', 'EXPLICIT'}")
-    .Attr("explicit_paddings: list(int) = []")
+    .TF_DEFORMABLE_WINDOW_ATTRIBUTES()
     .SetShapeFn(ForwardShape)
     .Doc("TFDeformable>Conv2D of version 0.1.");
 
@@ -143,10 +135,7 @@ REGISTER_OP("TFDeformable>DeformableConv2DGrad")
     .Output("grad_mask: num_masks * T")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("num_masks: int >= 0 = 0")
-    .Attr("strides: list(int)")
-    .Attr("dilations: list(int)")
-    .Attr("padding: {'SAME', 'VALID', 'EXPLICIT'}")
-    .Attr("explicit_paddings: list(int) = []")
+    .TF_DEFORMABLE_WINDOW_ATTRIBUTES()
     .SetShapeFn(GradientShape)
     .Doc("TFDeformable>Conv2DGrad of version 0.1.");
 

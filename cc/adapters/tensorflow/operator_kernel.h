@@ -11,6 +11,15 @@
 
 namespace tf_deformable {
 
+// Of a device that has nothing to check, for Device below.
+struct PreparesNothing {
+  template <typename Geometry>
+  static absl::Status Prepare(tensorflow::OpKernelContext*, const Geometry&,
+                              std::vector<TensorView>*, tensorflow::Tensor*) {
+    return absl::OkStatus();
+  }
+};
+
 // T: the type of features. Device<StorageType<T>> has
 //   absl::Status Prepare(context, geometry, inputs, temporary): checks what is in its memory, and
 //     may replace an input by one that it puts into the tensor `temporary`;

@@ -26,6 +26,16 @@ bool RegisterKernel(const tensorflow::KernelDef* kernel) {
   return true;
 }
 
+// Calls function(T()) for each type T of features. Returns true, as what initialises a variable.
+template <typename Function>
+bool ForEachFeaturesType(const Function& function) {
+  function(Eigen::half());
+  function(Eigen::bfloat16());
+  function(float());
+  function(double());
+  return true;
+}
+
 }  // namespace tf_deformable
 
 #endif  // TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_REGISTRATION_H_

@@ -28,11 +28,7 @@ struct Cuda {
   }
 };
 
-[[maybe_unused]] const bool registered =
-    RegisterRoIPool<Eigen::half, Cuda>(tensorflow::DEVICE_GPU) &&
-    RegisterRoIPool<Eigen::bfloat16, Cuda>(tensorflow::DEVICE_GPU) &&
-    RegisterRoIPool<float, Cuda>(tensorflow::DEVICE_GPU) &&
-    RegisterRoIPool<double, Cuda>(tensorflow::DEVICE_GPU);
+[[maybe_unused]] const bool registered = RegisterRoIPool<Cuda>(tensorflow::DEVICE_GPU);
 
 }  // namespace
 }  // namespace tf_deformable

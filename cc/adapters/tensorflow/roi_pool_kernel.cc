@@ -34,11 +34,7 @@ struct Cpu {
   }
 };
 
-[[maybe_unused]] const bool registered =
-    RegisterRoIPool<Eigen::half, Cpu>(tensorflow::DEVICE_CPU) &&
-    RegisterRoIPool<Eigen::bfloat16, Cpu>(tensorflow::DEVICE_CPU) &&
-    RegisterRoIPool<float, Cpu>(tensorflow::DEVICE_CPU) &&
-    RegisterRoIPool<double, Cpu>(tensorflow::DEVICE_CPU);
+[[maybe_unused]] const bool registered = RegisterRoIPool<Cpu>(tensorflow::DEVICE_CPU);
 
 }  // namespace
 }  // namespace tf_deformable

@@ -28,26 +28,28 @@ absl::Status ConvertBoxes(tensorflow::OpKernelContext* context, std::vector<Tens
   return absl::OkStatus();
 }
 
-// Registers both for an element type; device: "CPU" or "GPU" as TensorFlow names it.
-template <typename T, template <typename> class Device>
+// Registers both; device: "CPU" or "GPU" as TensorFlow names it.
+template <template <typename> class Device>
 bool RegisterRoIPool(const char* device) {
-  for (tensorflow::DataType boxes : {tensorflow::DT_FLOAT, tensorflow::DT_DOUBLE}) {
-    const auto kernel = [&](const char* op) {
-      return tensorflow::KernelDefBuilder(op)
-          .Device(device)
-          .TypeConstraint("T", tensorflow::DataTypeToEnum<T>::value)
-          .TypeConstraint("Tboxes", boxes)
-          .Build();
-    };
-    // Those of version 0.1 are in models that it has exported.
-    for (const char* op : {"TFDeformable>RoiPool", "TFDeformable>DeformableRoIPool"}) {
-      RegisterKernel<OperatorKernel<roi_pool::ForwardCall, T, Device>>(kernel(op));
+  return ForEachFeaturesType([device](auto element) {
+    using T = decltype(element);
+    for (tensorflow::DataType boxes : {tensorflow::DT_FLOAT, tensorflow::DT_DOUBLE}) {
+      const auto kernel = [device, boxes](const char* op) {
+        return tensorflow::KernelDefBuilder(op)
+            .Device(device)
+            .TypeConstraint("T", tensorflow::DataTypeToEnum<T>::value)
+            .TypeConstraint("Tboxes", boxes)
+            .Build();
+      };
+      // Those of version 0.1 are in models that it has exported.
+      for (const char* op : {"TFDeformable>RoiPool", "TFDeformable>DeformableRoIPool"}) {
+        RegisterKernel<OperatorKernel<roi_pool::ForwardCall, T, Device>>(kernel(op));
+      }
+      for (const char* op : {"TFDeformable>RoiPoolGrad", "TFDeformable>DeformableRoIPoolGrad"}) {
+        RegisterKernel<OperatorKernel<roi_pool::GradientCall, T, Device>>(kernel(op));
+      }
     }
-    for (const char* op : {"TFDeformable>RoiPoolGrad", "TFDeformable>DeformableRoIPoolGrad"}) {
-      RegisterKernel<OperatorKernel<roi_pool::GradientCall, T, Device>>(kernel(op));
-    }
-  }
-  return true;
+  });
 }
 
 }  // namespace tf_deformable

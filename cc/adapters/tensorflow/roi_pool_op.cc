@@ -2,6 +2,7 @@
 
 #include "adapters/common/roi_pool_call.h"
 #include "adapters/tensorflow/call.h"
+#include "adapters/tensorflow/op_attributes.h"
 #include "adapters/tensorflow/tensors.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -40,15 +41,7 @@ REGISTER_OP("TFDeformable>RoiPool")
     .Output("output: T")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tsampling: {half, bfloat16, float, double} = DT_FLOAT")
-    .Attr("Tboxes: {float, double}")
-    .Attr("num_offsets: int >= 0 = 0")
-    .Attr("num_masks: int >= 0 = 0")
-    .Attr("output_size: list(int)")
-    .Attr("group_size: int = 1")
-    .Attr("spatial_scale: float = 1.0")
-    .Attr("samples_per_bin: int = 4")
-    .Attr("gamma: float = 0.1")
-    .Attr("aligned: bool = false")
+    .TF_DEFORMABLE_BINS_ATTRIBUTES()
     .SetShapeFn(ForwardShape)
     .Doc(R"doc(
 RoI pooling: plain, deformable, position-sensitive, modulated (Dai et al. 2017, equations 5 and 6).
@@ -86,15 +79,7 @@ REGISTER_OP("TFDeformable>RoiPoolGrad")
     .Output("grad_mask: num_masks * Tsampling")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tsampling: {half, bfloat16, float, double} = DT_FLOAT")
-    .Attr("Tboxes: {float, double}")
-    .Attr("num_offsets: int >= 0 = 0")
-    .Attr("num_masks: int >= 0 = 0")
-    .Attr("output_size: list(int)")
-    .Attr("group_size: int = 1")
-    .Attr("spatial_scale: float = 1.0")
-    .Attr("samples_per_bin: int = 4")
-    .Attr("gamma: float = 0.1")
-    .Attr("aligned: bool = false")
+    .TF_DEFORMABLE_BINS_ATTRIBUTES()
     .SetShapeFn(GradientShape)
     .Doc(R"doc(
 Gradients of TFDeformable>RoiPool. Boxes are not differentiated.
@@ -119,15 +104,7 @@ REGISTER_OP("TFDeformable>DeformableRoIPool")
     .Input("mask: num_masks * T")
     .Output("output: T")
     .Attr("T: {half, bfloat16, float, double}")
-    .Attr("Tboxes: {float, double}")
-    .Attr("num_offsets: int >= 0 = 0")
-    .Attr("num_masks: int >= 0 = 0")
-    .Attr("output_size: list(int)")
-    .Attr("group_size: int = 1")
-    .Attr("spatial_scale: float = 1.0")
-    .Attr("samples_per_bin: int = 4")
-    .Attr("gamma: float = 0.1")
-    .Attr("aligned: bool = false")
+    .TF_DEFORMABLE_BINS_ATTRIBUTES()
     .SetShapeFn(ForwardShape)
     .Doc("TFDeformable>RoiPool of version 0.1.");
 
@@ -142,15 +119,7 @@ REGISTER_OP("TFDeformable>DeformableRoIPoolGrad")
     .Output("grad_offsets: num_offsets * T")
     .Output("grad_mask: num_masks * T")
     .Attr("T: {half, bfloat16, float, double}")
-    .Attr("Tboxes: {float, double}")
-    .Attr("num_offsets: int >= 0 = 0")
-    .Attr("num_masks: int >= 0 = 0")
-    .Attr("output_size: list(int)")
-    .Attr("group_size: int = 1")
-    .Attr("spatial_scale: float = 1.0")
-    .Attr("samples_per_bin: int = 4")
-    .Attr("gamma: float = 0.1")
-    .Attr("aligned: bool = false")
+    .TF_DEFORMABLE_BINS_ATTRIBUTES()
     .SetShapeFn(GradientShape)
     .Doc("TFDeformable>RoiPoolGrad of version 0.1.");
 

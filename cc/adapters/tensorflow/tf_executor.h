@@ -3,6 +3,7 @@
 #define TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_TF_EXECUTOR_H_
 
 #include "adapters/common/pool_executor.h"
+#include "adapters/tensorflow/operator_kernel.h"
 #include "tensorflow/core/framework/op_kernel.h"
 
 namespace tf_deformable {
@@ -24,6 +25,19 @@ void RunPlan(tensorflow::OpKernelContext* context, const Geometry& geometry,
   OP_REQUIRES_OK(context, AllocateWorkspace(context, plan.workspace_bytes(), &workspace));
   plan.Run(tensors, executor, workspace.data());
 }
+
+// The CPU for OperatorKernel, where a plan computes the call.
+template <template <typename> class Plan>
+struct OnCpu {
+  template <typename S>
+  struct Device : PreparesNothing {
+    template <typename Geometry, typename Tensors>
+    static void Run(tensorflow::OpKernelContext* context, const Geometry& geometry,
+                    const Tensors& tensors) {
+      RunPlan<Plan<S>>(context, geometry, tensors);
+    }
+  };
+};
 
 }  // namespace tf_deformable
 

@@ -36,20 +36,22 @@ struct CpuContext {
 
   const char* op;
   ffi::ThreadPool& pool;
+
+  // On the pool's threads.
+  template <typename Plan, typename Geometry, typename Tensors>
+  Status RunPlan(const Geometry& geometry, const Tensors& tensors) const;
 };
 
-// Runs a plan on the pool's threads.
 template <typename Plan, typename Geometry, typename Tensors>
-Status RunPlan(const CpuContext& context, const Geometry& geometry, const Tensors& tensors) {
-  PoolExecutor executor(context.pool.num_threads(), [&context](std::function<void()> work) {
-    context.pool.Schedule(std::move(work));
-  });
+Status CpuContext::RunPlan(const Geometry& geometry, const Tensors& tensors) const {
+  PoolExecutor executor(pool.num_threads(),
+                        [this](std::function<void()> work) { pool.Schedule(std::move(work)); });
   const Plan plan(geometry, executor.num_workers());
   const HostWorkspace workspace(plan.workspace_bytes());
   if (!workspace.is_allocated()) {
-    return Status(Status::Code::kOutOfMemory,
-                  std::string(context.op) + ": no memory for a workspace of " +
-                      std::to_string(plan.workspace_bytes()) + " bytes");
+    return Status(Status::Code::kOutOfMemory, std::string(op) + ": no memory for a workspace of " +
+                                                  std::to_string(plan.workspace_bytes()) +
+                                                  " bytes");
   }
   plan.Run(tensors, executor, workspace.data());
   return Status();

@@ -26,6 +26,11 @@ struct CudaContext {
   void* stream;  // a cudaStream_t
   ffi::ScratchAllocator& memory;
   CudaOptions options;
+
+  // Puts a plan's work into the stream. XLA takes the workspace back when the handler returns, and
+  // hands it on in the order of the stream.
+  template <typename Plan, typename Geometry, typename Tensors>
+  Status RunPlan(const Geometry& geometry, const Tensors& tensors) const;
 };
 
 // Reads the attributes that calls on a CUDA device have beside the operator's.
@@ -35,22 +40,20 @@ inline Status ReadOptions(const char* op, const ffi::Dictionary& attributes, Cud
   return status.ok() ? read("deterministic", &options->deterministic) : status;
 }
 
-// Puts a plan's work into the stream. XLA takes the workspace back when the handler returns, and
-// hands it on in the order of the stream.
 template <typename Plan, typename Geometry, typename Tensors>
-Status RunPlan(const CudaContext& context, const Geometry& geometry, const Tensors& tensors) {
-  const Plan plan(geometry, context.options);
+Status CudaContext::RunPlan(const Geometry& geometry, const Tensors& tensors) const {
+  const Plan plan(geometry, options);
   void* workspace = nullptr;
   if (plan.workspace_bytes() > 0) {
-    const std::optional<void*> allocated = context.memory.Allocate(plan.workspace_bytes(), 256);
+    const std::optional<void*> allocated = memory.Allocate(plan.workspace_bytes(), 256);
     if (!allocated) {
       return Status(Status::Code::kOutOfMemory,
-                    std::string(context.op) + ": no memory for a workspace of " +
+                    std::string(op) + ": no memory for a workspace of " +
                         std::to_string(plan.workspace_bytes()) + " bytes");
     }
     workspace = *allocated;
   }
-  return plan.Run(tensors, workspace, context.stream);
+  return plan.Run(tensors, workspace, stream);
 }
 
 // The handler of a call. Device holds a CudaContext, and is what Compute asks for.

@@ -7,28 +7,12 @@
 #include "kernels/deformable_conv2d/cpu_forward_plan.h"
 
 namespace tf_deformable::deformable_conv2d {
-namespace {
 
-struct Cpu {
-  CpuContext context;
-
-  Status Prepare(const Geometry&, const std::vector<TensorView>&) { return Status(); }
-
-  template <typename S>
-  Status Run(const Geometry& geometry, const ForwardTensors<S>& tensors) {
-    return RunPlan<cpu::ForwardPlan<S>>(context, geometry, tensors);
-  }
-  template <typename S>
-  Status Run(const Geometry& geometry, const BackwardTensors<S>& tensors) {
-    return RunPlan<cpu::BackwardPlan<S>>(context, geometry, tensors);
-  }
-};
-
-}  // namespace
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(tf_deformable_conv2d_cpu, (HandleOnCpu<ForwardCall, Cpu>),
+XLA_FFI_DEFINE_HANDLER_SYMBOL(tf_deformable_conv2d_cpu,
+                              (HandleOnCpu<ForwardCall, PlanDevice<CpuContext, cpu::ForwardPlan>>),
                               CpuBinding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(tf_deformable_conv2d_grad_cpu, (HandleOnCpu<GradientCall, Cpu>),
-                              CpuBinding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    tf_deformable_conv2d_grad_cpu,
+    (HandleOnCpu<GradientCall, PlanDevice<CpuContext, cpu::BackwardPlan>>), CpuBinding());
 
 }  // namespace tf_deformable::deformable_conv2d

@@ -91,6 +91,21 @@ Status DispatchFeatures(ElementType type, const Function& function) {
   }
 }
 
+// A device, for Compute, where a plan computes the call and there is nothing to check.
+template <typename Context, template <typename> class Plan>
+struct PlanDevice {
+  Context context;
+
+  template <typename Geometry>
+  Status Prepare(const Geometry&, const std::vector<TensorView>&) {
+    return Status();
+  }
+  template <typename Geometry, template <typename> class Tensors, typename S>
+  Status Run(const Geometry& geometry, const Tensors<S>& tensors) {
+    return context.template RunPlan<Plan<S>>(geometry, tensors);
+  }
+};
+
 // Computes a call on a device with a context (cpu_context.h, cuda_context.h). `device` has
 //   Status Prepare(geometry, inputs): checks what is in its memory;
 //   Status Run(geometry, tensors).

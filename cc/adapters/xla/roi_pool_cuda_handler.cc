@@ -18,11 +18,11 @@ struct Cuda {
 
   template <typename S>
   Status Run(const Geometry& geometry, const ForwardTensors<S>& tensors) {
-    return RunPlan<cuda::ForwardPlan<S>>(context, geometry, tensors);
+    return context.RunPlan<cuda::ForwardPlan<S>>(geometry, tensors);
   }
   template <typename S>
   Status Run(const Geometry& geometry, const BackwardTensors<S>& tensors) {
-    return RunPlan<cuda::BackwardPlan<S>>(context, geometry, tensors);
+    return context.RunPlan<cuda::BackwardPlan<S>>(geometry, tensors);
   }
 };
 

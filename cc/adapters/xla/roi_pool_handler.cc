@@ -19,11 +19,11 @@ struct Cpu {
 
   template <typename S>
   Status Run(const Geometry& geometry, const ForwardTensors<S>& tensors) {
-    return RunPlan<cpu::ForwardPlan<S>>(context, geometry, tensors);
+    return context.RunPlan<cpu::ForwardPlan<S>>(geometry, tensors);
   }
   template <typename S>
   Status Run(const Geometry& geometry, const BackwardTensors<S>& tensors) {
-    return RunPlan<cpu::BackwardPlan<S>>(context, geometry, tensors);
+    return context.RunPlan<cpu::BackwardPlan<S>>(geometry, tensors);
   }
 };
 

@@ -25,32 +25,37 @@ const Kernels<T>& TableKernels() {
   return SelectedKernels<T>(TF_DEFORMABLE_KERNEL_TABLES(kKernels));
 }
 
+// Samples of a row, if there are rows: tensors without elements may have any number of them.
+int64_t Samples(const Geometry& g) { return g.rows() > 0 ? g.samples : 0; }
+
 // Adds the arrays of SampleMaps for so many rows to a workspace; FillMaps writes and returns them.
 template <typename A>
-int64_t AddMaps(const Geometry& g, int64_t rows, int64_t lanes, Layout<A>* layout) {
+int64_t AddMaps(int64_t samples, int64_t rows, int64_t lanes, Layout<A>* layout) {
   using Size = typename SampleMaps<A>::Size;
-  const int64_t samples = RoundUp(rows * g.samples(), lanes);
-  const int64_t at = layout->template Add<int64_t>(samples);
-  layout->template Add<Size>(samples);
-  layout->template Add<Size>(samples);
+  const int64_t padded = RoundUp(rows * samples, lanes);
+  const int64_t at = layout->template Add<int64_t>(padded);
+  layout->template Add<Size>(padded);
+  layout->template Add<Size>(padded);
   return at;
 }
 template <typename A>
-SampleMaps<A> FillMaps(const std::vector<Level>& levels, int64_t points, int64_t rows,
+SampleMaps<A> FillMaps(const std::vector<Level>& levels, int64_t samples, int64_t rows,
                        int64_t lanes, A* workspace) {
   using Size = typename SampleMaps<A>::Size;
-  const int64_t samples = static_cast<int64_t>(levels.size()) * points;
   const int64_t padded = RoundUp(rows * samples, lanes);
   Layout<A> layout;
   auto* const first_pixels =
       reinterpret_cast<int64_t*>(workspace + layout.template Add<int64_t>(padded));
   auto* const heights = reinterpret_cast<Size*>(workspace + layout.template Add<Size>(padded));
   auto* const widths = reinterpret_cast<Size*>(workspace + layout.template Add<Size>(padded));
-  for (int64_t i = 0; i < padded; ++i) {
-    const Level& level = levels[i % samples / points];
-    first_pixels[i] = level.first_pixel;
-    heights[i] = static_cast<Size>(level.height);
-    widths[i] = static_cast<Size>(level.width);
+  for (int64_t i = 0; i < padded;) {
+    for (const Level& level : levels) {
+      for (const int64_t end = std::min(i + level.points, padded); i < end; ++i) {
+        first_pixels[i] = level.first_pixel;
+        heights[i] = static_cast<Size>(level.height);
+        widths[i] = static_cast<Size>(level.width);
+      }
+    }
   }
   return {heights, widths, first_pixels};
 }
@@ -64,27 +69,27 @@ int64_t SamplesBytes(int64_t samples, int64_t lanes) {
 
 template <typename T>
 ForwardPlan<T>::ForwardPlan(const Geometry& g, int num_workers)
-    : kernels_(TableKernels<T>()), levels_(g.maps), points_(g.points) {
+    : kernels_(TableKernels<T>()), levels_(g.maps) {
   using A = ComputeType<T>;
   ForwardJob<T>& job = job_;
   job.image_rows = g.queries * g.heads;
-  job.rows = g.batch * job.image_rows;
+  job.rows = g.rows();
   job.pixels = g.pixels;
   job.heads = g.heads;
   job.depth = g.depth;
-  job.samples = g.samples();
+  job.samples = Samples(g);
   job.normalized = g.coordinates == Coordinates::kNormalized;
-  const int64_t row_products = std::max<int64_t>(4 * g.samples() * g.depth, 1);
+  const int64_t row_products = std::max<int64_t>(4 * job.samples * g.depth, 1);
   job.rows_per_unit = std::max<int64_t>(kUnitProducts / row_products, 1);
-  job.rows_together = std::max<int64_t>(kSamplesTogether / std::max<int64_t>(g.samples(), 1), 1);
+  job.rows_together = std::max<int64_t>(kSamplesTogether / std::max<int64_t>(job.samples, 1), 1);
 
   Layout<A> worker;
   job.samples_at =
-      worker.AddBytes(SamplesBytes<A>(job.rows_together * g.samples(), kernels_.lanes));
+      worker.AddBytes(SamplesBytes<A>(job.rows_together * job.samples, kernels_.lanes));
   job.sums_at = worker.Add(std::min(g.depth, kMostBlockChannels));
   worker_size_ = worker.size();
   Layout<A> all;
-  maps_at_ = AddMaps(g, job.rows_together, kernels_.lanes, &all);
+  maps_at_ = AddMaps(job.samples, job.rows_together, kernels_.lanes, &all);
   worker_at_ = all.Add(num_workers * worker_size_);
   workspace_bytes_ = all.size() * sizeof(A);
 }
@@ -96,7 +101,7 @@ void ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, Executor& executor,
   A* const space = static_cast<A*>(workspace);
   ForwardJob<T> job = job_;
   job.tensors = tensors;
-  job.maps = FillMaps(levels_, points_, job.rows_together, kernels_.lanes, space + maps_at_);
+  job.maps = FillMaps(levels_, job.samples, job.rows_together, kernels_.lanes, space + maps_at_);
   ForEach(executor, CeilDiv(job.rows, job.rows_per_unit), 2 * kUnitProducts,
           [&](int64_t unit, int worker) {
             kernels_.forward(job, unit, space + worker_at_ + worker * worker_size_);
@@ -105,7 +110,7 @@ void ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, Executor& executor,
 
 template <typename T>
 BackwardPlan<T>::BackwardPlan(const Geometry& g, int num_workers)
-    : kernels_(TableKernels<T>()), levels_(g.maps), points_(g.points), images_(g.batch) {
+    : kernels_(TableKernels<T>()), levels_(g.maps), images_(g.batch) {
   using A = ComputeType<T>;
   constexpr bool kRounds = !std::is_same_v<T, A>;
   BackwardJob<T>& job = job_;
@@ -113,7 +118,7 @@ BackwardPlan<T>::BackwardPlan(const Geometry& g, int num_workers)
   job.queries = g.queries;
   job.heads = g.heads;
   job.depth = g.depth;
-  job.samples = g.samples();
+  job.samples = Samples(g);
   job.normalized = g.coordinates == Coordinates::kNormalized;
 
   const int64_t owners = std::max<int64_t>(g.batch * g.heads, 1);
@@ -126,7 +131,7 @@ BackwardPlan<T>::BackwardPlan(const Geometry& g, int num_workers)
   const int64_t image_units = std::max<int64_t>(g.heads * job.blocks, 1);
   images_per_step_ = kRounds ? std::min(images, CeilDiv(kUnitsWanted, image_units)) : images;
   const int64_t query_partials =
-      job.blocks > 1 ? images_per_step_ * g.heads * job.blocks * g.samples() * 3 : 0;
+      job.blocks > 1 ? images_per_step_ * g.heads * job.blocks * job.samples * 3 : 0;
   queries_per_step_ = std::max<int64_t>(g.queries, 1);
   if (query_partials > 0) {
     queries_per_step_ = std::clamp<int64_t>(
@@ -135,13 +140,13 @@ BackwardPlan<T>::BackwardPlan(const Geometry& g, int num_workers)
 
   const int64_t block_channels = std::min(job.channels_per_block, g.depth);
   Layout<A> worker;
-  job.samples_at = worker.AddBytes(SamplesBytes<A>(g.samples(), kernels_.lanes));
-  job.gradients_at = worker.Add(std::min(g.samples(), kMostSamples) * 3);
+  job.samples_at = worker.AddBytes(SamplesBytes<A>(job.samples, kernels_.lanes));
+  job.gradients_at = worker.Add(std::min(job.samples, kMostSamples) * 3);
   job.upstream_at = worker.Add(kRounds ? block_channels : 0);
   job.discard_at = worker.Add(block_channels);
   worker_size_ = worker.size();
   Layout<A> all;
-  maps_at_ = AddMaps(g, 1, kernels_.lanes, &all);
+  maps_at_ = AddMaps(job.samples, 1, kernels_.lanes, &all);
   partials_at_ = all.Add(queries_per_step_ * query_partials);
   grad_value_at_ = all.Add(kRounds ? images_per_step_ * g.pixels * g.channels() : 0);
   worker_at_ = all.Add(num_workers * worker_size_);
@@ -155,7 +160,7 @@ void BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, Executor& executor,
   A* const space = static_cast<A*>(workspace);
   BackwardJob<T> job = job_;
   job.tensors = tensors;
-  job.maps = FillMaps(levels_, points_, 1, kernels_.lanes, space + maps_at_);
+  job.maps = FillMaps(levels_, job.samples, 1, kernels_.lanes, space + maps_at_);
   job.partials = job.blocks > 1 ? space + partials_at_ : nullptr;
   const int64_t image_size = job.pixels * job.heads * job.depth;
   const int64_t row_operations = job.samples * (64 + 16 * job.channels_per_block) + 1;

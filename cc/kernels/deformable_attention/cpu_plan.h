@@ -25,7 +25,6 @@ class ForwardPlan {
   const Kernels<T>& kernels_;
   ForwardJob<T> job_ = {};
   std::vector<Level> levels_;
-  int64_t points_;
   int64_t maps_at_, worker_at_, worker_size_;  // in elements
   int64_t workspace_bytes_;
 };
@@ -41,7 +40,6 @@ class BackwardPlan {
   const Kernels<T>& kernels_;
   BackwardJob<T> job_ = {};
   std::vector<Level> levels_;
-  int64_t points_;
   int64_t images_, images_per_step_, queries_per_step_;
   int64_t maps_at_, grad_value_at_, partials_at_, worker_at_, worker_size_;  // in elements
   int64_t workspace_bytes_;

@@ -25,6 +25,7 @@ inline constexpr int kMostLevels = 128;  // the parameters of a kernel hold 4 KB
 
 struct CudaLevel {
   int32_t height, width, first_pixel;
+  int32_t last_sample;  // of a row: where the samples of the next level begin
 };
 
 // What a launch needs to know. Rows are counted over (image, query, head).
@@ -32,7 +33,7 @@ struct Job {
   int64_t first_row, last_row;
   int64_t image_rows;  // queries x heads
   int64_t pixels;      // S
-  int32_t heads, depth, points, samples;
+  int32_t heads, depth, num_levels, samples;
   int32_t lanes;            // of a team, a power of 2, at most a warp
   int32_t samples_at_once;  // of a row, in shared memory
   bool normalized;
@@ -54,12 +55,12 @@ TF_DEFORMABLE_HOST_DEVICE int32_t SamplesStride(int32_t samples_at_once) {
   return samples_at_once | 1;
 }
 
+// `number` of the row's samples, which is one of a point of `level`.
 template <typename T>
 TF_DEFORMABLE_DEVICE Sample<ComputeType<T>> MakeSample(const Job& job,
                                                        const InputTensors<T>& tensors, int64_t row,
-                                                       int32_t number) {
+                                                       int32_t number, const CudaLevel& level) {
   using A = ComputeType<T>;
-  const CudaLevel level = job.levels[number / job.points];
   const int64_t at = row * job.samples + number;
   A y = LoadSampling(tensors.locations, 2 * at), x = LoadSampling(tensors.locations, 2 * at + 1);
   if (job.normalized) {
@@ -77,6 +78,12 @@ TF_DEFORMABLE_DEVICE Sample<ComputeType<T>> MakeSample(const Job& job,
   sample.height = level.height;
   sample.corners = point.corners;
   return sample;
+}
+
+TF_DEFORMABLE_DEVICE const CudaLevel& LevelOfSample(const Job& job, int32_t number) {
+  int32_t level = 0;
+  while (number >= job.levels[level].last_sample) ++level;
+  return job.levels[level];
 }
 
 // Where the channels of a head begin, in the value or its gradient.
@@ -110,7 +117,9 @@ TF_DEFORMABLE_DEVICE void ForEachSamples(const Job& job, const InputTensors<T>& 
     SyncWarp();  // the last ones are done with
     for (int32_t i = thread; i < teams * count; i += 32) {
       const int64_t row = Min(first_row + i / count, job.last_row - 1);
-      of_warp[i / count * stride + i % count] = MakeSample<T>(job, tensors, row, first + i % count);
+      const int32_t number = first + i % count;
+      of_warp[i / count * stride + i % count] =
+          MakeSample<T>(job, tensors, row, number, LevelOfSample(job, number));
     }
     SyncWarp();  // they are there
     work(of_warp + thread / job.lanes * stride, first, count);
@@ -218,21 +227,22 @@ template <typename T>
 TF_DEFORMABLE_KERNEL(kThreads, 1)
 void DeterministicValueKernel(Job job, BackwardTensors<T> tensors, ComputeType<T>* grad_value) {
   using A = ComputeType<T>;
-  const int32_t levels = job.samples / job.points;
   int64_t index = BlockIndex() * kThreads + ThreadIndex();
   const int32_t channel = static_cast<int32_t>(index % job.depth);
   index /= job.depth;
-  const int32_t level = static_cast<int32_t>(index % levels);
-  index /= levels;
+  const int32_t number = static_cast<int32_t>(index % job.num_levels);
+  index /= job.num_levels;
   const int32_t head = static_cast<int32_t>(index % job.heads);
   const int64_t image = index / job.heads;  // of the step
   const int64_t image_row = job.first_row + image * job.image_rows;
   if (image_row >= job.last_row) return;
+  const CudaLevel& level = job.levels[number];
+  const int32_t first_sample = number == 0 ? 0 : job.levels[number - 1].last_sample;
   A* const target = grad_value + (image * job.pixels * job.heads + head) * job.depth + channel;
   for (int64_t row = image_row + head; row < image_row + job.image_rows; row += job.heads) {
     const A upstream = ToCompute(tensors.grad_output[row * job.depth + channel]);
-    for (int32_t p = 0; p < job.points; ++p) {
-      const Sample<A> sample = MakeSample<T>(job, tensors, row, level * job.points + p);
+    for (int32_t i = first_sample; i < level.last_sample; ++i) {
+      const Sample<A> sample = MakeSample<T>(job, tensors, row, i, level);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         if ((sample.corners >> j & 1) == 0) continue;

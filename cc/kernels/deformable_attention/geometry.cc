@@ -1,6 +1,7 @@
 #include "kernels/deformable_attention/geometry.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "kernels/base/validation.h"
 
@@ -11,16 +12,22 @@ constexpr char kOp[] = "multi_scale_deformable_attention";
 
 std::string Message(const std::string& text) { return std::string(kOp) + ": " + text; }
 
-std::string CheckRanks(const Arguments& a) {
+// The axes of sampling_locations and attention_weights.
+struct Layouts {
+  const char *locations, *weights;
+};
+constexpr Layouts kSamePoints = {"[N,Q,heads,levels,points,2]", "[N,Q,heads,levels,points]"};
+constexpr Layouts kOwnPoints = {"[N,Q,heads,sum of num_points,2]", "[N,Q,heads,sum of num_points]"};
+
+std::string CheckRanks(const Arguments& a, const Layouts& layouts, int64_t samples_rank) {
   std::string error = RankError(kOp, "value", "[N,S,heads,D]", 4, a.value);
   if (error.empty()) error = RankError(kOp, "spatial_shapes", "[levels,2]", 2, a.spatial_shapes);
   if (error.empty()) {
-    error = RankError(kOp, "sampling_locations", "[N,Q,heads,levels,points,2]", 6,
+    error = RankError(kOp, "sampling_locations", layouts.locations, samples_rank + 1,
                       a.sampling_locations);
   }
   if (error.empty()) {
-    error =
-        RankError(kOp, "attention_weights", "[N,Q,heads,levels,points]", 5, a.attention_weights);
+    error = RankError(kOp, "attention_weights", layouts.weights, samples_rank, a.attention_weights);
   }
   if (error.empty() && a.grad_output) {
     error = RankError(kOp, "grad_output", "[N,Q,heads*D]", 3, *a.grad_output);
@@ -52,7 +59,8 @@ std::string LevelsToString(const std::vector<int64_t>& sizes) {
 }
 
 // Sets the maps, and the pixels if value does not tell them.
-std::string FillMaps(const std::vector<int64_t>& sizes, Geometry* g) {
+std::string FillMaps(const Arguments& a, Geometry* g) {
+  const std::vector<int64_t>& sizes = *a.level_sizes;
   if (!AllInRange(sizes, sizes.size(), 0)) {
     return Message("spatial_shapes must be heights and widths of at least 0" +
                    AtMost(kLargestAttribute) + ", got " + LevelsToString(sizes));
@@ -60,7 +68,8 @@ std::string FillMaps(const std::vector<int64_t>& sizes, Geometry* g) {
   constexpr int64_t kMostPixels = int64_t{1} << 61;  // no tensor has so many; sums do not overflow
   int64_t pixels = 0;
   for (size_t i = 0; i < sizes.size(); i += 2) {
-    g->maps.push_back({sizes[i], sizes[i + 1], pixels});
+    const int64_t points = a.num_points.empty() ? g->samples_shape.back() : a.num_points[i / 2];
+    g->maps.push_back({sizes[i], sizes[i + 1], pixels, points});
     pixels = std::min(pixels + sizes[i] * sizes[i + 1], kMostPixels);
   }
   if (Differ(g->pixels, pixels)) {
@@ -75,7 +84,13 @@ std::string FillMaps(const std::vector<int64_t>& sizes, Geometry* g) {
 // What is wrong with the arguments, or an empty string.
 std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   Geometry& g = *geometry;
-  std::string error = CheckRanks(a);
+  const bool same_points = a.num_points.empty();
+  if (!AllInRange(a.num_points, a.num_points.size(), 0)) {
+    return Message("num_points must be integers of at least 0" + AtMost(kLargestAttribute) +
+                   ", got " + ListToString(a.num_points));
+  }
+  const Layouts& layouts = same_points ? kSamePoints : kOwnPoints;
+  std::string error = CheckRanks(a, layouts, same_points ? 5 : 4);
   if (!error.empty()) return error;
 
   const Shape& locations = a.sampling_locations;
@@ -87,8 +102,17 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   g.heads = FirstKnown({a.value.dim(2), locations.dim(2), weights.dim(2)});
   g.depth = a.value.dim(3);
   g.queries = FirstKnown({locations.dim(1), weights.dim(1), grad_output.dim(1)});
-  g.levels = FirstKnown({a.spatial_shapes.dim(0), locations.dim(3), weights.dim(3)});
-  g.points = FirstKnown({locations.dim(4), weights.dim(4)});
+  g.samples_shape = {g.batch, g.queries, g.heads};
+  if (same_points) {
+    g.levels = FirstKnown({a.spatial_shapes.dim(0), locations.dim(3), weights.dim(3)});
+    const int64_t points = FirstKnown({locations.dim(4), weights.dim(4)});
+    g.samples = Product(g.levels, points);
+    g.samples_shape.insert(g.samples_shape.end(), {g.levels, points});
+  } else {
+    g.levels = static_cast<int64_t>(a.num_points.size());
+    g.samples = std::accumulate(a.num_points.begin(), a.num_points.end(), int64_t{0});
+    g.samples_shape.push_back(g.samples);
+  }
 
   if (ShapeDiffers(a.value, {g.batch, g.pixels, g.heads, g.depth})) {
     return ShapeMessage("value", "[N,S,heads,D]", {g.batch, g.pixels, g.heads, g.depth}, a.value);
@@ -100,15 +124,13 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   if (ShapeDiffers(a.spatial_shapes, {g.levels, 2})) {
     return ShapeMessage("spatial_shapes", "[levels,2]", {g.levels, 2}, a.spatial_shapes);
   }
-  const std::vector<int64_t> samples = {g.batch, g.queries, g.heads, g.levels, g.points};
-  std::vector<int64_t> coordinates = samples;
+  std::vector<int64_t> coordinates = g.samples_shape;
   coordinates.push_back(2);
   if (ShapeDiffers(locations, coordinates)) {
-    return ShapeMessage("sampling_locations", "[N,Q,heads,levels,points,2]", coordinates,
-                        locations);
+    return ShapeMessage("sampling_locations", layouts.locations, coordinates, locations);
   }
-  if (ShapeDiffers(weights, samples)) {
-    return ShapeMessage("attention_weights", "[N,Q,heads,levels,points]", samples, weights);
+  if (ShapeDiffers(weights, g.samples_shape)) {
+    return ShapeMessage("attention_weights", layouts.weights, g.samples_shape, weights);
   }
   const std::vector<int64_t> output = {g.batch, g.queries, Product(g.heads, g.depth)};
   if (a.grad_output && ShapeDiffers(grad_output, output)) {
@@ -116,7 +138,7 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   }
   error = OutputError(kOp, output);
   if (!error.empty()) return error;
-  return a.level_sizes ? FillMaps(*a.level_sizes, &g) : "";
+  return a.level_sizes ? FillMaps(a, &g) : "";
 }
 
 }  // namespace

@@ -27,12 +27,17 @@ struct Arguments {
   // The elements of spatial_shapes, where they are known.
   std::optional<std::vector<int64_t>> level_sizes;
   Coordinates coordinates = Coordinates::kNormalized;
+  // The points of each level, where levels differ in them: the points of all levels are one axis
+  // then, sampling_locations [N, Q, heads, P, 2] and attention_weights [N, Q, heads, P]. Empty: all
+  // levels have as many.
+  std::vector<int64_t> num_points;
 };
 
 // The map of one level. Its pixels lie row by row among those of all levels.
 struct Level {
   int64_t height, width;
   int64_t first_pixel;
+  int64_t points;  // that each head of a query reads
 };
 
 // A dimension that does not follow from what is known is kUnknown; kernels are only ever given a
@@ -44,12 +49,13 @@ struct Geometry {
   int64_t depth = kUnknown;  // D, channels of a head
   int64_t queries = kUnknown;
   int64_t levels = kUnknown;
-  int64_t points = kUnknown;  // of each level
+  int64_t samples = kUnknown;          // of a head of a query: the points of all levels
+  std::vector<int64_t> samples_shape;  // [N, Q, heads, levels, points] or [N, Q, heads, P]
   Coordinates coordinates = Coordinates::kNormalized;
   std::vector<Level> maps;  // of the levels; empty while their sizes are unknown
 
   int64_t channels() const { return heads * depth; }
-  int64_t samples() const { return levels * points; }
+  int64_t rows() const { return batch * queries * heads; }  // heads of queries
 };
 
 // Fills `geometry` with all that follows from `arguments`. The message of an error names the

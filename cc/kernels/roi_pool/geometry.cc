@@ -12,8 +12,14 @@ namespace {
 // whatever the size of the map.
 constexpr int64_t kMostSamplesPerBin = 1024;
 
-std::string Message(int64_t group_size, const std::string& text) {
-  return std::string(OperatorName(group_size)) + ": " + text;
+// The function that was called. Position-sensitive pooling of one map is plain pooling, and called
+// so.
+const char* OperatorName(int64_t group_size) {
+  return group_size == 1 ? "deformable_roi_pool" : "deformable_psroi_pool";
+}
+
+std::string Message(const Arguments& a, const std::string& text) {
+  return std::string(OperatorName(a.group_size)) + ": " + text;
 }
 
 std::string ToText(float value) {
@@ -23,25 +29,25 @@ std::string ToText(float value) {
 }
 
 std::string CheckAttributes(const Arguments& a) {
-  const auto message = [&](const std::string& text) { return Message(a.group_size, text); };
   if (!AllInRange(a.output_size, 2, 1)) {
-    return message("output_size must be 2 positive integers (ph, pw)" + AtMost(kLargestAttribute) +
-                   ", got " + ListToString(a.output_size));
+    return Message(a, "output_size must be 2 positive integers (ph, pw)" +
+                          AtMost(kLargestAttribute) + ", got " + ListToString(a.output_size));
   }
   if (!AllInRange({a.group_size}, 1, 1)) {
-    return message("group_size must be a positive integer" + AtMost(kLargestAttribute) + ", got " +
-                   std::to_string(a.group_size));
+    return Message(a, "group_size must be a positive integer" + AtMost(kLargestAttribute) +
+                          ", got " + std::to_string(a.group_size));
   }
   if (a.samples_per_bin < (a.aligned ? 0 : 1) || a.samples_per_bin > kMostSamplesPerBin) {
-    return message(
+    return Message(
+        a,
         "samples_per_bin must be a positive integer (or 0 with aligned=True: as many as pixels)" +
-        AtMost(kMostSamplesPerBin) + ", got " + std::to_string(a.samples_per_bin));
+            AtMost(kMostSamplesPerBin) + ", got " + std::to_string(a.samples_per_bin));
   }
   if (!std::isfinite(a.spatial_scale) || a.spatial_scale <= 0) {
-    return message("spatial_scale must be finite and positive, got " + ToText(a.spatial_scale));
+    return Message(a, "spatial_scale must be finite and positive, got " + ToText(a.spatial_scale));
   }
   if (!std::isfinite(a.gamma)) {
-    return message("gamma must be finite, got " + ToText(a.gamma));
+    return Message(a, "gamma must be finite, got " + ToText(a.gamma));
   }
   return "";
 }
@@ -61,10 +67,10 @@ std::string CheckRanks(const Arguments& a) {
   return error;
 }
 
-std::string ShapeMessage(int64_t group_size, const char* name, const char* layout,
+std::string ShapeMessage(const Arguments& a, const char* name, const char* layout,
                          const std::string& expected, const Shape& got) {
-  return Message(group_size, std::string(name) + " must have shape " + layout + " = " + expected +
-                                 ", got shape " + ToString(got));
+  return Message(a, std::string(name) + " must have shape " + layout + " = " + expected +
+                        ", got shape " + ToString(got));
 }
 
 // What is wrong with the arguments, or an empty string.
@@ -95,9 +101,9 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   if (Known(g.channels)) {
     if (g.channels == 0 || g.channels % maps != 0) {
       return Message(
-          g.group_size,
-          "inputs channels must be a positive multiple of group_size*group_size, got C=" +
-              DimensionToString(g.channels) + " and group_size=" + DimensionToString(g.group_size));
+          a, "inputs channels must be a positive multiple of group_size*group_size, got C=" +
+                 DimensionToString(g.channels) +
+                 " and group_size=" + DimensionToString(g.group_size));
     }
     g.depth = g.channels / maps;
   } else {
@@ -106,25 +112,24 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   g.boxes = FirstKnown(
       {a.boxes.dim(0), a.box_indices.dim(0), offsets.dim(0), mask.dim(0), grad_output.dim(0)});
   if (Differ(a.boxes.dim(0), g.boxes) || Differ(a.boxes.dim(1), 4)) {
-    return ShapeMessage(g.group_size, "boxes", "[R,4]", ToString({g.boxes, 4}), a.boxes);
+    return ShapeMessage(a, "boxes", "[R,4]", ToString({g.boxes, 4}), a.boxes);
   }
   if (Differ(a.box_indices.dim(0), g.boxes)) {
-    return ShapeMessage(g.group_size, "box_indices", "[R]", ToString({g.boxes}), a.box_indices);
+    return ShapeMessage(a, "box_indices", "[R]", ToString({g.boxes}), a.box_indices);
   }
   if (a.offsets) {
     if (Differ(offsets.dim(0), g.boxes) || offsets.dim(1) == 0 || offsets.dim(2) == 0 ||
         offsets.dim(3) == 0 || Differ(offsets.dim(4), 2)) {
-      return ShapeMessage(g.group_size, "offsets", "[R,part_h,part_w,classes,2]",
+      return ShapeMessage(a, "offsets", "[R,part_h,part_w,classes,2]",
                           "[" + DimensionToString(g.boxes) + ",>=1,>=1,>=1,2]", offsets);
     }
     g.part_height = offsets.dim(1);
     g.part_width = offsets.dim(2);
     g.classes = offsets.dim(3);
     if (Known(g.depth) && Known(g.classes) && g.depth % g.classes != 0) {
-      return Message(g.group_size,
-                     "output channels must be a multiple of the offset classes, got D=" +
-                         DimensionToString(g.depth) +
-                         " and classes=" + DimensionToString(g.classes));
+      return Message(a, "output channels must be a multiple of the offset classes, got D=" +
+                            DimensionToString(g.depth) +
+                            " and classes=" + DimensionToString(g.classes));
     }
   }
   const auto pooled_differs = [&](const Shape& shape) {
@@ -132,22 +137,18 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
            Differ(shape.dim(2), g.pooled_width);
   };
   if (a.mask && pooled_differs(mask)) {
-    return ShapeMessage(g.group_size, "mask", "[R,ph,pw]",
+    return ShapeMessage(a, "mask", "[R,ph,pw]",
                         ToString({g.boxes, g.pooled_height, g.pooled_width}), mask);
   }
   if (a.grad_output && (pooled_differs(grad_output) || Differ(grad_output.dim(3), g.depth))) {
-    return ShapeMessage(g.group_size, "grad_output", "[R,ph,pw,D]",
+    return ShapeMessage(a, "grad_output", "[R,ph,pw,D]",
                         ToString({g.boxes, g.pooled_height, g.pooled_width, g.depth}), grad_output);
   }
-  return OutputError(OperatorName(g.group_size),
+  return OutputError(OperatorName(a.group_size),
                      {g.boxes, g.pooled_height, g.pooled_width, g.depth});
 }
 
 }  // namespace
-
-const char* OperatorName(int64_t group_size) {
-  return group_size == 1 ? "deformable_roi_pool" : "deformable_psroi_pool";
-}
 
 Status Parse(const Arguments& arguments, Geometry* geometry) {
   std::string error = FillGeometry(arguments, geometry);
@@ -158,11 +159,11 @@ Status Parse(const Arguments& arguments, Geometry* geometry) {
 Status CheckBoxIndices(const Geometry& g, const int32_t* box_indices) {
   for (int64_t i = 0; i < g.boxes; ++i) {
     if (box_indices[i] < -1 || box_indices[i] >= g.batch) {
-      return Status(
-          Status::Code::kInvalidArgument,
-          Message(g.group_size, "box_indices must be -1 (padding) or in [0,N) = [0," +
-                                    DimensionToString(g.batch) + "), got " +
-                                    std::to_string(box_indices[i]) + " at " + std::to_string(i)));
+      return Status(Status::Code::kInvalidArgument,
+                    std::string(OperatorName(g.group_size)) +
+                        ": box_indices must be -1 (padding) or in [0,N) = [0," +
+                        DimensionToString(g.batch) + "), got " + std::to_string(box_indices[i]) +
+                        " at " + std::to_string(i));
     }
   }
   return Status();

@@ -1,4 +1,7 @@
-#include "kernels/deformable_attention/cuda_plan.h"
+// Everything that a plan of a CUDA device is made of. Included once per element type: nvcc compiles
+// these in parallel.
+#ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_ATTENTION_CUDA_DRIVER_H_
+#define TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_ATTENTION_CUDA_DRIVER_H_
 
 #include <algorithm>
 #include <string>
@@ -8,21 +11,20 @@
 #include "kernels/cuda/reduce.h"
 #include "kernels/cuda/runs.h"
 #include "kernels/deformable_attention/cuda_kernels.h"
+#include "kernels/deformable_attention/cuda_plan.h"
 
 namespace tf_deformable::deformable_attention::cuda {
-namespace {
-
-constexpr int64_t kValueGradientBytes = 32 << 20;
+inline constexpr int64_t kValueGradientBytes = 32 << 20;
 // More would leave a multiprocessor few blocks.
-constexpr int64_t kSamplesInSharedMemory = 24 << 10;
-constexpr int64_t kMostSamplesAtOnce = 32;
+inline constexpr int64_t kSamplesInSharedMemory = 24 << 10;
+inline constexpr int64_t kMostSamplesAtOnce = 32;
 
-constexpr char kOp[] = "multi_scale_deformable_attention";
+inline constexpr char kOp[] = "multi_scale_deformable_attention";
 
-Status CheckFits(const Geometry& g) {
+inline Status CheckFits(const Geometry& g) {
   constexpr int64_t kMost = 1 << 30;
   constexpr int64_t kMostPixels = 1 << 24;  // along an axis: exact as float
-  bool fits = g.pixels <= kMost && g.channels() <= kMost && g.samples() <= kMost &&
+  bool fits = g.pixels <= kMost && g.channels() <= kMost && g.samples <= kMost &&
               g.queries <= kMost && g.batch <= kMost && g.levels <= kMostLevels;
   for (const Level& level : g.maps) {
     fits &= level.height <= kMostPixels && level.width <= kMostPixels;
@@ -38,22 +40,24 @@ Status CheckFits(const Geometry& g) {
 }
 
 // Whether there is nothing to sample for; an output then has no element, or is 0.
-bool HasNoRows(const Geometry& g) { return g.batch == 0 || g.queries == 0 || g.heads == 0; }
+inline bool HasNoRows(const Geometry& g) { return g.rows() == 0; }
 
-Job MakeJob(const Geometry& g) {
+inline Job MakeJob(const Geometry& g) {
   Job job = {};
   job.image_rows = g.queries * g.heads;
   job.first_row = 0;
-  job.last_row = g.batch * job.image_rows;
+  job.last_row = g.rows();
   job.pixels = g.pixels;
   job.heads = static_cast<int32_t>(g.heads);
   job.depth = static_cast<int32_t>(g.depth);
-  job.points = static_cast<int32_t>(g.points);
-  job.samples = static_cast<int32_t>(g.samples());
+  job.num_levels = static_cast<int32_t>(g.levels);
+  job.samples = static_cast<int32_t>(g.samples);
   job.normalized = g.coordinates == Coordinates::kNormalized;
+  int64_t samples = 0;
   for (size_t i = 0; i < g.maps.size(); ++i) {
+    samples += g.maps[i].points;
     job.levels[i] = {static_cast<int32_t>(g.maps[i].height), static_cast<int32_t>(g.maps[i].width),
-                     static_cast<int32_t>(g.maps[i].first_pixel)};
+                     static_cast<int32_t>(g.maps[i].first_pixel), static_cast<int32_t>(samples)};
   }
   return job;
 }
@@ -73,8 +77,6 @@ Status LaunchTeams(void (*kernel)(Job, Parameters...), Job job, int run, void* s
   return Launch(kOp, kernel, CeilDiv(job.last_row - job.first_row, teams), kThreads, shared_bytes,
                 stream, job, parameters...);
 }
-
-}  // namespace
 
 template <typename T>
 ForwardPlan<T>::ForwardPlan(const Geometry& geometry, const CudaOptions&)
@@ -128,7 +130,7 @@ Status BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, void* workspace,
       sums = tensors.grad_value + image * image_size;
     }
     Status status = FillZeros(kOp, sums, images * image_size * sizeof(A), stream);
-    if (status.ok() && deterministic_ && g.samples() > 0) {
+    if (status.ok() && deterministic_ && g.samples > 0) {
       const int64_t threads = images * g.heads * g.levels * g.depth;
       status = Launch(kOp, DeterministicValueKernel<T>, CeilDiv(threads, kThreads), kThreads, 0,
                       stream, job, tensors, sums);
@@ -151,13 +153,6 @@ Status BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, void* workspace,
   return Status();
 }
 
-template class ForwardPlan<float>;
-template class ForwardPlan<double>;
-template class ForwardPlan<Half>;
-template class ForwardPlan<BFloat16>;
-template class BackwardPlan<float>;
-template class BackwardPlan<double>;
-template class BackwardPlan<Half>;
-template class BackwardPlan<BFloat16>;
-
 }  // namespace tf_deformable::deformable_attention::cuda
+
+#endif  // TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_ATTENTION_CUDA_DRIVER_H_

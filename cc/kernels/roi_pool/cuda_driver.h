@@ -1,4 +1,7 @@
-#include "kernels/roi_pool/cuda_plan.h"
+// Everything that a plan of a CUDA device is made of. Included once per element type: nvcc compiles
+// these in parallel.
+#ifndef TF_DEFORMABLE_CC_KERNELS_ROI_POOL_CUDA_DRIVER_H_
+#define TF_DEFORMABLE_CC_KERNELS_ROI_POOL_CUDA_DRIVER_H_
 
 #include <algorithm>
 #include <type_traits>
@@ -8,19 +11,19 @@
 #include "kernels/cuda/runs.h"
 #include "kernels/cuda/warpgroup.h"
 #include "kernels/roi_pool/cuda_kernels.h"
+#include "kernels/roi_pool/cuda_plan.h"
 
 namespace tf_deformable::roi_pool::cuda {
-namespace {
+inline constexpr int64_t kInputsGradientBytes = 32 << 20;
+inline constexpr int64_t kPartialsBytes = 16 << 20;
+inline constexpr int64_t kLinesInSharedMemory =
+    40 << 10;  // more would leave a multiprocessor few blocks
+inline constexpr int64_t kMostClassBins = kThreads / 2;  // a thread to each axis
+inline constexpr int64_t kBlocksOfEach = 8;              // multiprocessor: enough to keep it busy
 
-constexpr int64_t kInputsGradientBytes = 32 << 20;
-constexpr int64_t kPartialsBytes = 16 << 20;
-constexpr int64_t kLinesInSharedMemory = 40 << 10;  // more would leave a multiprocessor few blocks
-constexpr int64_t kMostClassBins = kThreads / 2;    // a thread to each axis
-constexpr int64_t kBlocksOfEach = 8;                // multiprocessor: enough to keep it busy
+inline constexpr char kOp[] = "deformable_roi_pool";
 
-constexpr char kOp[] = "deformable_roi_pool";
-
-Status CheckFits(const Geometry& g) {
+inline Status CheckFits(const Geometry& g) {
   constexpr int64_t kMost = 1 << 30;
   constexpr int64_t kMostPixels = 1 << 24;  // along an axis: exact as float
   if (g.height <= kMostPixels && g.width <= kMostPixels && g.batch <= kMost &&
@@ -58,7 +61,7 @@ Blocks ChooseBlocks(const Geometry& g, int multiprocessors) {
   return b;
 }
 
-Job MakeJob(const Geometry& g, int64_t class_bins_per_block, int64_t blocks, char* lines) {
+inline Job MakeJob(const Geometry& g, int64_t class_bins_per_block, int64_t blocks, char* lines) {
   Job job;
   job.geometry = g;
   job.first_class_bin = 0;
@@ -71,8 +74,6 @@ Job MakeJob(const Geometry& g, int64_t class_bins_per_block, int64_t blocks, cha
   job.lines = lines;
   return job;
 }
-
-}  // namespace
 
 template <typename T>
 ForwardPlan<T>::ForwardPlan(const Geometry& geometry, const CudaOptions& options)
@@ -194,23 +195,6 @@ Status BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, void* workspace,
   return Status();
 }
 
-Status ConvertBoxes(const float* from, int64_t size, double* to, void* stream) {
-  return Launch(kOp, ConvertKernel<float, double>, CeilDiv(size, kReduceThreads), kReduceThreads, 0,
-                stream, from, size, to);
-}
-
-Status ConvertBoxes(const double* from, int64_t size, float* to, void* stream) {
-  return Launch(kOp, ConvertKernel<double, float>, CeilDiv(size, kReduceThreads), kReduceThreads, 0,
-                stream, from, size, to);
-}
-
-template class ForwardPlan<float>;
-template class ForwardPlan<double>;
-template class ForwardPlan<Half>;
-template class ForwardPlan<BFloat16>;
-template class BackwardPlan<float>;
-template class BackwardPlan<double>;
-template class BackwardPlan<Half>;
-template class BackwardPlan<BFloat16>;
-
 }  // namespace tf_deformable::roi_pool::cuda
+
+#endif  // TF_DEFORMABLE_CC_KERNELS_ROI_POOL_CUDA_DRIVER_H_

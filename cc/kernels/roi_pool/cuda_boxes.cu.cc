@@ -1,0 +1,24 @@
+#include "kernels/base/integers.h"
+#include "kernels/cuda/reduce.h"
+#include "kernels/roi_pool/cuda_plan.h"
+
+namespace tf_deformable::roi_pool::cuda {
+namespace {
+
+using namespace tf_deformable::cuda;
+
+constexpr char kOp[] = "deformable_roi_pool";
+
+}  // namespace
+
+Status ConvertBoxes(const float* from, int64_t size, double* to, void* stream) {
+  return Launch(kOp, ConvertKernel<float, double>, CeilDiv(size, kReduceThreads), kReduceThreads, 0,
+                stream, from, size, to);
+}
+
+Status ConvertBoxes(const double* from, int64_t size, float* to, void* stream) {
+  return Launch(kOp, ConvertKernel<double, float>, CeilDiv(size, kReduceThreads), kReduceThreads, 0,
+                stream, from, size, to);
+}
+
+}  // namespace tf_deformable::roi_pool::cuda
