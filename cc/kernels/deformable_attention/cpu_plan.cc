@@ -148,7 +148,7 @@ BackwardPlan<T>::BackwardPlan(const Geometry& g, int num_workers)
   Layout<A> all;
   maps_at_ = AddMaps(job.samples, 1, kernels_.lanes, &all);
   partials_at_ = all.Add(queries_per_step_ * query_partials);
-  grad_value_at_ = all.Add(kRounds ? images_per_step_ * g.pixels * g.channels() : 0);
+  grad_value_at_ = all.Add(kRounds && g.batch > 0 ? images_per_step_ * g.pixels * g.channels() : 0);
   worker_at_ = all.Add(num_workers * worker_size_);
   workspace_bytes_ = all.size() * sizeof(A);
 }
