@@ -28,6 +28,7 @@ from recipes.detection_evaluation import CocoEvaluation, detect, draw_detections
 from recipes.detection_input import scale_to_fit, training_batches
 from recipes.evaluation import results_of
 from recipes.image_files import readable_images
+from recipes.problems import DataError
 from recipes.summaries import Summaries
 
 from tf_deformable.analysis import OffsetHealth
@@ -35,6 +36,7 @@ from tf_deformable.models import detector
 
 KINDS = ("faster_rcnn", "rfcn", "rpn")
 CHANNELS = {"faster_rcnn": 256, "rfcn": 1024, "rpn": 512}  # of the maps that are pooled, at most
+PYRAMID_CHANNELS = 256
 
 
 def main() -> None:
@@ -77,8 +79,14 @@ def parse_arguments() -> argparse.Namespace:
         "the backbone has more)",
     )  # fmt: skip
     group.add_argument(
+        "--pyramid", nargs="+", metavar="LEVEL",
+        help="a feature pyramid on these maps of the backbone, as P2 P3 P4 P5 (KerasHub), with "
+        "--channels of 256; not for rfcn",
+    )  # fmt: skip
+    group.add_argument(
         "--anchor-sizes", type=number, nargs="+", metavar="PIXELS",
-        help="square roots of areas, in the scaled image (default: from the sizes of the objects)",
+        help="square roots of areas, in the scaled image (default: from the sizes of the objects; "
+        "with --pyramid one for each map, 8 times its stride)",
     )  # fmt: skip
     group.add_argument(
         "--aspect-ratios", type=number, nargs="+", default=[0.5, 1.0, 2.0], metavar="RATIO",
@@ -193,29 +201,34 @@ def build_detector(options: argparse.Namespace, data: CocoData) -> Any:
     backbone = build_backbone(
         options.backbone, None if options.weights == "none" else options.weights
     )
-    sizes = options.anchor_sizes or anchor_sizes(data, options.size)
-    print(f"Anchors of {', '.join(f'{size:.0f}' for size in sizes)} pixels")
-    depth = max(int(output.shape[-1]) for output in backbone.outputs)
-    channels = options.channels or (
-        CHANNELS[options.kind] if depth > CHANNELS[options.kind] else None
-    )
+    sizes, channels = options.anchor_sizes, options.channels
+    if options.pyramid is None:
+        sizes = sizes or anchor_sizes(data, options.size)
+        depth, most = max(int(o.shape[-1]) for o in backbone.outputs), CHANNELS[options.kind]
+        channels = channels or (most if depth > most else None)
     deformable = not options.plain
     is_faster_rcnn = options.kind == "faster_rcnn"
-    return detector(
-        backbone,
-        len(data.categories),
-        options.kind,
-        deformable=deformable,
-        dilate_last_stage=options.dilate,
-        level=options.level,
-        channels=channels,
-        anchor_sizes=sizes,
-        aspect_ratios=options.aspect_ratios,
-        head_arguments={"units": options.head_units} if is_faster_rcnn else None,
-        deformify_arguments={"modulated": options.modulated} if deformable else None,
-        proposals=options.proposals,
-        name=options.kind,
-    )
+    try:
+        model = detector(
+            backbone,
+            len(data.categories),
+            options.kind,
+            deformable=deformable,
+            dilate_last_stage=options.dilate,
+            level=options.level,
+            pyramid=options.pyramid,
+            channels=channels or (PYRAMID_CHANNELS if options.pyramid else None),
+            anchor_sizes=sizes,
+            aspect_ratios=options.aspect_ratios,
+            head_arguments={"units": options.head_units} if is_faster_rcnn else None,
+            deformify_arguments={"modulated": options.modulated} if deformable else None,
+            proposals=options.proposals,
+            name=options.kind,
+        )
+    except ValueError as error:  # of a level that is not there, say
+        raise DataError(str(error)) from error
+    print(f"Anchors of {', '.join(f'{size:.0f}' for size in np.ravel(model.anchor_sizes))} pixels")
+    return model
 
 
 def anchor_sizes(data: CocoData, size: tuple[int, int]) -> list[float]:

@@ -52,15 +52,17 @@ def _small(weights: str | None) -> Any:
     layers = tf.keras.layers
     images = tf.keras.Input((None, None, 3), name="images")
     x = layers.Rescaling(1 / 127.5, offset=-1.0, name="rescaling")(images)
-    for number, (filters, strides) in enumerate(
-        ((16, 2), (32, 2), (48, 1), (64, 2), (64, 1), (64, 1)), 1
+    maps = {}
+    for number, (filters, strides, level) in enumerate(
+        ((16, 2, "P1"), (32, 2, "P2"), (48, 1, "P2"), (64, 2, "P3"), (64, 1, "P3"), (64, 1, "P3")),
+        start=1,
     ):
         x = layers.Conv2D(
             filters, 3, strides=strides, padding="same", use_bias=False, name=f"conv{number}"
         )(x)
         x = layers.BatchNormalization(momentum=0.9, name=f"norm{number}")(x)
-        x = layers.ReLU(name=f"relu{number}")(x)
-    return tf.keras.Model(images, x, name="small")
+        maps[level] = x = layers.ReLU(name=f"relu{number}")(x)
+    return tf.keras.Model(images, maps, name="small")
 
 
 def _of_keras_hub(preset: str, weights: str | None) -> Any:

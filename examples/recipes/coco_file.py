@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -102,24 +103,24 @@ def read_coco(
     ids = [category.id for category in categories]
 
     records = _images(annotations, content["images"], folder, problems)
-    objects: dict[int, list[tuple[Any, int]]] = {}
+    objects: dict[Any, list[tuple[Any, int]]] = {}
     known = {category.id for category in own}
-    every_id = {record.get("id") for record in content["images"] if isinstance(record, dict)}
+    every_id = {record["id"] for record in content["images"]}
     for number, annotation in enumerate(content["annotations"]):
         if not isinstance(annotation, dict):
             problems.add("annotations that are no objects", f"number {number}")
             continue
         name = annotation.get("id", f"number {number}")
-        if annotation.get("image_id") not in records:
-            if annotation.get("image_id") not in every_id:
+        image, category = (_as_id(annotation.get(key)) for key in ("image_id", "category_id"))
+        if image not in records:
+            if image not in every_id:
                 problems.add("annotations of images that are not in the file", name)
             continue  # Of an image that is skipped: that has been said.
-        if annotation.get("category_id") not in labels:
-            if annotation.get("category_id") not in known:
+        if category not in labels:
+            if category not in known:
                 problems.add("annotations of categories that are not in the file", name)
             continue
-        label = labels[annotation["category_id"]]
-        objects.setdefault(annotation["image_id"], []).append((annotation, label))
+        objects.setdefault(image, []).append((annotation, labels[category]))
 
     pictures = []
     number = 0
@@ -160,15 +161,14 @@ def read_coco(
     data = CocoData(tuple(pictures), categories, problems)
     if not any(len(picture.labels) for picture in pictures):
         raise DataError(
-            f"{annotations}: there is no image with an object to train on; what was skipped:\n"
-            f"{problems}"
+            f"{annotations}: there is no image with an object; what was skipped:\n{problems}"
         )
     return data
 
 
 def _load(path: Path) -> dict[str, list[Any]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # of JSON or of the encoding
@@ -189,7 +189,7 @@ def _load(path: Path) -> dict[str, list[Any]]:
 def _categories(path: Path, records: list[Any]) -> tuple[Category, ...]:
     found: dict[int, Category] = {}
     for record in records:
-        is_record = isinstance(record, dict) and isinstance(record.get("id"), int)
+        is_record = isinstance(record, dict) and _as_id(record.get("id")) is not None
         if not is_record or not isinstance(record.get("name"), str):
             raise DataError(
                 f"{path}: a category must have an id, an integer, and a name, got {record}"
@@ -211,10 +211,11 @@ def _images(
     if not folder.is_dir():
         raise DataError(f"{folder}: is not a folder of images")
     paths: dict[int, Path] = {}
+    names: dict[int, str] = {}
     declared: dict[int, tuple[Any, Any]] = {}
     seen: set[int] = set()
     for record in records:
-        is_record = isinstance(record, dict) and isinstance(record.get("id"), int)
+        is_record = isinstance(record, dict) and _as_id(record.get("id")) is not None
         if not is_record or not isinstance(record.get("file_name"), str):
             raise DataError(
                 f"{path}: an image must have an id, an integer, and a file_name, got {record}"
@@ -223,26 +224,33 @@ def _images(
         if identity in seen:
             raise DataError(f"{path}: two images have the id {identity}: {name} is the second")
         seen.add(identity)
-        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        # By their names: a folder may well be one of links to images elsewhere.
+        place = Path(os.path.abspath(folder / name))
+        if not place.is_relative_to(os.path.abspath(folder)):
             problems.add("images outside of the folder", name)
             continue
-        paths[identity] = folder / name
+        paths[identity], names[identity] = folder / name, name
         declared[identity] = record.get("height"), record.get("width")
     found = {}
     results = check_files(list(paths.values()), image_size)
     for identity, size in zip(paths, results, strict=True):
-        name = paths[identity].relative_to(folder)
+        name = names[identity]
         if isinstance(size, ValueError):
             problems.add("images that cannot be read", f"{name} ({size})")
         elif None not in declared[identity] and declared[identity] != size:
             height, width = declared[identity]
             problems.add(
                 "images of another size than the file says",
-                f"{name} ({size[0]}x{size[1]}, not {height}x{width})",
+                f"{name} ({size[0]}x{size[1]}, not {height!r}x{width!r})",
             )
         else:
             found[identity] = paths[identity], size
     return found
+
+
+def _as_id(value: Any) -> int | None:
+    """Returns an id, None for what is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _box(

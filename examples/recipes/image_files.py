@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from PIL import ExifTags, Image
 
 from recipes.problems import DataError
 
@@ -17,9 +20,37 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
 
 def decode(data: Any) -> tf.Tensor:
-    """Returns the pixels of a JPEG or PNG file, `[H, W, 3]`, uint8. Transparency is dropped."""
+    """Returns the pixels of a JPEG or PNG file, `[H, W, 3]`, uint8.
+
+    They are turned as the EXIF orientation of a JPEG says, as browsers and the tools show them in
+    which images are annotated. Transparency is dropped.
+    """
     image = tf.io.decode_image(data, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, [None, None, 3])
+    orientation = tf.numpy_function(_orientation, [data], tf.int64, stateful=False)
+    return tf.ensure_shape(_upright(image, orientation), [None, None, 3])
+
+
+def _orientation(data: Any) -> np.int64:
+    """Returns the EXIF orientation of a file, 1 where it has none."""
+    if isinstance(data, np.ndarray):  # So TensorFlow hands bytes over where it runs eagerly.
+        data = data.item()
+    if data.startswith(_SIGNATURES[0]):
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                return np.int64(image.getexif().get(ExifTags.Base.Orientation, 1))
+        except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError):
+            pass  # What cannot be read, or is very large, is not turned.
+    return np.int64(1)
+
+
+def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Returns an image as it is to be seen: 2 to 4 are flips, 5 to 8 the same after a transpose."""
+    is_turned = tf.logical_and(orientation >= 5, orientation <= 8)
+    image = tf.cond(is_turned, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+    for axis, orientations in ((0, (3, 4, 7, 8)), (1, (2, 3, 6, 7))):
+        is_flipped = tf.reduce_any(tf.equal(orientation, orientations))
+        image = tf.cond(is_flipped, lambda: tf.reverse(image, [axis]), lambda: image)  # noqa: B023
+    return image
 
 
 def image_size(path: Path) -> tuple[int, int]:

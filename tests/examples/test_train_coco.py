@@ -12,6 +12,7 @@ import tensorflow as tf
 pytest.importorskip("sklearn", reason="the digits and the photographs")
 pytest.importorskip("pycocotools", reason="the evaluation")
 Image = pytest.importorskip("PIL.Image", reason="the pictures")
+ImageOps = pytest.importorskip("PIL.ImageOps")
 if not hasattr(tf.keras, "ops"):
     pytest.skip("the scripts are for Keras 3", allow_module_level=True)
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -26,6 +27,7 @@ from recipes.detection_evaluation import CocoEvaluation  # noqa: E402
 from recipes.detection_input import fitted_size, image_batches, to_original  # noqa: E402
 from recipes.detection_input import training_batches as batches_of  # noqa: E402
 from recipes.evaluation import evaluate, precision_at, results_of  # noqa: E402
+from recipes.image_files import decode, find_images, image_size  # noqa: E402
 from recipes.pictures import draw_boxes  # noqa: E402
 from recipes.problems import DataError  # noqa: E402
 from recipes.segmentation_data import read_mask  # noqa: E402
@@ -202,6 +204,153 @@ def test_what_is_wrong_is_skipped_and_named(digits, tmp_path):
         assert np.all(np.isfinite(images)) and np.all(np.isfinite(targets["boxes"]))
 
 
+JPEG = 6  # by so much two decoders differ, TensorFlow's and Pillow's
+
+
+def colors(height=6, width=9):
+    """Smooth colours, which JPEG keeps."""
+    rows, columns = np.mgrid[:height, :width]
+    channels = [40 + 8 * rows + 3 * columns, 200 - 8 * columns, 60 + 4 * rows + 5 * columns]
+    return np.stack(channels, axis=-1).astype(np.uint8)
+
+
+def save(path, image, **arguments):
+    Image.fromarray(image).save(path, **arguments)
+
+
+def test_images_of_all_kinds_have_their_colours(tmp_path):
+    rgb, grey = colors(), colors()[..., 0]
+    expected = {"rgb.png": rgb}
+    save(tmp_path / "rgb.png", rgb)
+    for mode in ("L", "LA", "RGBA", "1"):
+        Image.fromarray(grey).convert(mode).save(tmp_path / f"{mode}.png")
+        expected[f"{mode}.png"] = np.asarray(Image.open(tmp_path / f"{mode}.png").convert("RGB"))
+    save(tmp_path / "16 bits.png", grey.astype(np.uint16) * 257)
+    expected["16 bits.png"] = np.stack([grey] * 3, axis=-1)
+    Image.fromarray(rgb).quantize(8).save(tmp_path / "palette.png", transparency=3)
+    expected["palette.png"] = np.asarray(Image.fromarray(rgb).quantize(8).convert("RGB"))
+    save(tmp_path / "1x1.png", rgb[:1, :1])
+    expected["1x1.png"] = rgb[:1, :1]
+    save(tmp_path / "1x1.jpg", rgb[:1, :1], quality=100)
+    expected["1x1.jpg"] = rgb[:1, :1]
+    large = colors(16, 24)
+    for name, mode in (("Bäume, 木.jpg", "RGB"), ("cmyk.JPG", "CMYK"), ("grey.jpeg", "L")):
+        Image.fromarray(large).convert(mode).save(tmp_path / name, quality=100, subsampling=0)
+        expected[name] = np.asarray(Image.open(tmp_path / name).convert("RGB"))
+    assert {path.name for path in find_images([tmp_path])} == set(expected)
+    for name, pixels in expected.items():
+        found = decode((tmp_path / name).read_bytes())
+        assert found.dtype == tf.uint8
+        np.testing.assert_allclose(
+            found, pixels, atol=JPEG if "j" in name.lower() else 0, err_msg=name
+        )
+        assert image_size(tmp_path / name) == pixels.shape[:2]
+        (image,) = image_batches([tmp_path / name], [pixels.shape[:2]], (32, 32), 1)
+        assert image.shape == (1, 32, 32, 3) and np.any(image > 30)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_photographs_are_turned_as_their_camera_says(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    save(tmp_path / "photo.jpg", colors(16, 24), quality=100, subsampling=0, exif=exif)
+    with Image.open(tmp_path / "photo.jpg") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_allclose(decode((tmp_path / "photo.jpg").read_bytes()), expected, atol=JPEG)
+    assert image_size(tmp_path / "photo.jpg") == expected.shape[:2]
+    (batch,) = image_batches([tmp_path / "photo.jpg"], [expected.shape[:2]], expected.shape[:2], 1)
+    np.testing.assert_allclose(batch[0], expected, atol=JPEG)
+
+
+def test_sizes_are_those_of_photographs_as_they_are_seen(digits, tmp_path):
+    folder, exif = tmp_path / "images", Image.Exif()
+    folder.mkdir()
+    exif[0x0112] = 6
+    for name in ("seen.jpg", "stored.jpg"):
+        save(folder / name, colors(16, 24), exif=exif)
+    content = {
+        "images": [
+            {"id": 1, "file_name": "seen.jpg", "height": 24, "width": 16},
+            {"id": 2, "file_name": "stored.jpg", "height": 16, "width": 24},
+        ],
+        "categories": [{"id": 1, "name": "one"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [2, 18, 9, 6]}],
+    }
+    (tmp_path / "photos.json").write_text(json.dumps(content))
+    data = read_coco(tmp_path / "photos.json", folder)
+    assert [picture.size for picture in data.pictures] == [(24, 16)]
+    np.testing.assert_array_equal(data.pictures[0].boxes, [[18, 2, 24, 11]])
+    assert data.problems.found == {
+        "images of another size than the file says": ["stored.jpg (24x16, not 16x24)"]
+    }
+
+
+def test_odd_records_are_named(digits, tmp_path):
+    content = content_of(digits)
+    first, second = content["images"][:2]
+    first["height"], first["width"] = str(first["height"]), first["width"]
+    good = content["annotations"][-1]
+    changes = [
+        {"image_id": [1]},
+        {"image_id": None},
+        {"image_id": str(good["image_id"])},
+        {"category_id": {"id": 1}},
+        {"category_id": True},
+        {"bbox": {"x": 1}},
+        {"bbox": [1, 1, 1e400, 2]},
+        {"bbox": [True, 1, 2, 2]},
+        {"iscrowd": 1, "segmentation": {"counts": [3, 9, 20], "size": [4, 8]}},
+    ]
+    content["annotations"] = [
+        *content["annotations"],
+        *({**good, "id": 1000 + number, **change} for number, change in enumerate(changes)),
+    ]
+    content["info"] = {"year": "ä"}
+    # Of a Windows editor; JSON has no infinity, but Python's does.
+    data = read(tmp_path, digits, "\ufeff" + json.dumps(content))
+    size = (int(first["height"]), first["width"])
+    text = f"{first['file_name']} ({size[0]}x{size[1]}, not '{size[0]}'x{size[1]})"
+    assert data.problems.found == {
+        "annotations of images that are not in the file": ["1000", "1001", "1002"],
+        "annotations of categories that are not in the file": ["1003", "1004"],
+        "annotations without a box": ["1005"],
+        "boxes that are not four numbers": ["1006", "1007"],
+        "images of another size than the file says": [text],
+    }
+    crowds = [a for p in data.pictures for a in p.annotations if a["iscrowd"]]
+    assert len(crowds) == 1 and second["id"] in {picture.id for picture in data.pictures}
+
+
+def test_images_are_in_the_folder_by_their_names(digits, tmp_path, monkeypatch):
+    """Absolute names are, too, if they lead there; and links to images that are elsewhere."""
+    folder = tmp_path / "images"
+    (folder / "inside").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    content = content_of(digits)
+    outside = content["images"][3]["file_name"]
+    sources = [(digits / "train" / each["file_name"]) for each in content["images"]]
+    places = [
+        folder / sources[0].name,
+        folder / "inside" / sources[1].name,
+        folder / sources[2].name,
+    ]
+    for source, place in zip(sources, places, strict=False):
+        place.symlink_to(source)
+    names = [
+        str(places[0]), f"inside/{places[1].name}", f"./inside/../{places[2].name}",
+        str(digits / "train" / outside), f"inside/../../{outside}", "", "\0.png", "a" * 300,
+    ]  # fmt: skip
+    for record, name in zip(content["images"], names, strict=False):
+        record["file_name"] = name
+    content["images"] = content["images"][: len(names)]
+    (tmp_path / "names.json").write_text(json.dumps(content))
+    data = read_coco(Path("names.json"), Path("images"))
+    assert [picture.id for picture in data.pictures] == [r["id"] for r in content["images"][:3]]
+    assert data.problems.found["images outside of the folder"] == names[3:5]
+    unreadable = data.problems.found["images that cannot be read"]
+    assert [text.split(" (")[0] for text in unreadable] == names[5:]
+
+
 def without(content, name):
     return {key: value for key, value in content.items() if key != name}
 
@@ -225,7 +374,7 @@ REFUSED = {
     "two images have the id 1: again.jpg": lambda c: {
         **c, "images": [*c["images"], {"id": 1, "file_name": "again.jpg"}]
     },
-    "no image with an object to train on": lambda content: {**content, "annotations": []},
+    "there is no image with an object": lambda content: {**content, "annotations": []},
     "what was skipped:\n +12  images that cannot be read": lambda c: {
         **c, "images": [{**image, "file_name": "gone.jpg"} for image in c["images"]]
     },
@@ -488,6 +637,22 @@ def test_mixed_precision_and_replicas(digits, tmp_path, command):
     model = runs.Run(tmp_path / "run").load("best.keras")
     assert model.backbone.get_layer("conv6").compute_dtype == "bfloat16"
     assert model.head is None
+
+
+def test_pyramids(digits, tmp_path, command):
+    options = ["--pyramid", "P3", "P2", "--epochs", 1, "--no-export"]
+    out = command(*options_of(digits, tmp_path / "run", *options))
+    assert "Anchors of 32, 64 pixels" in out
+    model = runs.Run(tmp_path / "run").load("best.keras")
+    assert model.stride == (4, 8) and model.backbone.output_shape[0][-1] == 8
+    assert {layer.name for layer in model.head.layers} >= {"pooling_4", "pooling_8"}
+    for wrong, message in (
+        (["--pyramid", "P3", "P7"], "train_coco.py: .*got 'P7'; there are 'P1' .stride 2."),
+        (["--level", "P7"], "train_coco.py: .*got 'P7'"),
+        (["--pyramid", "P2", "P3", "--kind", "rfcn"], "pyramid must be None with kind 'rfcn'"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            command(*options_of(digits, tmp_path / message, *wrong))
 
 
 def test_runs_that_are_in_the_way_are_refused(digits, tmp_path, command):

@@ -252,6 +252,22 @@ def test_detector_on_the_feature_pyramid_of_a_retinanet():
         detector(retinanet(), 2, "rpn", level="P2")
 
 
+def test_detector_on_several_maps():
+    targets = {"boxes": np.array([[[8.0, 8, 40, 40]]] * 2), "labels": np.array([[0], [1]])}
+    small = {"rpn_units": 8, "proposals": 8, "head_arguments": {"bins": 2, "units": (8,)}}
+    plain = resnet(image_shape=(None, None, 3))
+    model = detector(plain, 2, pyramid=("P5", "P3", "P2"), channels=8, deformable=True, **small)
+    assert model.stride == (4, 8, 32)
+    assert isinstance(model.backbone.get_layer("stack3_block0_2_conv"), DeformableConv2D)
+    features = detector(retinanet(), 2, pyramid=("P3", "P4", "P5"), **small)
+    assert features.stride == (8, 16, 32) and len(features.backbone.outputs) == 3
+    for each in (model, features):
+        each.compile("sgd")
+        assert np.isfinite(each.fit(images(), targets, verbose=0).history["loss"][-1])
+    with pytest.raises(ValueError, match="level must be one of the maps .* got 'P9'"):
+        detector(plain, 2, pyramid=("P3", "P9"))
+
+
 def test_deeplab_with_a_dilated_last_stage():
     model = deeplab(resnet(), 3, deformable=True, dilate_last_stage=True)
     assert model(images()).shape == (2, 64, 64, 3)

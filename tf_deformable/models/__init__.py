@@ -10,12 +10,14 @@ from __future__ import annotations
 from tf_deformable.models import boxes
 from tf_deformable.models.costs import Comparison, compare
 from tf_deformable.models.d_fine import accelerate_d_fine
-from tf_deformable.models.detection.detector import Detector, detector
+from tf_deformable.models.detection.build import detector
+from tf_deformable.models.detection.detector import Detector
 from tf_deformable.models.detection.heads import (
     faster_rcnn_head,
     region_proposal_network,
     rfcn_head,
 )
+from tf_deformable.models.detection.pyramid import feature_pyramid_network
 from tf_deformable.models.segmentation import ResizeLike, deeplab
 from tf_deformable.models.surgery.deformify import deformify
 from tf_deformable.models.surgery.replace import deformable_layer
@@ -32,6 +34,7 @@ __all__ = [
     "deformify",
     "detector",
     "faster_rcnn_head",
+    "feature_pyramid_network",
     "region_proposal_network",
     "rfcn_head",
 ]

@@ -14,7 +14,16 @@ from typing import Any
 import tensorflow as tf
 from keras.utils import bounding_boxes  # of Keras 3, which TensorFlow brings, for both Kerases
 
-__all__ = ["anchor_boxes", "assign", "decode", "encode", "iou", "sample", "select"]
+__all__ = [
+    "anchor_boxes",
+    "assign",
+    "assign_levels",
+    "decode",
+    "encode",
+    "iou",
+    "sample",
+    "select",
+]
 
 # Of the differences between boxes and their anchors, about; predictions are in units of it.
 VARIANCE = (0.1, 0.1, 0.2, 0.2)
@@ -128,6 +137,32 @@ def assign(
     others = tf.where(best < negative_iou, classes, -1)
     deltas = encode(anchors, tf.gather(boxes, nearest, batch_dims=1))
     return tf.where(is_positive, own, others), deltas
+
+
+def assign_levels(boxes: Any, strides: Sequence[float], canonical_size: float = 224.0) -> tf.Tensor:
+    """Says from which map of a feature pyramid each box is to be pooled.
+
+    A box as large as the canonical one goes to the map of stride 16, one of half its height and
+    width to that of stride 8, and so on: the coarsest of the maps whose stride is no more than
+    `16 * sqrt(height * width) / canonical_size`, or the finest, if there is none. Where strides
+    are 2^k, that is k = floor(4 + log2(sqrt(height * width) / canonical_size)).
+
+    Args:
+        boxes: `[..., 4]`.
+        strides: pixels of the image per cell of each map, the finest first.
+        canonical_size: in pixels. The default is the paper's, of images of 800 pixels or so.
+
+    Returns:
+        `[...]`, int32: places in the list of strides. Those of padding say nothing.
+
+    Sources:
+        Lin et al., Feature Pyramid Networks for Object Detection, CVPR 2017, equation 1.
+    """
+    y1, x1, y2, x2 = tf.unstack(tf.cast(boxes, tf.float32), axis=-1)
+    size = tf.sqrt(tf.maximum(y2 - y1, 0.0) * tf.maximum(x2 - x1, 0.0))
+    wanted = 16 * size / canonical_size
+    is_enough = wanted[..., tf.newaxis] >= tf.constant(strides[1:], tf.float32)
+    return tf.reduce_sum(tf.cast(is_enough, tf.int32), axis=-1)
 
 
 def sample(

@@ -1,138 +1,25 @@
-"""Puts the parts of detectors behind a backbone, and trains and runs them."""
+"""Detectors as Keras models: their parts put together, trained, and run."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from tf_deformable._keras import IS_KERAS_3, is_graph
 from tf_deformable.models import boxes as box_ops
-from tf_deformable.models.detection.heads import (
-    CHANNELS_LAST,
-    faster_rcnn_head,
-    region_proposal_network,
-    rfcn_head,
-)
-from tf_deformable.models.surgery.deformify import deformify
-from tf_deformable.models.surgery.select import Layers, one_map, output_stride
+from tf_deformable.models.detection.box_layers import Best, Decode, Joined, Regions
+from tf_deformable.models.detection.targets import Batch, as_batch, with_targets
 
 _layers = tf.keras.layers
 _saving = tf.keras.utils if IS_KERAS_3 else tf.keras.saving
-_HEADS = ("rpn", "faster_rcnn", "rfcn")
-
-
-def detector(
-    backbone: Any,
-    classes: int,
-    kind: str = "faster_rcnn",
-    *,
-    deformable: bool = False,
-    deformable_pooling: bool | None = None,
-    layers: Layers = "conv5",
-    dilate_last_stage: bool = False,
-    level: str | int | None = None,
-    channels: int | None = None,
-    anchor_sizes: Sequence[float] = (64, 128, 256),
-    aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
-    rpn_units: int = 256,
-    head_arguments: dict[str, Any] | None = None,
-    deformify_arguments: dict[str, Any] | None = None,
-    **detector_arguments: Any,
-) -> Detector:
-    """Returns a detector on a backbone.
-
-    Example:
-        >>> backbone = tf.keras.Sequential([
-        ...     tf.keras.Input((None, None, 3)),
-        ...     tf.keras.layers.Conv2D(8, 3, strides=8, padding="same", activation="relu"),
-        ...     tf.keras.layers.Conv2D(8, 3, padding="same", activation="relu")])
-        >>> model = tf_deformable.models.detector(backbone, 20, "rfcn", deformable=True)
-        >>> model.compile(tf.keras.optimizers.SGD(0.01, momentum=0.9))
-        >>> images = tf.zeros([1, 64, 64, 3])
-        >>> boxes = tf.constant([[[8.0, 8.0, 40.0, 56.0], [0.0, 0.0, 0.0, 0.0]]])
-        >>> labels = tf.constant([[3, -1]])  # the second is padding
-        >>> history = model.fit(images, {"boxes": boxes, "labels": labels}, verbose=0)
-
-    Args:
-        backbone: functional or Sequential model, images in, feature maps out (channels_last).
-        classes: int, number of classes, background not among them.
-        kind: "rpn" (class-aware), "faster_rcnn" or "rfcn".
-        deformable: bool, whether the `layers` of the backbone become deformable.
-        deformable_pooling: bool, whether the (position-sensitive) RoI pooling is deformable;
-            None: as `deformable`.
-        layers: which layers of the backbone, see `deformify`.
-        dilate_last_stage: bool, whether its last stage keeps its resolution, see `deformify`.
-        level: str or int, which map of a backbone that returns several: its key or name (`"P4"` of
-            KerasHub's `pyramid_outputs`, too), or its index among the outputs; None: the coarsest.
-        channels: int, outputs of a 1x1 convolution after the backbone (the paper has 1024, and 256
-            before the pooling of Faster R-CNN); None: there is none.
-        anchor_sizes: square roots of the anchors' areas, in pixels of the image.
-        aspect_ratios: of anchors, heights divided by widths.
-        rpn_units: int, channels of the region proposal network.
-        head_arguments: further arguments of `faster_rcnn_head` or `rfcn_head`.
-        deformify_arguments: further arguments of `deformify`, for example `{"modulated": True}`.
-        **detector_arguments: further arguments of `Detector`.
-
-    Raises:
-        ValueError: as `deformify`, or its arguments without `deformable`; `kind` is none of these;
-            the backbone has several inputs, or no map of that `level`.
-    """
-    if kind not in _HEADS:
-        raise ValueError(f"detector: kind must be one of {_HEADS}, got {kind!r}")
-    backbone = one_map("detector", backbone, level)
-    if deformify_arguments and not deformable:
-        raise ValueError(
-            f"detector: deformify_arguments need deformable=True, got {deformify_arguments}"
-        )
-    if deformable or dilate_last_stage:
-        chosen = layers if deformable else None
-        backbone = deformify(
-            backbone, chosen, dilate_last_stage=dilate_last_stage, **(deformify_arguments or {})
-        )
-    if channels is not None:
-        images, features = backbone.inputs[0], backbone.outputs[0]
-        reduced = _layers.Conv2D(channels, 1, activation="relu", name="reduce", **CHANNELS_LAST)(
-            features
-        )
-        backbone = tf.keras.Model(images, reduced, name=backbone.name)
-    stride = output_stride(backbone)
-    depth = int(backbone.outputs[0].shape[-1])
-    anchors = len(anchor_sizes) * len(aspect_ratios)
-    is_rpn = kind == "rpn"
-    head = None
-    if not is_rpn:
-        build = faster_rcnn_head if kind == "faster_rcnn" else rfcn_head
-        is_deformable = deformable if deformable_pooling is None else deformable_pooling
-        head = build(depth, classes, stride, deformable=is_deformable, **(head_arguments or {}))
-    return Detector(
-        backbone=backbone,
-        rpn=region_proposal_network(depth, classes if is_rpn else 1, anchors, units=rpn_units),
-        head=head,
-        classes=classes,
-        stride=stride,
-        anchor_sizes=anchor_sizes,
-        aspect_ratios=aspect_ratios,
-        **detector_arguments,
-    )
-
-
-class _Batch(NamedTuple):
-    """Images and their targets, padded: what a step of `fit` or `evaluate` calls a detector with.
-
-    With it, the targets come along where Keras' own steps call the model with the images.
-    """
-
-    images: Any
-    boxes: tf.Tensor
-    labels: tf.Tensor
 
 
 @dataclasses.dataclass(frozen=True)
 class _Outcome:
-    """What a detector returns for a `_Batch`."""
+    """What a detector returns for a `Batch`."""
 
     size: tf.Tensor  # number of images
     terms: dict[str, tf.Tensor]  # of the loss
@@ -169,12 +56,15 @@ class Detector(tf.keras.Model):
     copies the graph alone, without the losses.
 
     Args:
-        backbone: images to one feature map (channels_last).
+        backbone: images to one feature map (channels_last), or to several, the finest first, of as
+            many channels (a pyramid): the RPN runs on each of them.
         rpn: as `region_proposal_network` returns it, of one class; without a head, of `classes`.
-        head: as `faster_rcnn_head` or `rfcn_head` return it, or None.
+        head: as `faster_rcnn_head` or `rfcn_head` return it, or None. Of a pyramid, it is made for
+            all the maps.
         classes: int, number of classes, background not among them.
-        stride: pixels of the image per cell of the features.
-        anchor_sizes: square roots of the anchors' areas, in pixels of the image.
+        stride: pixels of the image per cell of the features; of a pyramid, those of each map.
+        anchor_sizes: square roots of the anchors' areas, in pixels of the image; of a pyramid, one
+            for each map, or a sequence for each, all of the same length.
         aspect_ratios: of anchors, heights divided by widths.
         proposals: int, number of boxes per image that reach the head.
         detections: int, number of boxes per image that are returned, at most.
@@ -185,6 +75,10 @@ class Detector(tf.keras.Model):
         trainable: bool, whether the model's weights are trained.
         dtype: dtype policy of the model, None: the global one. The parts have their own; this one
             says whether `compile` scales the loss, for float16.
+
+    Raises:
+        ValueError: the backbone does not return as many maps as there are strides, or the anchors'
+            sizes are not those of so many.
     """
 
     def __init__(
@@ -193,8 +87,8 @@ class Detector(tf.keras.Model):
         rpn: Any,
         head: Any,
         classes: int,
-        stride: float,
-        anchor_sizes: Sequence[float],
+        stride: float | Sequence[float],
+        anchor_sizes: Sequence[float] | Sequence[Sequence[float]],
         aspect_ratios: Sequence[float] = (1.0,),
         proposals: int = 300,
         detections: int = 100,
@@ -206,18 +100,20 @@ class Detector(tf.keras.Model):
         trainable: bool = True,
         dtype: Any = None,
     ) -> None:
-        regions = _Regions(stride, anchor_sizes, aspect_ratios, name="regions")
-        best_regions = None if head is None else _Best(proposals, 0.7, name="proposals")
-        best = _Best(detections, iou_threshold, score_threshold, name="detections")
+        strides, sizes = _per_map(stride, anchor_sizes)
+        regions = Regions(strides, sizes, aspect_ratios, name="regions")
+        joined = Joined(name="all_anchors")
+        best_regions = None if head is None else Best(proposals, 0.7, name="proposals")
+        best = Best(detections, iou_threshold, score_threshold, name="detections")
 
-        images = _images_of(backbone)
-        features = backbone(images)
-        logits, deltas = rpn(features)
-        boxes = regions([features, deltas])
+        images = _images_of(backbone, len(strides))
+        maps = tf.nest.flatten(backbone(images))
+        logits, deltas = joined([rpn(features) for features in maps])
+        boxes = regions([*maps, deltas])
         if best_regions is not None:
             chosen = best_regions([boxes, logits, images])["boxes"]
-            logits, deltas = head([features, chosen])
-            boxes = _Decode(name="boxes")([chosen, deltas])
+            logits, deltas = head([*maps, chosen])
+            boxes = Decode(name="boxes")([chosen, deltas])
         found = best([boxes, logits, images])
         super().__init__(inputs=images, outputs=found, name=name, trainable=trainable)
         self.output_names = sorted(found)  # Of signatures; Keras would call all of them alike.
@@ -229,8 +125,9 @@ class Detector(tf.keras.Model):
 
         self.backbone, self.rpn, self.head = backbone, rpn, head
         self.classes = classes
-        self.stride = float(stride)
-        self.anchor_sizes = tuple(float(size) for size in anchor_sizes)
+        is_pyramid = len(strides) > 1
+        self.stride = strides if is_pyramid else strides[0]
+        self.anchor_sizes = sizes if is_pyramid else sizes[0]
         self.aspect_ratios = tuple(float(ratio) for ratio in aspect_ratios)
         self.proposals = proposals
         self.detections = detections
@@ -238,22 +135,26 @@ class Detector(tf.keras.Model):
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
         self._regions, self._best_regions, self._best = regions, best_regions, best
+        self._joined = joined
         terms = ["rpn_classes", "rpn_boxes"] + ["classes", "boxes"] * (head is not None)
         self._record = _Record(terms)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the detections in images; in a step of Keras, what its loss is made of."""
-        if args and isinstance(args[0], _Batch):
+        if args and isinstance(args[0], Batch):
             return self._learn(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
     def anchors(self, features: Any) -> tf.Tensor:
-        """Returns the anchors of features `[B, h, w, C]`: `[h * w * anchors per cell, 4]`."""
-        return self._regions.anchors(features)
+        """Returns the anchors of features `[B, h, w, C]`: `[h * w * anchors per cell, 4]`.
+
+        Of a list of maps these are the anchors of all of them, one map after the other.
+        """
+        return self._regions.anchors(tf.nest.flatten(features))
 
     def losses_of(self, images: Any, targets: Any, training: bool = True) -> dict[str, tf.Tensor]:
         """Returns the terms of the loss for images and their targets, as `fit` takes them."""
-        return self._learn(_batch(images, targets), training=training).terms
+        return self._learn(as_batch(images, targets), training=training).terms
 
     def compile(
         self,
@@ -320,11 +221,11 @@ class Detector(tf.keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step of `fit`: that of Keras, called with the targets, too."""
-        return super().train_step(_with_targets(data))
+        return super().train_step(with_targets(data))
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """One step of `evaluate`: that of Keras, called with the targets, too."""
-        return super().test_step(_with_targets(data))
+        return super().test_step(with_targets(data))
 
     def compute_loss(
         self,
@@ -336,7 +237,7 @@ class Detector(tf.keras.Model):
     ) -> tf.Tensor:
         """Returns the loss, regularisation included, of images `x` and their targets `y`."""
         if not isinstance(y_pred, _Outcome):  # Detections do not tell the loss.
-            y_pred = self(_with_targets((x, y, sample_weight))[0], training=training)
+            y_pred = self(with_targets((x, y, sample_weight))[0], training=training)
         record = self._record
         for name, value in y_pred.terms.items():
             record.terms[name].update_state(value, sample_weight=y_pred.size)
@@ -394,12 +295,12 @@ class Detector(tf.keras.Model):
         }
         return cls(**{**config, **parts})
 
-    def _learn(self, batch: _Batch, training: bool = True) -> _Outcome:
+    def _learn(self, batch: Batch, training: bool = True) -> _Outcome:
         """Runs the parts as the graph does, but for the objects among the proposals."""
         images = tf.cast(batch.images, self.inputs[0].dtype)
-        features = self.backbone(images, training=training)
-        logits, deltas = self.rpn(features, training=training)
-        anchors = self.anchors(features)
+        maps = tf.nest.flatten(self.backbone(images, training=training))
+        logits, deltas = self._joined([self.rpn(features, training=training) for features in maps])
+        anchors = self.anchors(maps)
         everywhere = tf.broadcast_to(
             anchors, tf.concat([tf.shape(images)[:1], tf.shape(anchors)], axis=0)
         )
@@ -418,7 +319,7 @@ class Detector(tf.keras.Model):
         weights = box_ops.sample(expected, rpn_classes, self.sampled_anchors, seed=seed)
         terms = _terms(logits, deltas, expected, expected_deltas, rpn_classes, weights)
         losses = dict(zip(("rpn_classes", "rpn_boxes"), terms, strict=True))
-        boxes = self._regions([features, deltas])
+        boxes = self._regions([*maps, deltas])
         if self._best_regions is not None:
             chosen = self._best_regions([boxes, logits, images])["boxes"]
             # The objects themselves are proposals too: at first, nothing else comes near them.
@@ -426,7 +327,7 @@ class Detector(tf.keras.Model):
             expected, expected_deltas = box_ops.assign(
                 proposals, batch.boxes, batch.labels, self.classes
             )
-            logits, deltas = self.head([features, proposals], training=training)
+            logits, deltas = self.head([*maps, proposals], training=training)
             is_box = tf.cast(tf.reduce_any(tf.not_equal(proposals, 0.0), axis=-1), tf.float32)
             terms = _terms(logits, deltas, expected, expected_deltas, self.classes, is_box)
             losses |= dict(zip(("classes", "boxes"), terms, strict=True))
@@ -440,142 +341,34 @@ class Detector(tf.keras.Model):
         )
 
 
-class _BoxLayer(tf.keras.layers.Layer):
-    """A layer of boxes: they are float32, whatever the policy and the features are."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(autocast=False, **{**kwargs, "dtype": "float32"})
-
-
-@tf.keras.utils.register_keras_serializable(package="tf_deformable")
-class _Regions(_BoxLayer):
-    """The boxes that deltas make of the anchors of features: `[B, h * w * anchors, 4]`."""
-
-    def __init__(
-        self,
-        stride: float,
-        anchor_sizes: Sequence[float],
-        aspect_ratios: Sequence[float],
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self._arguments: dict[str, Any] = {
-            "stride": float(stride),
-            "anchor_sizes": [float(size) for size in anchor_sizes],
-            "aspect_ratios": [float(ratio) for ratio in aspect_ratios],
-        }
-
-    def anchors(self, features: Any) -> tf.Tensor:
-        """Returns the anchors of features: `[h * w * anchors, 4]`."""
-        return box_ops.anchor_boxes(tf.shape(features)[1:3], *self._arguments.values())
-
-    def call(self, inputs: Any) -> tf.Tensor:
-        features, deltas = inputs
-        return box_ops.decode(self.anchors(features), deltas)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self._arguments}
-
-
-@tf.keras.utils.register_keras_serializable(package="tf_deformable")
-class _Decode(_BoxLayer):
-    """The boxes that deltas make of boxes."""
-
-    def call(self, inputs: Any) -> tf.Tensor:
-        return box_ops.decode(*inputs)
-
-
-@tf.keras.utils.register_keras_serializable(package="tf_deformable")
-class _Best(_BoxLayer):
-    """What `boxes.select` returns for boxes and the logits of their classes, background's last.
-
-    They are cut to the images; no gradient comes through.
-    """
-
-    def __init__(
-        self, count: int, iou_threshold: float, score_threshold: float = 0.0, **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
-        self._arguments: dict[str, Any] = {
-            "count": int(count),
-            "iou_threshold": float(iou_threshold),
-            "score_threshold": float(score_threshold),
-        }
-        self.supports_jit = False  # XLA has no CombinedNonMaxSuppression.
-
-    def call(self, inputs: Any) -> dict[str, tf.Tensor]:
-        boxes, logits, images = inputs
-        return box_ops.select(
-            tf.stop_gradient(boxes),
-            tf.nn.softmax(tf.stop_gradient(logits))[..., :-1],
-            image_size=tf.shape(images)[1:3],
-            **self._arguments,
+def _per_map(
+    stride: float | Sequence[float], anchor_sizes: Sequence[float] | Sequence[Sequence[float]]
+) -> tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]:
+    """Returns the strides of all maps, and the sizes of the anchors on each of them."""
+    strides = tuple(float(s) for s in (stride if isinstance(stride, Sequence) else (stride,)))
+    maps: Any = anchor_sizes if isinstance(stride, Sequence) else [anchor_sizes]
+    sizes = [each if isinstance(each, Sequence) else (each,) for each in maps]
+    if len(sizes) != len(strides) or len({len(each) for each in sizes}) != 1:
+        raise ValueError(
+            "Detector: anchor_sizes must have a size for each of the maps, or as many sizes for "
+            f"each, got {anchor_sizes} for strides {strides}"
         )
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self._arguments}
+    return strides, tuple(tuple(float(size) for size in each) for each in sizes)
 
 
-def _images_of(backbone: Any) -> Any:
+def _images_of(backbone: Any, maps: int) -> Any:
     """Returns an input for the images that a backbone takes."""
     if not is_graph(backbone):  # It does not say which.
         return tf.keras.Input((None, None, None), name="images")
     counts = len(backbone.inputs), len(backbone.outputs)
-    if counts != (1, 1):
+    if counts != (1, maps):
+        returned = "one feature map" if maps == 1 else f"{maps} maps, as there are strides"
         raise ValueError(
-            "Detector: backbone must take images and return one feature map, got "
-            f"{counts[0]} inputs and {counts[1]} outputs"
+            f"Detector: backbone must take images and return {returned}, got {counts[0]} inputs "
+            f"and {counts[1]} outputs"
         )
     (images,) = backbone.inputs
     return tf.keras.Input(tuple(images.shape[1:]), dtype=images.dtype, name="images")
-
-
-def _with_targets(data: Any) -> tuple[_Batch, dict[str, Any]]:
-    """Returns what Keras' steps are to work on, of what `fit` and `evaluate` were given."""
-    images, targets, weights = tf.keras.utils.unpack_x_y_sample_weight(data)
-    if weights is not None:
-        raise ValueError("Detector: the losses take no sample_weight (nor class_weight), got one")
-    return _batch(images, targets), targets
-
-
-def _batch(images: Any, targets: Any) -> _Batch:
-    """Returns images and targets, the latter as tensors in which all padding is alike."""
-    names = ("boxes", "labels")
-    if not isinstance(targets, Mapping) or any(name not in targets for name in names):
-        got = sorted(targets) if isinstance(targets, Mapping) else type(targets).__name__
-        raise ValueError(f"Detector: targets must be a dictionary of {names}, got {got}")
-    boxes = _dense("boxes", targets["boxes"], tf.float32, 0.0, [None, None, 4])
-    labels = _dense("labels", targets["labels"], tf.int32, -1, [None, None])
-    if not boxes.shape[:2].is_compatible_with(labels.shape):
-        raise ValueError(
-            "Detector: targets must have as many boxes as labels, got "
-            f"{boxes.shape} and {labels.shape}"
-        )
-    images = tf.nest.flatten(images)
-    if len(images) != 1:
-        raise ValueError(f"Detector: images must be one tensor, got {len(images)}")
-    is_empty = tf.reduce_any(boxes[..., 2:] <= boxes[..., :2], axis=-1)  # False of NaN, an error
-    is_object = (labels >= 0) & ~is_empty
-    return _Batch(
-        images[0],
-        tf.where(is_object[..., tf.newaxis], boxes, 0.0),
-        tf.where(is_object, labels, -1),
-    )
-
-
-def _dense(name: str, value: Any, dtype: tf.DType, padding: float, shape: list[Any]) -> tf.Tensor:
-    """Returns one of the targets as a tensor, padded if it is ragged."""
-    if value is None or isinstance(value, tf.SparseTensor):
-        raise ValueError(
-            f"Detector: {name} must be a tensor or a RaggedTensor, got {type(value).__name__}"
-        )
-    if isinstance(value, tf.RaggedTensor):
-        value = value.to_tensor(padding, shape=shape)
-    tensor = tf.cast(value, dtype)
-    if not tensor.shape.is_compatible_with(shape):
-        letters = "[B, M, 4]" if name == "boxes" else "[B, M]"
-        raise ValueError(f"Detector: {name} must be {letters}, got {tensor.shape}")
-    return tf.ensure_shape(tensor, shape)  # Generators tell Keras no shapes.
 
 
 def _terms(

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tf_deformable.layers.psroi_pool import DeformablePSRoIPool, PSRoIPool
 from tf_deformable.layers.roi_pool import DeformableRoIPool, RoIPool
+from tf_deformable.models.detection.box_layers import BoxesByLevel
 
 _layers = tf.keras.layers
 # The parts read a backbone's map as it must be, whatever is set for all of Keras.
@@ -56,48 +57,67 @@ def region_proposal_network(
 def faster_rcnn_head(
     channels: int,
     classes: int,
-    stride: float,
+    stride: float | Sequence[float],
     *,
     deformable: bool = False,
     bins: int = 7,
     units: Sequence[int] = (1024, 1024),
+    canonical_size: float = 224.0,
     name: str = "faster_rcnn",
     **pooling_arguments: Any,
 ) -> Any:
     """Returns the network of Faster R-CNN that classifies and corrects proposals.
 
     RoI pooling, fully connected layers, and one prediction of each kind per box; the corrections
-    are the same for all classes.
+    are the same for all classes. On a pyramid each box is pooled from one of the maps, which
+    `boxes.assign_levels` chooses by its size, and the layers after the pooling are those of all
+    maps. Each map has a pooling layer of its own, `pooling_8` for that of stride 8.
 
     Args:
         channels: int, of the features.
         classes: int, number of classes, background not among them.
-        stride: pixels of the image per cell of the features.
+        stride: pixels of the image per cell of the features; of a pyramid, those of each map, the
+            finest first.
         deformable: bool, whether the pooling is `DeformableRoIPool`, or `RoIPool`.
         bins: int, height and width of the grid of bins.
         units: sizes of the hidden layers.
+        canonical_size: of a pyramid, square root of the area of the boxes that are pooled at stride
+            16, in pixels, see `boxes.assign_levels`.
         name: name of the model.
         **pooling_arguments: further arguments of the pooling layer.
 
     Returns:
         A model from `[features, boxes]`, `[B, h, w, channels]` and `[B, R, 4]`, to logits
-        `[B, R, classes + 1]`, the background's last, and deltas `[B, R, 4]`.
+        `[B, R, classes + 1]`, the background's last, and deltas `[B, R, 4]`. Of a pyramid, it takes
+        the maps one by one: `[finest, ..., coarsest, boxes]`.
 
     Sources:
-        Ren et al., Faster R-CNN, NIPS 2015; Dai et al., Deformable Convolutional Networks, 2017.
+        Ren et al., Faster R-CNN, NIPS 2015; Dai et al., Deformable Convolutional Networks, 2017;
+        for pyramids Lin et al., Feature Pyramid Networks, CVPR 2017, section 4.2.
     """
-    features, boxes = _head_inputs(channels)
+    strides = tuple(stride) if isinstance(stride, Sequence) else (stride,)
+    *maps, boxes = inputs = _head_inputs(channels, len(strides))
     kind: Any = DeformableRoIPool if deformable else RoIPool
     arguments = {**pooling_arguments, **CHANNELS_LAST}
-    pool = kind(bins, spatial_scale=1 / stride, name="pooling", **arguments)
-    hidden = _layers.Reshape((-1, bins * bins * channels))(pool([features, boxes]))
+    if len(strides) == 1:
+        pool = kind(bins, spatial_scale=1 / strides[0], name="pooling", **arguments)
+        pooled = pool([maps[0], boxes])
+    else:
+        boxes_of = BoxesByLevel(strides, canonical_size, name="boxes_by_level")(boxes)
+        pools = [
+            kind(bins, spatial_scale=1 / s, name=f"pooling_{s:g}", **arguments) for s in strides
+        ]
+        # Of each box all are zeros but one.
+        each = [pool([m, own]) for pool, m, own in zip(pools, maps, boxes_of, strict=True)]
+        pooled = _layers.Add(name="pooled")(each)
+    hidden = _layers.Reshape((-1, bins * bins * channels))(pooled)
     for number, size in enumerate(units, 1):
         hidden = _layers.Dense(size, activation="relu", name=f"hidden_{number}")(hidden)
     outputs = [
         _layers.Dense(classes + 1, dtype="float32", name="logits")(hidden),
         _layers.Dense(4, dtype="float32", name="deltas")(hidden),
     ]
-    return tf.keras.Model([features, boxes], outputs, name=name)
+    return tf.keras.Model(inputs, outputs, name=name)
 
 
 def rfcn_head(
@@ -130,7 +150,7 @@ def rfcn_head(
     Sources:
         Dai, Li, He and Sun, R-FCN, NIPS 2016; Dai et al., Deformable Convolutional Networks, 2017.
     """
-    features, boxes = _head_inputs(channels)
+    features, boxes = _head_inputs(channels, maps=1)
     arguments = {"spatial_scale": 1 / stride, **pooling_arguments, **CHANNELS_LAST}
     outputs = []
     for output, filters in (("logits", classes + 1), ("deltas", 4)):
@@ -164,6 +184,8 @@ class _Vote(tf.keras.layers.Layer):
         return tf.reduce_mean(tf.cast(inputs, self.compute_dtype), axis=[2, 3])
 
 
-def _head_inputs(channels: int) -> tuple[Any, Any]:
-    features = tf.keras.Input((None, None, channels), name="features")
-    return features, tf.keras.Input((None, 4), dtype="float32", name="boxes")
+def _head_inputs(channels: int, maps: int) -> list[Any]:
+    """Returns inputs for the maps, and for the boxes."""
+    names = ["features"] if maps == 1 else [f"features_{number}" for number in range(maps)]
+    features = [tf.keras.Input((None, None, channels), name=name) for name in names]
+    return [*features, tf.keras.Input((None, 4), dtype="float32", name="boxes")]

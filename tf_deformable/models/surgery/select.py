@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import tensorflow as tf
@@ -140,22 +140,37 @@ class Network:
 def output_stride(model: Any) -> float:
     """Returns how many pixels of the images a cell of a model's (only) output stands for.
 
+    Raises:
+        ValueError: as `output_strides`; there are several outputs.
+    """
+    strides = output_strides(model)
+    if len(strides) != 1:
+        raise ValueError(
+            f"output_stride: model {model.name!r} must return one map, got strides {strides}"
+        )
+    return strides[0]
+
+
+def output_strides(model: Any) -> tuple[float, ...]:
+    """Returns how many pixels of the images a cell of each output of a model stands for.
+
     Args:
-        model: functional or built Sequential model from images to a feature map.
+        model: functional or built Sequential model from images to feature maps.
 
     Raises:
-        ValueError: the model is subclassed or not built, or its output is not one map, or not of
-            the same stride in both directions.
+        ValueError: the model is subclassed or not built, or an output is not a map, or not of the
+            same stride in both directions.
     """
     check_model(model)
     strides = Network(model).outputs
-    if len(strides) != 1 or strides[0] is None or strides[0][0] != strides[0][1]:
+    found = [each[0] for each in strides if each is not None and each[0] == each[1]]
+    if len(found) != len(strides):
         raise ValueError(
-            f"output_stride: model {model.name!r} must return one map [B,h,w,C] with the same "
+            f"output_strides: model {model.name!r} must return maps [B,h,w,C] with the same "
             f"stride in both directions, got strides {strides} (None: no map, or the stride "
             "depends on the size of the images)"
         )
-    return strides[0][0]
+    return tuple(found)
 
 
 def one_map(operation: str, backbone: Any, level: str | int | None = None) -> Any:
@@ -170,6 +185,43 @@ def one_map(operation: str, backbone: Any, level: str | int | None = None) -> An
     Raises:
         ValueError: the model is subclassed or not built, takes several inputs, or has no such map.
     """
+    _check_backbone(operation, backbone)
+    if level is None and len(backbone.outputs) == 1:
+        return backbone
+    chosen = _map_of(operation, backbone, level)
+    return tf.keras.Model(backbone.inputs[0], chosen, name=backbone.name)
+
+
+def several_maps(operation: str, backbone: Any, levels: Sequence[str | int]) -> Any:
+    """Returns a model of a backbone's layers that returns some of its maps, the finest first.
+
+    Args:
+        operation: name of the public function, for messages.
+        backbone: functional or built Sequential model.
+        levels: two or more of what `level` of `one_map` may be, but None.
+
+    Raises:
+        ValueError: as `one_map`; there are less than two levels, or two of the same stride.
+    """
+    _check_backbone(operation, backbone)
+    if isinstance(levels, (str, int)) or None in levels or len(levels) < 2:
+        raise ValueError(
+            f"{operation}: pyramid must be a list of two maps or more, by name or index, got "
+            f"{levels!r}"
+        )
+    images = backbone.inputs[0]
+    maps = [_map_of(operation, backbone, level) for level in levels]
+    strides = output_strides(tf.keras.Model(images, maps))
+    if len(set(strides)) < len(strides):
+        texts = ", ".join(
+            f"{level!r} ({stride:g})" for level, stride in zip(levels, strides, strict=True)
+        )
+        raise ValueError(f"{operation}: pyramid: maps must differ in their strides, got {texts}")
+    order = sorted(range(len(maps)), key=lambda number: strides[number])
+    return tf.keras.Model(images, [maps[number] for number in order], name=backbone.name)
+
+
+def _check_backbone(operation: str, backbone: Any) -> None:
     if not is_graph(backbone):
         raise ValueError(
             f"{operation}: backbone must be a functional or a built Sequential model, got "
@@ -179,8 +231,10 @@ def one_map(operation: str, backbone: Any, level: str | int | None = None) -> An
         raise ValueError(
             f"{operation}: backbone must take images alone, got {len(backbone.inputs)} inputs"
         )
-    if level is None and len(backbone.outputs) == 1:
-        return backbone
+
+
+def _map_of(operation: str, backbone: Any, level: str | int | None) -> Any:
+    """Returns one of the maps that a backbone returns, the coarsest for None."""
     images, outputs = backbone.inputs[0], backbone.output
     by_name = outputs if isinstance(outputs, dict) else None
     own = by_name or dict(zip(backbone.output_names, backbone.outputs, strict=True))
@@ -188,21 +242,21 @@ def one_map(operation: str, backbone: Any, level: str | int | None = None) -> An
     chosen = maps.get(level) if isinstance(level, str) else None
     if isinstance(level, int) and -len(backbone.outputs) <= level < len(backbone.outputs):
         chosen = (list(by_name.values()) if by_name else backbone.outputs)[level]
-    if chosen is None:
-        _, found = walk_strides(tf.keras.Model(images, list(maps.values())))
-        strides = dict(zip(maps, found, strict=True))
-        cells = {name: math.prod(strides[name] or ()) for name in own if strides[name]}
-        if level is not None or not cells:
-            texts = [
-                f"{name!r} (stride {stride[0]:g})" if stride else f"{name!r} (no map)"
-                for name, stride in strides.items()
-            ]
-            raise ValueError(
-                f"{operation}: level must be one of the maps that the backbone returns, or the "
-                f"index of an output, got {level!r}; there are {', '.join(texts)}"
-            )
-        chosen = own[max(cells, key=lambda name: cells[name])]
-    return tf.keras.Model(images, chosen, name=backbone.name)
+    if chosen is not None:
+        return chosen
+    _, found = walk_strides(tf.keras.Model(images, list(maps.values())))
+    strides = dict(zip(maps, found, strict=True))
+    cells = {name: math.prod(strides[name] or ()) for name in own if strides[name]}
+    if level is not None or not cells:
+        texts = [
+            f"{name!r} (stride {stride[0]:g})" if stride else f"{name!r} (no map)"
+            for name, stride in strides.items()
+        ]
+        raise ValueError(
+            f"{operation}: level must be one of the maps that the backbone returns, or the "
+            f"index of an output, got {level!r}; there are {', '.join(texts)}"
+        )
+    return own[max(cells, key=lambda name: cells[name])]
 
 
 def check_model(model: Any) -> None:
