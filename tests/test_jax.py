@@ -357,6 +357,35 @@ def test_handlers_check_dtypes():
         for_jax.deformable_conv2d(inputs.astype("int32"), filters, offsets).block_until_ready()
 
 
+def test_handlers_check_that_what_says_where_to_sample_has_one_dtype():
+    inputs, filters, offsets, mask = (tensor.astype("bfloat16") for tensor in tensors())
+    error = jax.errors.JaxRuntimeError
+    for wide in ("offsets", "mask"):
+        sampling = {"offsets": offsets, "mask": mask}
+        sampling[wide] = sampling[wide].astype("float32")
+        with pytest.raises(error, match="mask must have the dtype of offsets"):
+            for_jax.deformable_conv2d(inputs, filters, **sampling).block_until_ready()
+
+    sampling = {
+        "offsets": jnp.zeros([1, 2, 2, 2], "bfloat16"),
+        "mask": jnp.ones([1, 2, 2, 1], "float32"),
+    }
+    boxes = jnp.array([[0, 0, 4, 4]], "float32")
+    with pytest.raises(error, match="mask must have the dtype of offsets"):
+        for_jax.deformable_roi_pool(
+            inputs, boxes, jnp.zeros([1], "int32"), output_size=2, **sampling
+        ).block_until_ready()
+
+    value = jnp.ones([1, 20, 2, 8], "bfloat16")
+    locations = jnp.full([1, 3, 2, 1, 64, 2], 0.5, "float32")
+    weights = jnp.ones([1, 3, 2, 1, 64], "float32")
+    for dtypes in (("float32", "bfloat16"), ("bfloat16", "float32")):
+        with pytest.raises(error, match="attention_weights must have the dtype of sampling_loc"):
+            for_jax.multi_scale_deformable_attention(
+                value, [(4, 5)], locations.astype(dtypes[0]), weights.astype(dtypes[1])
+            ).block_until_ready()
+
+
 def test_without_the_library(monkeypatch, tmp_path):
     monkeypatch.setattr(_native, "_FOLDER", tmp_path)
     with pytest.raises(NativeLibraryError, match="library of the handlers for XLA, .* is missing"):

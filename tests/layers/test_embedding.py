@@ -7,7 +7,14 @@ import pytest
 import tensorflow as tf
 
 import tf_deformable
-from tf_deformable import DeformableConv2D, DeformablePSRoIPool, DeformableRoIPool
+from tf_deformable import (
+    DCNv3,
+    DCNv4,
+    DeformableConv2D,
+    DeformablePSRoIPool,
+    DeformableRoIPool,
+    MultiScaleDeformableAttention,
+)
 
 # Off the integers, at which derivatives by offsets jump.
 MOVED = {
@@ -18,6 +25,9 @@ LAYERS = {
     "convolution": lambda: DeformableConv2D(4, 3, padding="same", modulated=True, **MOVED),
     "RoI": lambda: DeformableRoIPool(2, offset_units=(4,), modulated=True, **MOVED),
     "PSRoI": lambda: DeformablePSRoIPool(2, 2, score_filters=3, **MOVED),
+    "DCNv3": lambda: DCNv3(groups=2),
+    "DCNv4": lambda: DCNv4(groups=2, center_feature_scale=True),
+    "attention": lambda: MultiScaleDeformableAttention(2, 1, 3),
 }
 BOXES = tf.constant([[[1.0, 2, 5.5, 6.5], [0, 0, 7, 7]], [[3, 1, 6, 5], [0, 0, 0, 0]]])
 
@@ -27,6 +37,10 @@ def layer(request):
     """A layer that is built."""
     layer = LAYERS[request.param]()
     call(layer, tf.zeros([2, 8, 8, 4]))
+    if not isinstance(layer, (DeformableConv2D, DeformableRoIPool, DeformablePSRoIPool)):
+        # Where the weights of samples start at zero, offsets have no gradient.
+        random = np.random.default_rng(0)
+        layer.set_weights([random.normal(0, 0.3, weight.shape) for weight in layer.weights])
     return layer
 
 
@@ -36,7 +50,14 @@ def images():
 
 
 def call(layer, images):
-    return layer(images if isinstance(layer, DeformableConv2D) else [images, BOXES])
+    if isinstance(layer, (DeformableRoIPool, DeformablePSRoIPool)):
+        return layer([images, BOXES])
+    if isinstance(layer, MultiScaleDeformableAttention):
+        size = tf.shape(images)
+        queries = tf.reshape(images, [size[0], -1, 4])
+        points = [size[0], size[1] * size[2], 1, 2]
+        return layer([queries, tf.random.stateless_uniform(points, [1, 2]), images])
+    return layer(images)
 
 
 def gradients(function, layer, images):

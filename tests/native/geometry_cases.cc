@@ -317,6 +317,15 @@ struct Attention {
     a.spatial_shapes = Shape({levels, 2});
     a.sampling_locations = Shape({batch, queries, heads, levels, points, 2});
     a.attention_weights = Shape({batch, queries, heads, levels, points});
+    if (choices->Chance(3)) {
+      int64_t all = 0;
+      for (int level = 0; level < levels; ++level) {
+        a.num_points.push_back(Size(choices));
+        all = std::min(all, kHuge / 2) + std::min(a.num_points.back(), kHuge / 2);
+      }
+      a.sampling_locations = Shape({batch, queries, heads, all, 2});
+      a.attention_weights = Shape({batch, queries, heads, all});
+    }
     if (choices->Chance(2)) a.grad_output = Shape({batch, queries, Product(heads, depth)});
   }
   const char* op() const { return "multi_scale_deformable_attention"; }
@@ -326,7 +335,7 @@ struct Attention {
     if (arguments.grad_output) all.push_back(&*arguments.grad_output);
     return all;
   }
-  std::vector<std::vector<int64_t>*> lists() { return {}; }
+  std::vector<std::vector<int64_t>*> lists() { return {&arguments.num_points}; }
   // The elements of a tensor are as many as its shape says, where it is known.
   void EditNumber(Choices* choices) {
     std::vector<int64_t>& sizes = *arguments.level_sizes;

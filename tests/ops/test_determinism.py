@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from tests.ops.processes import lines_with_threads
 
-# First and second derivatives of both operators, and mapped calls, each of them twice.
+# First and second derivatives of all operators, and mapped calls, each of them twice.
 _DIGEST = """
 import hashlib
 import tensorflow as tf
 import tf_deformable
-from tests.ops import deformable_conv2d_cases, roi_pool_cases
+from tests.ops import deformable_attention_cases, deformable_conv2d_cases, roi_pool_cases
 
 conv = deformable_conv2d_cases.Case(
     batch=3, size=(24, 25), channels=24, filters=20, groups=2, offset_groups=3
@@ -17,6 +17,10 @@ conv = deformable_conv2d_cases.Case(
 roi = roi_pool_cases.Case(size=(20, 30), boxes=40, output_size=(7, 7), group_size=1, depth=24)
 cases = {"conv": (conv, tf_deformable.deformable_conv2d)}
 cases["roi"] = (roi, tf_deformable.deformable_psroi_pool)
+attention = deformable_attention_cases.Case(
+    levels=((30, 20), (15, 10)), heads=4, depth=24, queries=700, points=4
+)
+cases["attention"] = (attention, tf_deformable.multi_scale_deformable_attention)
 
 
 def derivatives(case, function, dtype):
@@ -30,9 +34,10 @@ def derivatives(case, function, dtype):
             outputs = function(**values, **fixed, **case.attributes())
         first = inner.gradient(outputs, values, output_gradients=upstream)
     second = outer.gradient(first, values, output_gradients=first, unconnected_gradients="zero")
+    features = next(iter(values))
     mapped = tf.vectorized_map(
         lambda factor: function(
-            **{**values, "inputs": factor * values["inputs"]}, **fixed, **case.attributes()
+            **{**values, features: factor * values[features]}, **fixed, **case.attributes()
         ),
         tf.constant([1, -1], dtype),
     )
@@ -54,7 +59,7 @@ for dtype in (tf.float32, tf.bfloat16):
 
 def test_the_same_bits() -> None:
     one, two, four = lines_with_threads(_DIGEST, (1, 2, 4))
-    assert len(one) == 2 * (2 + 5 + 5 + 2 + 3 + 3)
+    assert len(one) == 2 * (2 + 5 + 5 + 2 + 3 + 3 + 2 + 3 + 3)
     assert one == two == four
 
 

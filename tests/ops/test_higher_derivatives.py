@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 import tf_deformable
+from tests.ops.deformable_attention_cases import Case as AttentionCase
 from tests.ops.deformable_conv2d_cases import Case as ConvCase
 from tests.ops.processes import ROOT
 from tests.ops.roi_pool_cases import Case as RoICase
@@ -55,6 +56,17 @@ def _roi(**changes: Any) -> Operator:
     return _operator(function, arrays)
 
 
+def _attention(**changes: Any) -> Operator:
+    case = dataclasses.replace(AttentionCase(), **changes)
+    arrays = case.arrays()
+    del arrays["grad_output"]
+
+    def function(values: Tensors) -> tf.Tensor:
+        return tf_deformable.multi_scale_deformable_attention(**values, **case.attributes())
+
+    return _operator(function, arrays)
+
+
 def _operator(function: Function, arrays: dict[str, np.ndarray]) -> Operator:
     random = np.random.default_rng(7)
     changes = {
@@ -76,6 +88,9 @@ OPERATORS = {
     "RoI, plain": lambda: _roi(part_size=None, mask=False),
     "RoI, no mask": lambda: _roi(mask=False),
     "RoI, mask alone": lambda: _roi(part_size=None),
+    "attention": _attention,
+    "attention, pixels": lambda: _attention(coordinates="pixels"),
+    "attention, points of each level": lambda: _attention(points=(2, 1, 3)),
 }
 
 
@@ -290,12 +305,15 @@ def test_custom_gradient_around(operator: Operator, backend: str) -> None:
 # --- The native second derivative, against the reference's ---
 
 
-@pytest.mark.parametrize("name", [name for name in OPERATORS if name.startswith("conv")])
+@pytest.mark.parametrize(
+    "name", ["attention, pixels", *(name for name in OPERATORS if name.startswith("conv"))]
+)
 @pytest.mark.parametrize("places", ["integers", "borders", "not finite", "huge"])
 def test_second_derivatives_at_special_places(name: str, places: str) -> None:
     operator = OPERATORS[name]()
     random = np.random.default_rng(2)
-    offsets = operator.values["offsets"].numpy()
+    sampling = "offsets" if "offsets" in operator.values else "sampling_locations"
+    offsets = operator.values[sampling].numpy()
     if places == "integers":
         offsets = np.round(offsets)
     elif places == "borders":  # -1 and the last rows and columns are among them
@@ -305,7 +323,7 @@ def test_second_derivatives_at_special_places(name: str, places: str) -> None:
         offsets.ravel()[::17] = np.inf
     else:
         offsets = offsets * 10.0 ** random.integers(0, 30, offsets.shape)
-    values = {**operator.values, "offsets": tf.constant(offsets)}
+    values = {**operator.values, sampling: tf.constant(offsets)}
     upstream = tf.random.normal(operator.function(values).shape, dtype=tf.float64, seed=1)
     results = {}
     for backend in ("native", "reference"):
@@ -322,7 +340,7 @@ def test_second_derivatives_at_special_places(name: str, places: str) -> None:
         )
     for key, value in results["reference"].items():
         have, want = results["native"][key].numpy(), value.numpy()
-        if key == "offsets":  # By the same offset twice, the reference has zero at NaN.
+        if key == sampling:  # By the same offset twice, the reference has zero at NaN.
             have, want = (np.where(np.isnan(offsets), 0, array) for array in (have, want))
         scale = np.abs(want[np.isfinite(want)]).max(initial=0)
         np.testing.assert_allclose(have, want, rtol=0, atol=1e-11 * scale, err_msg=key)
@@ -360,7 +378,7 @@ def test_second_derivatives_in_half_precision(dtype: tf.DType, sampling: str) ->
         np.testing.assert_allclose(have, value, rtol=eps, atol=eps * scale / 4, err_msg=name)
 
 
-@pytest.mark.parametrize("operator", ["conv", "roi"])
+@pytest.mark.parametrize("operator", ["conv", "roi", "attention"])
 def test_the_memory_of_second_derivatives(operator: str) -> None:
     """The reference keeps all samples several times, in more than a gigabyte."""
     process = subprocess.run(
@@ -387,6 +405,14 @@ if sys.argv[1] == "conv":
     }
     function = tf_deformable.deformable_conv2d
     fixed = {}
+elif sys.argv[1] == "attention":
+    values = {
+        "value": tf.reshape(features, [4, 64 * 64, 4, 16]),
+        "sampling_locations": tf.random.uniform([4, 4096, 4, 1, 4, 2]),
+        "attention_weights": tf.random.uniform([4, 4096, 4, 1, 4]),
+    }
+    function = tf_deformable.multi_scale_deformable_attention
+    fixed = {"spatial_shapes": [(64, 64)]}
 else:
     corners = tf.random.uniform([256, 2], 0, 600)
     fixed = {

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 import tf_deformable
+from tests.ops.deformable_attention_cases import Case as AttentionCase
 from tests.ops.deformable_conv2d_cases import Case as ConvCase
 from tests.ops.roi_pool_cases import Case as RoICase
 from tf_deformable import _native
@@ -20,6 +21,7 @@ from tf_deformable import _native
 CALLS = 3
 CONV = ConvCase(size=(5, 4))
 ROI = RoICase(boxes=4, output_size=(2, 3), depth=3)
+ATTENTION = AttentionCase()
 
 Arrays = dict[str, np.ndarray]
 
@@ -53,7 +55,7 @@ def _all_calls(
             values = [np.roll(array, shift) for shift in range(CALLS)]
         elif name == "boxes":
             values = [np.roll(array, shift, axis=0) for shift in range(CALLS)]
-        elif name == "offsets":  # what they may be is another matter
+        elif name in ("offsets", "sampling_locations"):  # what they may be is another matter
             values = [random.permuted(array, axis=1) for _ in range(CALLS)]
         else:
             values = [random.normal(size=array.shape).astype(array.dtype) for _ in range(CALLS)]
@@ -95,6 +97,14 @@ def _roi(case: RoICase) -> Callable[[dict[str, Any]], tf.Tensor]:
     def function(arguments: dict[str, Any]) -> tf.Tensor:
         arguments = {name: v for name, v in arguments.items() if name != "grad_output"}
         return tf_deformable.deformable_psroi_pool(**arguments, **case.attributes())
+
+    return function
+
+
+def _attention(case: AttentionCase) -> Callable[[dict[str, Any]], tf.Tensor]:
+    def function(arguments: dict[str, Any]) -> tf.Tensor:
+        arguments = {name: v for name, v in arguments.items() if name != "grad_output"}
+        return tf_deformable.multi_scale_deformable_attention(**{**case.attributes(), **arguments})
 
     return function
 
@@ -160,6 +170,37 @@ def test_plain_roi_pooling(own: tuple[str, ...]) -> None:
     _assert_same(*_all_calls(_gradient(_roi(case), ["inputs"]), arrays, own))
 
 
+ATTENTION_INPUTS = ["value", "sampling_locations", "attention_weights"]
+
+
+@pytest.mark.parametrize("own", _subsets(ATTENTION_INPUTS), ids="-".join)
+@pytest.mark.parametrize("points", [2, (2, 1, 3)], ids=str)
+def test_attention(points: int | tuple[int, ...], own: tuple[str, ...]) -> None:
+    case = dataclasses.replace(ATTENTION, points=points)
+    _assert_same(*_all_calls(_attention(case), case.arrays(), own))
+
+
+@pytest.mark.parametrize("own", _subsets([*ATTENTION_INPUTS, "grad_output"]), ids="-".join)
+def test_gradients_of_attention(own: tuple[str, ...]) -> None:
+    function = _gradient(_attention(ATTENTION), ATTENTION_INPUTS)
+    _assert_same(*_all_calls(function, ATTENTION.arrays(), own))
+
+
+def test_attention_over_maps_of_other_sizes() -> None:
+    arguments = {name: tf.constant(array) for name, array in ATTENTION.arrays().items()}
+    sizes = tf.constant([[[5, 7], [3, 2], [1, 4]], [[7, 5], [2, 3], [4, 1]]])
+    for function in (_attention(ATTENTION), _gradient(_attention(ATTENTION), ATTENTION_INPUTS)):
+
+        def call(sizes: tf.Tensor, function: Callable[..., Any] = function) -> Any:
+            return function({**arguments, "spatial_shapes": sizes})
+
+        got = tf.vectorized_map(call, sizes, fallback_to_while_loop=False)
+        expected = tf.nest.map_structure(
+            lambda *calls: tf.stack(calls), *[call(size) for size in sizes]
+        )
+        _assert_same(got, expected)
+
+
 @pytest.mark.parametrize("index", [ROI.batch, -2])
 def test_a_wrong_box_index_stays_wrong(index: int) -> None:
     """It does not become the image of another call."""
@@ -189,6 +230,13 @@ def test_jacobians_of_deformable_conv2d(name: str, in_graph: bool, backend: str)
 def test_jacobians_of_roi_pooling(name: str, in_graph: bool, backend: str) -> None:
     arguments = {key: tf.constant(array) for key, array in ROI.arrays().items()}
     _check_jacobian(_roi(ROI), arguments, name, in_graph)
+
+
+@pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("name", ATTENTION_INPUTS)
+def test_jacobians_of_attention(name: str, in_graph: bool, backend: str) -> None:
+    arguments = {key: tf.constant(array) for key, array in ATTENTION.arrays().items()}
+    _check_jacobian(_attention(ATTENTION), arguments, name, in_graph)
 
 
 def _check_jacobian(

@@ -110,9 +110,8 @@ def dcnv4(
 ) -> tf.Tensor:
     r"""DCNv4 (Xiong et al., FlashInternImage, CVPR 2024, section 3.1), without its projections.
 
-    The arithmetic of `tf_deformable.dcnv3`. What is new in DCNv4 is that no softmax bounds the
-    mask, which is here as it was there for the caller to do or not to do: the function is there for
-    its name. DCNv4's own packs offsets and mask of each group into one tensor, padded to a multiple
+    It computes what `tf_deformable.dcnv3` computes. DCNv3 applies a softmax to the mask before, and
+    DCNv4 does not; neither function does. DCNv4's own packs offsets and mask of each group into one tensor, padded to a multiple
     of 8: `tf_deformable.convert.offsets_and_mask_from_dcnv4` takes it apart.
 
     Example:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from tf_deformable import _native, config
-from tf_deformable._registration import register_gradient, register_reference
+from tf_deformable._calls import Calls
+from tf_deformable._registration import (
+    register_gradient,
+    register_reference,
+    register_vectorization,
+)
 from tf_deformable.ops import _arguments
-from tf_deformable.ops._second_order import hessian_product_of, vector_jacobian_product
+from tf_deformable.ops._second_order import hessian_product, vector_jacobian_product
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.reference import multi_scale_deformable_attention as _reference
 
 _OP = "multi_scale_deformable_attention"
+# Of the gradient operator; the operator itself has all but the last.
+_VARIABLES = ("value", "sampling_locations", "attention_weights", "grad_output")
+_INPUTS = (_VARIABLES[0], "spatial_shapes", *_VARIABLES[1:])
 
 
 @accepts_keras_tensors
@@ -121,33 +130,138 @@ def _native_forward(**arguments: Any) -> tf.Tensor:
     return _native.load().tf_deformable_multi_scale_deformable_attention(**arguments)
 
 
+def _native_backward(**arguments: Any) -> list[tf.Tensor]:
+    """The gradients of value, sampling_locations and attention_weights."""
+    return list(_native.load().tf_deformable_multi_scale_deformable_attention_grad(**arguments))
+
+
 def _gradient(op: tf.Operation, grad_output: tf.Tensor) -> list[tf.Tensor | None]:
-    value, spatial_shapes, sampling_locations, attention_weights = op.inputs
-    grads = _native.load().tf_deformable_multi_scale_deformable_attention_grad(
-        value=value,
-        spatial_shapes=spatial_shapes,
-        sampling_locations=sampling_locations,
-        attention_weights=attention_weights,
-        grad_output=grad_output,
-        **_attributes(op),
-    )
-    return [
-        grads.grad_value,
-        None,
-        grads.grad_sampling_locations,
-        grads.grad_attention_weights,
-    ]
+    tensors = dict(zip(_INPUTS, [*op.inputs, grad_output], strict=True))
+    of_value, *others = _native_backward(**tensors, **_attributes(op))
+    return [of_value, None, *others]
 
 
 def _second_gradient(op: tf.Operation, *upstream: tf.Tensor) -> list[tf.Tensor | None]:
-    value, spatial_shapes, sampling_locations, attention_weights, grad_output = op.inputs
-    reference = _reference_call(op)
-    by_value, by_locations, by_weights, by_grad_output = hessian_product_of(
-        lambda x, locations, weights: reference(x, spatial_shapes, locations, weights),
-        [value, sampling_locations, attention_weights, grad_output],
-        [*upstream, tf.zeros_like(grad_output)],
+    value, spatial_shapes, *others = op.inputs
+    attributes = {"spatial_shapes": spatial_shapes, **_attributes(op)}
+    of_value, *of_others = hessian_product(
+        functools.partial(_hessian_along, attributes=attributes),
+        lambda value, locations, weights: _reference(
+            value=value,
+            sampling_locations=locations,
+            attention_weights=weights,
+            **attributes,
+        ),
+        [value, *others],
+        [*upstream, tf.zeros_like(others[-1])],
     )
-    return [by_value, None, by_locations, by_weights, by_grad_output]
+    return [of_value, None, *of_others]
+
+
+def _hessian_along(
+    number: int,
+    variables: Sequence[tf.Tensor],
+    direction: tf.Tensor,
+    attributes: dict[str, Any],
+) -> list[tf.Tensor | None]:
+    """The Hessian of `<grad_output, output>` times a direction of one of the variables.
+
+    `variables` are value, sampling_locations, attention_weights and grad_output. All of them but
+    the locations are factors: the derivative along one of them is the same with it replaced.
+    """
+    if number == 1:
+        return _hessian_along_locations(variables, direction, attributes)
+    replaced = dict(zip(_VARIABLES, variables, strict=True))
+    replaced[_VARIABLES[number]] = direction
+    terms: list[tf.Tensor | None] = [*_native_backward(**replaced, **attributes), None]
+    if number < 3:
+        del replaced["grad_output"]
+        terms[-1] = _native_forward(**replaced, **attributes)
+    terms[number] = None
+    return terms
+
+
+def _hessian_along_locations(
+    variables: Sequence[tf.Tensor], direction: tf.Tensor, attributes: dict[str, Any]
+) -> list[tf.Tensor | None]:
+    """As `_hessian_along`.
+
+    Between two rows of pixels a sample is linear in y: its derivative by y is the sample on the row
+    below minus the sample on the row above, at the same x. (With x and y exchanged likewise.) So
+    the derivative along the locations is attention four times more, at positions in pixels, whose
+    weights are the direction's.
+
+    They are nearly equal in pairs, and half precision would leave little of the differences: they
+    are computed in float32.
+    """
+    dtype = tf.float64 if variables[0].dtype == tf.float64 else tf.float32
+    value, locations, weights, grad_output = (tf.cast(variable, dtype) for variable in variables)
+    direction = tf.cast(direction, dtype)
+    in_pixels = {**attributes, "coordinates": "pixels"}
+    scale: tf.Tensor = tf.ones([], dtype)
+    if attributes["coordinates"] == "normalized":
+        scale = _sizes_of_points(tf.cast(attributes["spatial_shapes"], dtype), attributes)
+        locations, direction = locations * scale - 0.5, direction * scale
+    positions = tf.unstack(locations, num=2, axis=-1)
+    directions = tf.unstack(direction, num=2, axis=-1)
+
+    of_value, of_weights, of_grad_output = [], [], []
+    of_positions: list[list[tf.Tensor]] = [[], []]
+    for axis, other in ((0, 1), (1, 0)):
+        before = tf.floor(positions[axis])
+        for position, along in ((before, -directions[axis]), (before + 1, directions[axis])):
+            places = [position, positions[1]] if axis == 0 else [positions[0], position]
+            tensors = {
+                "value": value,
+                "sampling_locations": tf.stack(places, axis=-1),
+                "attention_weights": along * weights,
+            }
+            grads = _native_backward(**tensors, grad_output=grad_output, **in_pixels)
+            of_value.append(grads[0])
+            of_positions[other].append(tf.unstack(grads[1], num=2, axis=-1)[other])
+            of_weights.append(along * grads[2])
+            of_grad_output.append(_native_forward(**tensors, **in_pixels))
+    return [
+        tf.add_n(of_value),
+        tf.stack([tf.add_n(terms) for terms in of_positions], axis=-1) * scale,
+        tf.add_n(of_weights),
+        tf.add_n(of_grad_output),
+    ]
+
+
+def _sizes_of_points(sizes: tf.Tensor, attributes: dict[str, Any]) -> tf.Tensor:
+    """Of every level, `[levels, 2]`, to be multiplied with sampling_locations."""
+    num_points = attributes["num_points"]
+    return tf.repeat(sizes, num_points, axis=0) if num_points else sizes[:, tf.newaxis]
+
+
+def _vectorized(op: tf.Operation, calls: Calls) -> list[tf.Tensor]:
+    if calls.differ([1]):  # in the sizes of their levels
+        return calls.one_by_one(functools.partial(_run, op), op.outputs)
+    # More queries of one value, or a larger batch.
+    axis, batch_or_queries = (0, calls.size(0, 0)) if calls.differ([0]) else (1, calls.size(2, 1))
+    tensors = list(calls.inputs)
+    for number in [0, 2, 3] if axis == 0 else [2, 3]:
+        tensors[number] = calls.folded(number, axis)
+    return [calls.unfolded(output, axis, batch_or_queries) for output in _run(op, tensors)]
+
+
+def _vectorized_gradient(op: tf.Operation, calls: Calls) -> list[tf.Tensor]:
+    if calls.differ([1]):
+        return calls.one_by_one(functools.partial(_run, op), op.outputs)
+    tensors = [
+        tensor if number == 1 else calls.folded(number, 0)
+        for number, tensor in enumerate(calls.inputs)
+    ]
+    return [calls.unfolded(grad, 0, calls.size(0, 0)) for grad in _run(op, tensors)]
+
+
+def _run(op: tf.Operation, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """What a registered operator gives for other tensors."""
+    arguments = {**dict(zip(_INPUTS, tensors, strict=False)), **_attributes(op)}
+    if len(tensors) == len(_INPUTS):
+        return _native_backward(**arguments)
+    return [_native_forward(**arguments)]
 
 
 def _reference_of(op: tf.Operation) -> Callable[..., list[tf.Tensor]]:
@@ -166,10 +280,14 @@ def _reference_of_gradient(op: tf.Operation) -> Callable[..., list[tf.Tensor]]:
     return compute
 
 
-register_reference(_reference_of, ["TFDeformable>MultiScaleDeformableAttention"])
-register_reference(_reference_of_gradient, ["TFDeformable>MultiScaleDeformableAttentionGrad"])
-register_gradient(_gradient, ["TFDeformable>MultiScaleDeformableAttention"])
-register_gradient(_second_gradient, ["TFDeformable>MultiScaleDeformableAttentionGrad"])
+_FORWARD = ["TFDeformable>MultiScaleDeformableAttention"]
+_BACKWARD = ["TFDeformable>MultiScaleDeformableAttentionGrad"]
+register_gradient(_gradient, _FORWARD)
+register_gradient(_second_gradient, _BACKWARD)
+register_vectorization(_vectorized, _FORWARD)
+register_vectorization(_vectorized_gradient, _BACKWARD)
+register_reference(_reference_of, _FORWARD)
+register_reference(_reference_of_gradient, _BACKWARD)
 
 
 def _reference_call(op: tf.Operation) -> Callable[..., tf.Tensor]:

@@ -34,10 +34,11 @@ Status Call<is_gradient>::CheckTypes(const std::vector<ElementType>& types) cons
                     std::string(kOp) + ": spatial_shapes must have dtype int32, got " +
                         ToString(types[kHostInput]));
   }
-  for (size_t i = 2; status.ok() && i < 4; ++i) {
-    status = CheckSamplingType(kOp, "sampling_locations and attention_weights", types[i], "a value",
+  if (status.ok()) {
+    status = CheckSamplingType(kOp, "sampling_locations and attention_weights", types[2], "a value",
                                types[0]);
   }
+  if (status.ok()) status = CheckSameType(kOp, InputName(3), types[3], InputName(2), types[2]);
   if (status.ok() && is_gradient) {
     status = CheckSameType(kOp, InputName(4), types[4], "value", types[0]);
   }

@@ -32,7 +32,8 @@ Status Call<is_gradient>::CheckTypes(const std::vector<ElementType>& types) cons
                         ToString(types[kBoxIndices]));
   }
   for (size_t i = 3; status.ok() && i < GradOutputInput(); ++i) {
-    status = CheckSamplingType(kOp, types[i], types[0]);
+    status = i == 3 ? CheckSamplingType(kOp, types[i], types[0])
+                    : CheckSameType(kOp, InputName(i), types[i], InputName(3), types[3]);
   }
   if (is_gradient && status.ok()) {
     status = CheckSameType(kOp, "grad_output", types.back(), "inputs", types[0]);

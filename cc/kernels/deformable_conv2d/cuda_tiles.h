@@ -8,8 +8,8 @@
 //   ds[p,k,c]       = sum_f filters[k,c,f] * dy[p,f],  scattered to dx, dotted with x for doffset
 // clang-format on
 //
-// s and ds exist only as tiles in shared memory, between the sampling (scattering) on one side and
-// the product on the other. Where a pixel samples is worked out once per (tap, offset group) and
+// s exists only as tiles in shared memory, between the sampling on one side and the product on the
+// other; ds is written to the workspace, for some images at a time, and gathered from there. Where a pixel samples is worked out once per (tap, offset group) and
 // used for all channels. Channels are walked in chunks of 128 bytes and, within a chunk, all taps:
 // these read nearly the same pixels, which are then in the first-level cache. While a chunk is
 // multiplied, the loads of the next one are under way.
