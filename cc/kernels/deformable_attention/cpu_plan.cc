@@ -25,6 +25,14 @@ const Kernels<T>& TableKernels() {
   return SelectedKernels<T>(TF_DEFORMABLE_KERNEL_TABLES(kKernels));
 }
 
+// The geometry that the kernels are given: to them, a call without rows has no samples either. Their
+// tensors are empty then, and their number may be anything.
+Geometry KernelGeometry(const Geometry& geometry) {
+  Geometry g = geometry;
+  if (g.batch * g.queries * g.heads == 0) g.points = 0;
+  return g;
+}
+
 // Adds the arrays of SampleMaps for so many rows to a workspace; FillMaps writes and returns them.
 template <typename A>
 int64_t AddMaps(const Geometry& g, int64_t rows, int64_t lanes, Layout<A>* layout) {
@@ -63,9 +71,11 @@ int64_t SamplesBytes(int64_t samples, int64_t lanes) {
 }  // namespace
 
 template <typename T>
-ForwardPlan<T>::ForwardPlan(const Geometry& g, int num_workers)
-    : kernels_(TableKernels<T>()), levels_(g.maps), points_(g.points) {
+ForwardPlan<T>::ForwardPlan(const Geometry& geometry, int num_workers)
+    : kernels_(TableKernels<T>()), levels_(geometry.maps) {
   using A = ComputeType<T>;
+  const Geometry g = KernelGeometry(geometry);
+  points_ = g.points;
   ForwardJob<T>& job = job_;
   job.image_rows = g.queries * g.heads;
   job.rows = g.batch * job.image_rows;
@@ -104,9 +114,11 @@ void ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, Executor& executor,
 }
 
 template <typename T>
-BackwardPlan<T>::BackwardPlan(const Geometry& g, int num_workers)
-    : kernels_(TableKernels<T>()), levels_(g.maps), points_(g.points), images_(g.batch) {
+BackwardPlan<T>::BackwardPlan(const Geometry& geometry, int num_workers)
+    : kernels_(TableKernels<T>()), levels_(geometry.maps), images_(geometry.batch) {
   using A = ComputeType<T>;
+  const Geometry g = KernelGeometry(geometry);
+  points_ = g.points;
   constexpr bool kRounds = !std::is_same_v<T, A>;
   BackwardJob<T>& job = job_;
   job.pixels = g.pixels;
@@ -143,7 +155,8 @@ BackwardPlan<T>::BackwardPlan(const Geometry& g, int num_workers)
   Layout<A> all;
   maps_at_ = AddMaps(g, 1, kernels_.lanes, &all);
   partials_at_ = all.Add(queries_per_step_ * query_partials);
-  grad_value_at_ = all.Add(kRounds ? images_per_step_ * g.pixels * g.channels() : 0);
+  grad_value_at_ =
+      all.Add(kRounds && g.batch > 0 ? images_per_step_ * g.pixels * g.channels() : 0);
   worker_at_ = all.Add(num_workers * worker_size_);
   workspace_bytes_ = all.size() * sizeof(A);
 }
