@@ -19,8 +19,8 @@ cd "$work"
 
 # The fuzzer, and what runs it instead of an operating system.
 mapfile -t objects < <(find "$root/build/native/kernels/CMakeFiles/tf_deformable_kernels.dir" -name '*.o' ! -name '*.cu.*')
-${CXX:-g++} -std=c++17 -O1 -static -s -I"$root/cc" "$root/tests/native/fuzz_kernels.cc" \
-  "${objects[@]}" -o files/fuzz_kernels
+sources=("$root"/tests/native/{fuzz_kernels,kernel_cases,geometry_cases,scalar_operators}.cc)
+${CXX:-g++} -std=c++17 -O1 -static -s -I"$root/cc" "${sources[@]}" "${objects[@]}" -o files/fuzz_kernels
 cat > init.cc << 'END'
 #include <fcntl.h>
 #include <sys/mount.h>
