@@ -6,12 +6,17 @@
 
 PYTHON ?= python3 python3.13 python3.12 python3.11 python3.10 python
 
+# What `make fuzz` is compiled with (Debian: clang-19 and libclang-rt-19-dev), and how long it looks.
+CLANGXX ?= clang++
+FUZZ_SECONDS ?= 60
+
 # Test files share no state; a worker takes up to 2 GB.
 TEST_ARGS ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL_LOCKED := $(PIP_INSTALL) --require-hashes --requirement
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' tf_deformable/_version.py)
 
@@ -29,7 +34,7 @@ endif
 
 .PHONY: help demo demo-detector demo-detr experiments experiment-segmentation experiment-effective-dilation \
 	experiment-detection experiment-costs docs docs-check test bench bench-quick build wheel wheel-check sanitizers \
-	lint format clean \
+	fuzz lock lint format clean \
 	compiler
 
 help: ## list the commands
@@ -92,9 +97,21 @@ build: $(VENV)/build-requirements ## compile what changed: sources, flags, compi
 sanitizers: $(VENV)/build-requirements ## run the native tests under the address, undefined behaviour and thread sanitizers
 	cd cc && for preset in address thread; do \
 		PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --preset $$preset && \
-		cmake --build --preset $$preset --target fuzz_kernels parallel_loop && \
+		cmake --build --preset $$preset --target fuzz_kernels parallel_loop replay_inputs && \
 		ctest --preset $$preset || exit 1; \
 	done
+
+# A failure is kept in build/fuzz, what reaches new code in build/fuzz/found. See CONTRIBUTING.md.
+fuzz: $(VENV)/build-requirements ## let clang's libFuzzer look for inputs that fail, for FUZZ_SECONDS (60)
+	cd cc && PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --preset fuzz -DCMAKE_CXX_COMPILER=$(CLANGXX) && \
+		cmake --build --preset fuzz
+	mkdir -p build/fuzz/found
+	build/fuzz/native_tests/fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=512 -len_control=0 -print_final_stats=1 \
+		-artifact_prefix=build/fuzz/ build/fuzz/found tests/native/corpus
+
+lock: $(VENV)/created ## renew requirements/: the newest versions that pyproject.toml allows, with their hashes
+	$(PIP_INSTALL) --upgrade pip && $(PIP_INSTALL) --group lock
+	$(BIN)/python requirements/lock.py
 
 lint: $(VENV)/dev-tools ## check style and types
 	$(BIN)/ruff check
@@ -143,21 +160,14 @@ $(VENV)/created: | $(if $(LIBRARY),compiler)
 	fi; \
 	exit 1
 
-$(VENV)/build-requirements: pyproject.toml $(VENV)/created
-	@$(PIP_INSTALL) --upgrade pip
-	@sed -n '/^requires = \[/,/^\]/s/^ *"\(.*\)",$$/\1/p' pyproject.toml | xargs $(PIP_INSTALL) --upgrade
+# Tools are locked, versions and hashes; TensorFlow and what runs beside it are the user's choice.
+$(VENV)/build-requirements: pyproject.toml requirements/build.txt $(VENV)/created
+	@$(PIP_INSTALL_LOCKED) requirements/build.txt
+	@sed -n '/^requires = \[/,/^\]/s/^ *"\(tensorflow.*\)",$$/\1/p' pyproject.toml | xargs $(PIP_INSTALL) --upgrade
 	@touch $@
 
-$(VENV)/dev-tools: pyproject.toml $(VENV)/build-requirements
-	@$(PIP_INSTALL) --group dev
-	@touch $@
-
-$(VENV)/docs-tools: pyproject.toml $(VENV)/build-requirements
-	@$(PIP_INSTALL) --group docs
-	@touch $@
-
-$(VENV)/wheel-tools: pyproject.toml $(VENV)/build-requirements
-	@$(PIP_INSTALL) --group wheel
+$(VENV)/%-tools: requirements/%.txt $(VENV)/build-requirements
+	@$(PIP_INSTALL_LOCKED) $<
 	@touch $@
 
 $(INSTALLED)-%: pyproject.toml setup.py $(VENV)/build-requirements | $(LIBRARY)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import tf_deformable
 
@@ -58,7 +60,8 @@ def test_source_distribution_holds_what_builds_tests_and_explains_the_package(tm
         top = archive.name.removesuffix(".tar.gz")
         packed = {name.removeprefix(f"{top}/") for name in tar.getnames()}
     wanted = {
-        *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "MANIFEST.in", "README.md"),
+        *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "LICENSES.md", "Makefile", "MANIFEST.in"),
+        *("README.md", "requirements/build.txt"),
         *("pyproject.toml", "setup.py", ".ci/run", "tf_deformable/py.typed"),
     }
     for folder, pattern in [
@@ -68,9 +71,63 @@ def test_source_distribution_holds_what_builds_tests_and_explains_the_package(tm
         ("examples", "*.py"),
         ("tests", "*.py"),
         ("tests", "*.npz"),
+        ("tests/native/corpus", "*"),
         ("tf_deformable", "*.py"),
     ]:
         wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob(pattern)}
     assert wanted <= packed, sorted(wanted - packed)
     built = {name for name in packed if name.endswith((".so", ".o", ".pyc", "PURE_PYTHON"))}
     assert not built
+
+
+LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
+
+
+def locked(path):
+    """The requirements of a lock file, with the hashes of each."""
+    text = path.read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    for line in lines:
+        requirement, *hashes = line.split(" --hash=")
+        yield Requirement(requirement.strip()), [value.strip() for value in hashes]
+
+
+def wanted(group):
+    """What pyproject.toml says of a group of tools; a text, as Python 3.10 reads no TOML."""
+    text = (ROOT / "pyproject.toml").read_text()
+    name = "requires" if group == "build" else group
+    section = text.partition("[build-system]" if group == "build" else "[dependency-groups]")[2]
+    found = re.search(rf"^{name} = \[(.*?)\]$", section, re.DOTALL | re.MULTILINE)
+    requirements = [Requirement(value) for value in re.findall(r'"(.*?)"', found[1])]
+    return [r for r in requirements if r.name != "tensorflow"]
+
+
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.stem)
+def test_a_lock_file_pins_versions_and_hashes_and_names_no_index(path):
+    pins = list(locked(path))
+    assert pins
+    for requirement, hashes in pins:
+        (pin,) = requirement.specifier
+        assert pin.operator == "==", requirement
+        assert hashes and all(re.fullmatch("sha256:[0-9a-f]{64}", value) for value in hashes)
+    assert not re.search(r"://|--(extra-)?index|--find-links", path.read_text())
+
+
+@pytest.mark.parametrize("group", ["build", "dev", "docs", "wheel"])
+def test_the_locked_tools_are_those_that_are_asked_for(group):
+    pins = {r.name: r for r, _ in locked(ROOT / "requirements" / f"{group}.txt")}
+    for requirement in wanted(group):
+        (pin,) = pins[requirement.name].specifier
+        assert requirement.specifier.contains(pin.version), f"{requirement}: make lock"
+
+
+def test_a_tool_has_one_version_in_all_lock_files():
+    versions = {}
+    for path in LOCKS:
+        if path.stem.startswith("tensorflow"):
+            continue
+        for requirement, _ in locked(path):
+            versions.setdefault((requirement.name, str(requirement.marker)), set()).add(
+                str(requirement.specifier)
+            )
+    assert {name: found for name, found in versions.items() if len(found) > 1} == {}

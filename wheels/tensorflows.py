@@ -16,7 +16,7 @@ FOLDER = ROOT / "build" / "wheels"
 MINORS = ("2.16", "2.17", "2.18", "2.19", "2.20", "2.21")
 
 # A Python that all of them have wheels for.
-_PYTHON = "3.11"
+PYTHON = "3.11"
 _PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_27_x86_64")
 _NEEDED = ("tensorflow/include/", "tensorflow/libtensorflow_framework.so.2")
 # What the library for XLA is linked to, 1 GB, where there are the headers for that library.
@@ -34,7 +34,8 @@ def installed() -> str:
 def headers(minor: str) -> str:
     """Returns version and folder of a TensorFlow's headers, as setup.py takes them.
 
-    Its wheel is fetched once, and what an adapter needs of it is kept.
+    Its wheel, the one that `make lock` has chosen, is fetched once, and what an adapter needs of it
+    is kept.
     """
     folder = FOLDER / "tensorflow" / minor
     done = folder / "VERSION"
@@ -44,10 +45,12 @@ def headers(minor: str) -> str:
         shutil.rmtree(folder, ignore_errors=True)
         with tempfile.TemporaryDirectory() as downloads:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-            command += ["--only-binary=:all:", "--python-version", _PYTHON, "--dest", downloads]
+            command += ["--only-binary=:all:", "--python-version", PYTHON, "--dest", downloads]
             for platform in _PLATFORMS:
                 command += ["--platform", platform]
-            subprocess.run([*command, f"tensorflow~={minor}.0"], check=True)
+            locked = ROOT / "requirements" / f"tensorflow-{minor}.txt"
+            command += ["--require-hashes", "--requirement", str(locked)]
+            subprocess.run(command, check=True)
             (wheel,) = pathlib.Path(downloads).glob("tensorflow-*.whl")
             with zipfile.ZipFile(wheel) as archive:
                 names = archive.namelist()
