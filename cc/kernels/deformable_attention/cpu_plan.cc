@@ -25,8 +25,8 @@ const Kernels<T>& TableKernels() {
   return SelectedKernels<T>(TF_DEFORMABLE_KERNEL_TABLES(kKernels));
 }
 
-// The geometry that the kernels are given: to them, a call without rows has no samples either. Their
-// tensors are empty then, and their number may be anything.
+// The geometry that the kernels are given: to them, a call without rows has no samples either.
+// Their tensors are empty then, and their number may be anything.
 Geometry KernelGeometry(const Geometry& geometry) {
   Geometry g = geometry;
   if (g.batch * g.queries * g.heads == 0) g.points = 0;
@@ -155,8 +155,7 @@ BackwardPlan<T>::BackwardPlan(const Geometry& geometry, int num_workers)
   Layout<A> all;
   maps_at_ = AddMaps(g, 1, kernels_.lanes, &all);
   partials_at_ = all.Add(queries_per_step_ * query_partials);
-  grad_value_at_ =
-      all.Add(kRounds && g.batch > 0 ? images_per_step_ * g.pixels * g.channels() : 0);
+  grad_value_at_ = all.Add(kRounds && g.batch > 0 ? images_per_step_ * g.pixels * g.channels() : 0);
   worker_at_ = all.Add(num_workers * worker_size_);
   workspace_bytes_ = all.size() * sizeof(A);
 }
