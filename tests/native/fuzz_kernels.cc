@@ -25,7 +25,6 @@
 #include "kernel_cases.h"
 #include "kernels/deformable_attention/cpu_plan.h"
 #include "kernels/deformable_conv2d/cpu_backward_plan.h"
-#include "kernels/deformable_conv2d/cpu_backward_plan.h"
 #include "kernels/deformable_conv2d/cpu_branch_plan.h"
 #include "kernels/deformable_conv2d/cpu_forward_plan.h"
 #include "pool.h"
