@@ -1,8 +1,8 @@
 # `make demo` and `make test` are all a newcomer needs: each sets up what it lacks in .venv, once.
 #
 # To override: PYTHON (a Python 3.10 to 3.13), CXX, CXXFLAGS and LDFLAGS (see setup.py), TEST_ARGS,
-# DEMO_ARGS, EXPERIMENT_ARGS, WHEEL_ARGS, BENCH_ARGS, BENCH_PEERS (Pythons that have packages to compare with), and
-# TF_DEFORMABLE_PURE_PYTHON=1 to do without a compiler.
+# MUTANTS_ARGS, DEMO_ARGS, EXPERIMENT_ARGS, WHEEL_ARGS, BENCH_ARGS, BENCH_PEERS (Pythons that have
+# packages to compare with), and TF_DEFORMABLE_PURE_PYTHON=1 to do without a compiler.
 
 PYTHON ?= python3 python3.13 python3.12 python3.11 python3.10 python
 
@@ -29,7 +29,7 @@ endif
 
 .PHONY: help demo demo-detector demo-detr experiments experiment-segmentation experiment-effective-dilation \
 	experiment-detection experiment-costs docs docs-check test bench bench-quick build wheel wheel-check sanitizers \
-	lint format clean \
+	mutants lint format clean \
 	compiler
 
 help: ## list the commands
@@ -95,6 +95,9 @@ sanitizers: $(VENV)/build-requirements ## run the native tests under the address
 		cmake --build --preset $$preset --target fuzz_kernels parallel_loop && \
 		ctest --preset $$preset || exit 1; \
 	done
+
+mutants: $(INSTALLED)-test $(LIBRARY) ## put single faults into the code and see that tests fail, an hour
+	$(BIN)/python tests/mutants/run.py $(MUTANTS_ARGS)
 
 lint: $(VENV)/dev-tools ## check style and types
 	$(BIN)/ruff check
