@@ -24,11 +24,15 @@ FILES: tuple[File, ...] = (
         ["raw_operators"],
         ('«if (i > 0) text += ",";»', 'text += ",";'),
         ('text += «values[i] == kUnknown» ? "?"', "values[i] <= 0"),
-        ("return «shape.known_rank» ? ToString(shape.dims)", "true"),
+        (
+            "return «shape.known_rank» ? ToString(shape.dims)",
+            "true",
+            "a tensor whose rank is not known breaks no rule, and no message has its shape",
+        ),
     ),
     file(
         "cc/kernels/base/validation.h",
-        ["shapes"],
+        ["raw_operators", "shapes"],
         ("return «Known(a) && Known(b)» && a != b;", "Known(a)"),
         ("return «Known(a) && Known(b) && a != b»;", "Known(a) && Known(b) && a > b"),
     ),

@@ -318,7 +318,12 @@ def test_shapes(name: str) -> None:
 def _integers(argument: str, rule: str) -> list[tuple[str, Any, str]]:
     """What is wrong with an attribute of two integers of at least 1."""
     return [
-        (argument, value, f"{argument} must be 2 positive integers {rule}, at most {LARGEST}, got ")
+        (
+            argument,
+            value,
+            f"{argument} must be 2 positive integers {rule}, at most {LARGEST}, "
+            f"got [{','.join(map(str, value))}]",
+        )
         for value in ([0, 1], [1, 0], [1, -1], [1], [1, 1, 1], [2**31, 1])
     ]
 
@@ -356,7 +361,7 @@ ERRORS: list[tuple[Operator, dict[str, Any], str]] = [
         (CONV2D, {"filters": shape}, "filters must have kernel height, kernel width, input channel")
         for shape in ([0, 2, 3, 4], [3, 0, 3, 4], [3, 2, 0, 4], [3, 2, 3, 0])
     ),
-    (CONV2D, {"inputs": [2, 9, 12, 0]}, "inputs channels must be a multiple of the filters' input"),
+    (CONV2D, {"inputs": [2, 9, 12, 0]}, "got C=0 and filters shape [3,2,3,4]"),
     (CONV2D, {"inputs": [2, 9, 12, 7]}, "inputs channels must be a multiple of the filters' input"),
     (CONV2D, {"filters": [3, 2, 3, 5]}, "filters output channels must be a multiple of groups"),
     (CONV2D, {"inputs": [2, 2, 12, 6]}, "the dilated kernel must fit into the padded inputs"),
