@@ -1,8 +1,8 @@
 # `make demo` and `make test` are all a newcomer needs: each sets up what it lacks in .venv, once.
 #
 # To override: PYTHON (a Python 3.10 to 3.13), CXX, CXXFLAGS and LDFLAGS (see setup.py), TEST_ARGS,
-# DEMO_ARGS, EXPERIMENT_ARGS, WHEEL_ARGS, BENCH_ARGS, BENCH_PEERS (Pythons that have packages to compare with), and
-# TF_DEFORMABLE_PURE_PYTHON=1 to do without a compiler.
+# MUTANTS_ARGS, DEMO_ARGS, EXPERIMENT_ARGS, WHEEL_ARGS, BENCH_ARGS, BENCH_PEERS (Pythons that have
+# packages to compare with), and TF_DEFORMABLE_PURE_PYTHON=1 to do without a compiler.
 
 PYTHON ?= python3 python3.13 python3.12 python3.11 python3.10 python
 
@@ -34,7 +34,7 @@ endif
 
 .PHONY: help demo demo-detector demo-detr experiments experiment-segmentation experiment-effective-dilation \
 	experiment-detection experiment-costs docs docs-check test bench bench-quick build wheel wheel-check sanitizers \
-	fuzz lock lint format clean \
+	fuzz lock mutants lint format clean \
 	compiler
 
 help: ## list the commands
@@ -112,6 +112,9 @@ fuzz: $(VENV)/build-requirements ## let clang's libFuzzer look for inputs that f
 lock: $(VENV)/created ## renew requirements/: the newest versions that pyproject.toml allows, with their hashes
 	$(PIP_INSTALL) --upgrade pip && $(PIP_INSTALL) --group lock
 	$(BIN)/python requirements/lock.py
+
+mutants: $(INSTALLED)-test $(LIBRARY) ## put single faults into the code and see that tests fail, an hour
+	$(BIN)/python tests/mutants/run.py $(MUTANTS_ARGS)
 
 lint: $(VENV)/dev-tools ## check style and types
 	$(BIN)/ruff check

@@ -46,13 +46,16 @@ void EachUnitOnceAndWorkersOneAtATime(int seed, const std::function<void(Work)>&
     const int64_t units = 1 + random() % 40;
     const int workers = 1 + random() % 6;
     std::vector<int> calls(units), calls_of_worker(workers);
+    std::vector<std::atomic<bool>> is_busy(workers);
     Loop(
         units, workers,
         [&](int64_t unit, int worker) {
           Check(worker >= 0 && worker < workers, "workers are in their range");
+          Check(!is_busy[worker].exchange(true), "no worker runs two units at once");
           std::this_thread::sleep_for(std::chrono::microseconds(unit % 4 * 20));  // others begin
           ++calls[unit];
           ++calls_of_worker[worker];
+          is_busy[worker] = false;
         },
         schedule);
     int sum = 0;

@@ -371,6 +371,21 @@ def test_a_nan_position_makes_nan_what_it_touches_and_nothing_else(position, dty
     assert not got["inputs"][1].any()
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF], ids=hex)
+@pytest.mark.parametrize(
+    "dtype", [tf.float32, tf.float16, tf.bfloat16], ids=lambda dtype: dtype.name
+)
+def test_a_nan_stays_one_whatever_its_bits(dtype: tf.DType, bits: int) -> None:
+    """To round the bits of some would make infinity of them, or zero."""
+    arrays = _at(np.array([(0.5, 0.5)]), dtype)
+    offsets = np.full_like(arrays["offsets"], 0.25, np.float32)
+    offsets.view(np.uint32)[:] = bits
+    got = evaluate({**arrays, "offsets": offsets, "mask": arrays["mask"].astype("f4")}, **AT)
+    assert np.isnan(tf.cast(got["output"], tf.float32)).all()
+    assert np.isnan(got["offsets"]).all()
+    assert np.isnan(tf.cast(got["filters"], tf.float32)).all()
+
+
 def test_a_nan_position_stays_in_its_group() -> None:
     case = Case(groups=2, offset_groups=2, filters=4)
     arrays = case.arrays()

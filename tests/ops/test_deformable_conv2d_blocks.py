@@ -46,6 +46,9 @@ CASES = {
     "steps of pixels": Case(
         batch=2, size=(120, 110), channels=64, filters=4, groups=1, offset_groups=16, **SQUARE
     ),
+    "steps of images, the last one with fewer": Case(
+        batch=3, size=(70, 70), channels=4, filters=2, groups=1, offset_groups=4, **SQUARE
+    ),
     "segments of an image": Case(
         batch=1, size=(48, 47), channels=12, filters=10, groups=1, offset_groups=1, **SQUARE
     ),

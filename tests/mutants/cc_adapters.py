@@ -1,0 +1,135 @@
+"""Mutants of what stands between the kernels and TensorFlow: calls, shape functions, threads."""
+
+# ruff: noqa: E501  contexts are as long as the lines that they are of
+
+from __future__ import annotations
+
+from tests.mutants.mutant import File, file
+
+FILES: tuple[File, ...] = (
+    file(
+        "cc/adapters/common/conv2d_attributes.cc",
+        ["raw_operators", "conv2d"],
+        ("if («count == 0 || count == 1») return Status();", "count >= 0"),
+        ('  } else if («name == "VALID"») {', 'name == "VALI"'),
+        ('if («name == "SAME"») {', 'name != "EXPLICIT"'),
+    ),
+    file(
+        "cc/adapters/common/deformable_conv2d_call.cc",
+        ["raw_operators", "conv2d", "conv2d_native"],
+        ('if (status.ok()) «status = CheckZeroOrOne(kOp, "num_biases", num_biases_);»', ""),
+        ("LastInput() + («is_gradient ? 1 : num_biases_»));", "num_biases_"),
+        ("if («num_masks_ > 0») arguments.mask = inputs[3].shape;", "false"),
+        ("«arguments.bias = inputs[LastInput()].shape;»", ""),
+        ("«arguments.grad_output = inputs[LastInput()].shape;»", ""),
+        ("if («input >= LastInput()») return is_gradient", "input > LastInput()"),
+    ),
+    file(
+        "cc/adapters/common/conv2d_branch_call.cc",
+        ["raw_operators", "branch"],
+        ("if (status.ok() && !(«largest_mask_ > 0»)) {", "largest_mask_ >= 0"),
+        ("if («types[i] == expected») continue;", "true"),
+        ("gradient.grad_offsets = inputs[2 + «num_masks_»].shape;", "0"),
+        ("gradient.grad_mask = inputs[«4»].shape;", "2"),
+        ("Shape({g.batch, g.output_height, g.output_width, «2 * samples»})}};", "samples"),
+    ),
+    file(
+        "cc/adapters/common/roi_pool_call.cc",
+        ["raw_operators", "roi_pool", "roi_pool_native"],
+        ("return «count == 0 || count == 1»; };", "count >= 0"),
+        (
+            "if («zero_or_one(num_offsets_) && zero_or_one(num_masks_)») return Status();",
+            "zero_or_one(num_offsets_)",
+        ),
+        ("if («num_masks_ > 0») arguments.mask = inputs[MaskInput()].shape;", "false"),
+        ("if («is_gradient») arguments.grad_output = inputs[GradOutputInput()].shape;", "false"),
+        ("if («num_offsets_ > 0») arguments.offsets = inputs[3].shape;", "false"),
+        ("for (size_t i = «3»; status.ok() && i < GradOutputInput(); ++i) {", "4"),
+    ),
+    file(
+        "cc/adapters/common/deformable_attention_call.cc",
+        ["raw_operators", "attention", "attention_native"],
+        ("for (size_t i = 2; status.ok() && «i < 4»; ++i) {", "i < 3"),
+        ("for (const int64_t dim : inputs[kHostInput].shape.dims) «size *= dim;»", "size = dim;"),
+        ("if («is_gradient») arguments.grad_output = inputs[4].shape;", "false"),
+        ('} else if («coordinates_ == "pixels"») {', "true"),
+    ),
+    file(
+        "cc/adapters/common/tensor_view.cc",
+        ["raw_operators", "attention_native", "branch"],
+        ("if («type == features || type == positions») return Status();", "true"),
+        ("if («type == features || type == positions») return Status();", "type == positions"),
+        (
+            "if («type == expected») return Status();",
+            "true",
+            "the registered operators already ask for the same type",
+        ),
+        (
+            "if («got == expected») return Status();",
+            "true",
+            "the registered operators already fix the number of tensors",
+        ),
+    ),
+    file(
+        "cc/adapters/common/pool_executor.cc",
+        ["raw_operators", "conv2d_native", "roi_pool_native", "attention_native"],
+        (
+            "std::min<int64_t>({threads_, «units», worth});",
+            "units + 1",
+            "a worker without a unit goes home",
+        ),
+        (
+            "for (int64_t unit = 0; «unit < units»; ++unit) task(context, unit, 0);",
+            "unit + 1 < units",
+        ),
+        (
+            "std::max<int64_t>(«units * operations / kWorthAThread», 1);",
+            "units * operations",
+            "how many threads work decides about time alone",
+        ),
+    ),
+    file(
+        "cc/adapters/tensorflow/deformable_conv2d_op.cc",
+        ["shapes", "raw_operators", "conv2d"],
+        ("{g.kernel_height, g.kernel_width, «inputs[1].shape.dim(2)», g.filters},", "g.channels"),
+        ("{g.batch, g.output_height, g.output_width, «Product(samples, 2)»},", "samples"),
+        ("const int64_t samples = «Product(g.offset_groups, taps)»;", "taps"),
+        (
+            "ToHandle(c, «call.Outputs(inputs, g)[0].shape.dims»)",
+            "std::vector<int64_t>({g.batch, g.output_width, g.output_height, g.filters})",
+        ),
+        (
+            "TF_RETURN_IF_ERROR(c->Merge(c->input(i), ToHandle(c, «inferred[i]»), &shape));",
+            "inferred[i > 2 ? 2 : i]",
+        ),
+    ),
+    file(
+        "cc/adapters/tensorflow/conv2d_branch_op.cc",
+        ["shapes", "raw_operators", "branch"],
+        ("const int64_t channels = «i == 0 ? Product(samples, 2) : samples»;", "samples"),
+        ("{g.kernel_height, g.kernel_width, «g.channels», g.filters}};", "g.filters"),
+        ("c->set_output(2, ToHandle(c, {«g.filters»}));", "g.channels"),
+    ),
+    file(
+        "cc/adapters/tensorflow/roi_pool_op.cc",
+        ["shapes", "raw_operators", "roi_pool"],
+        ("c->set_output(i, c->input(«2 + i»));", "3 + i"),
+        ("c->set_output(i, c->input(«2 + i»));", "1 + i"),
+        ("c->set_output(0, c->input(«0»));", "1"),
+    ),
+    file(
+        "cc/adapters/tensorflow/deformable_attention_op.cc",
+        ["shapes", "raw_operators", "attention"],
+        ("c->set_output(i, ToHandle(c, «outputs[i].shape.dims»));", "outputs[0].shape.dims"),
+        ("for (size_t i = 0; «i < outputs.size()»; ++i) {", "i < 1"),
+    ),
+    file(
+        "cc/adapters/tensorflow/tensors.h",
+        ["shapes", "conv2d", "attention"],
+        (
+            "dims[i] = «c->ValueKnown(dim)» ? c->Value(dim) : kUnknown;",
+            "c->ValueKnown(dim) && c->Value(dim) > 0",
+        ),
+        ("handles.push_back(«dim == kUnknown» ? c->UnknownDim()", "dim <= 0"),
+    ),
+)

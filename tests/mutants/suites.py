@@ -1,0 +1,113 @@
+"""The tests that mutants are run against: small and fast ones, by the name that files give."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """Tests that run one after the other.
+
+    Attributes:
+        program: a native program and its arguments; or
+        files: of pytest, from the root of the source tree.
+        only: parts of names of tests, one of which a test must have; empty: all tests.
+        without: parts of names of tests that are left out.
+        environment: variables that are set.
+    """
+
+    program: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+
+    def takes(self, test: str) -> bool:
+        """Whether a test of the files, by its node id, is one of the suite."""
+        name = test.partition("::")[2]
+        named = not self.only or any(part in name for part in self.only)
+        return named and not any(part in name for part in self.without)
+
+
+def _of_operators(*files: str, **arguments: tuple[str, ...]) -> Suite:
+    """What runs the compiled operators; the reference is not what is mutated."""
+    without = ("[reference", "-reference", "narrower", *arguments.pop("without", ()))
+    return Suite(
+        files=tuple(f"tests/ops/test_{name}.py" for name in files), without=without, **arguments
+    )
+
+
+_SHAPES = ("infer", "whatever_they_know", "that_the_graph_does_not_know")
+
+# Of C++.
+OPERATORS = {
+    "fuzz": Suite(program=("fuzz_kernels", "0", "400")),
+    "parallel_loop": Suite(program=("parallel_loop",)),
+    "sampling_rules": Suite(files=("tests/native/test_sampling_rules.py",)),
+    "raw_operators": _of_operators("raw_operators"),
+    "shapes": _of_operators(
+        "deformable_conv2d", "roi_pool", "deformable_attention", "conv2d_branch", only=_SHAPES
+    ),
+    "conv2d": _of_operators("deformable_conv2d"),
+    "conv2d_blocks": _of_operators("deformable_conv2d_blocks"),
+    "conv2d_native": _of_operators("deformable_conv2d_native"),
+    "branch": _of_operators("conv2d_branch"),
+    "roi_pool": _of_operators("roi_pool"),
+    "roi_pool_blocks": _of_operators("roi_pool_blocks"),
+    "roi_pool_native": _of_operators("roi_pool_native"),
+    "attention": _of_operators("deformable_attention"),
+    "attention_native": _of_operators("deformable_attention_native"),
+    "baseline": Suite(
+        files=("tests/ops/test_deformable_conv2d.py",),
+        only=("dtype", "half"),
+        environment=(("TF_DEFORMABLE_CPU_ISA", "baseline"),),
+    ),
+}
+
+
+def _files(*files: str, **arguments: tuple[str, ...]) -> Suite:
+    return Suite(files=tuple(f"tests/{file}.py" for file in files), **arguments)
+
+
+_REFERENCE = ("ops/test_deformable_conv2d_errors", "ops/test_roi_pool_errors")
+
+# Of Python.
+PACKAGE = {
+    "py_analysis": _files(
+        "analysis/test_effective_dilation",
+        "analysis/test_sampling_locations",
+        "analysis/test_offset_health",
+        "analysis/test_roi_bins",
+    ),
+    "py_detection": _files("models/test_detection"),
+    "py_surgery": _files("models/test_surgery", "models/test_segmentation"),
+    "py_layouts": _files("convert/test_layouts"),
+    "py_convert": _files(
+        "convert/test_files", "convert/test_torch_layers", "convert/test_mxnet_layers"
+    ),
+    "py_reference": _files(
+        *_REFERENCE,
+        "reference/test_deformable_conv2d",
+        "reference/test_roi_pool",
+        without=("[native", "-native"),
+    ),
+    "py_reference_conv2d": _files(
+        "reference/test_deformable_conv2d", "ops/test_deformable_conv2d", without=("[native",)
+    ),
+    "py_reference_roi_pool": _files(
+        "reference/test_roi_pool", "ops/test_roi_pool", without=("[native",)
+    ),
+    "py_dcnv3": _files("ops/test_dcnv3"),
+    "py_positions": _files("layers/test_sampling_positions", "layers/test_bin_boxes"),
+    "py_layer_conv2d": _files(
+        "layers/test_deformable_conv2d",
+        "layers/test_offset_branch",
+        "layers/test_offset_sources",
+        "layers/test_mixed_precision",
+    ),
+    "py_layers": _files("layers/test_explicit_padding", "layers/test_roi_pool", "layers/test_dcn"),
+    "py_layer_dcn": _files("layers/test_dcn"),
+    "py_layer_roi_pool": _files("layers/test_roi_pool"),
+    "py_graphs": _files("graphs/test_strides", "analysis/test_sampling_locations"),
+}
