@@ -31,7 +31,7 @@ def lines_with_threads(script: str, counts: tuple[int, ...] = (1, 3)) -> list[li
     ]
     outputs = []
     for process in processes:
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
         outputs.append(output.splitlines())
     return outputs

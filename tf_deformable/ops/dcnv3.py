@@ -111,8 +111,9 @@ def dcnv4(
     r"""DCNv4 (Xiong et al., FlashInternImage, CVPR 2024, section 3.1), without its projections.
 
     It computes what `tf_deformable.dcnv3` computes. DCNv3 applies a softmax to the mask before, and
-    DCNv4 does not; neither function does. DCNv4's own packs offsets and mask of each group into one tensor, padded to a multiple
-    of 8: `tf_deformable.convert.offsets_and_mask_from_dcnv4` takes it apart.
+    DCNv4 does not; neither function does. DCNv4's own packs offsets and mask of each group into one
+    tensor, padded to a multiple of 8: `tf_deformable.convert.offsets_and_mask_from_dcnv4` takes it
+    apart.
 
     Example:
         >>> inputs = tf.random.normal([2, 14, 14, 64])

@@ -50,8 +50,8 @@ std::vector<ElementType> TypesOf(const std::vector<TensorView>& views);
                                    const char* other, ElementType expected);
 
 // Offsets or a mask beside features: their type, or that in which positions are computed. Kernels
-// take one for all of a call's, so that the first is checked with this, the others with CheckSameType
-// against it.
+// take one for all of a call's, so that the first is checked with this, the others with
+// CheckSameType against it.
 [[nodiscard]] Status CheckSamplingType(const char* op, ElementType type, ElementType features);
 
 // The same for what else says where to sample, `sampling`, beside `inputs`.
