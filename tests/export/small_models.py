@@ -199,7 +199,7 @@ def attention(dim: int = 12, size: tuple[int | None, int | None] = (None, None))
     maps = [layers.Conv2D(6, 3, strides=s, padding="same")(pixels) for s in (1, 2)]
     points = layers.Dense(2, activation="sigmoid")(query)
     points = layers.Reshape((-1, 1, 2))(points)
-    attend = tf_deformable.MultiScaleDeformableAttention(num_heads=3, num_levels=2, num_points=2)
+    attend = tf_deformable.MultiScaleDeformableAttention(3, num_levels=2, num_points=[1, 3])
     outputs = attend([query, points, *maps])
     attend.offset_kernel.assign(offset_kernel()(attend.offset_kernel.shape))
     attend.attention_kernel.assign(offset_kernel()(attend.attention_kernel.shape))

@@ -40,8 +40,13 @@ struct ForwardJob {
   bool normalized;
   SampleMaps<A> maps;
   int64_t rows_per_unit;
-  int64_t rows_together;        // whose samples are worked out together, to fill the vectors
-  int64_t samples_at, sums_at;  // in a worker's space: SampleVectors, sums of a channel block
+  // Whether the samples of a row are worked out at once, for all channels, and those of so many
+  // rows together, to fill the vectors.
+  bool at_once;
+  int64_t rows_together;
+  // In a worker's space: SampleVectors, where the channels of each one's head begin, sums of a
+  // channel block.
+  int64_t samples_at, heads_at, sums_at;
 };
 
 template <typename T>

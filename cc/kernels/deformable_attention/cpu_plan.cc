@@ -81,11 +81,15 @@ ForwardPlan<T>::ForwardPlan(const Geometry& g, int num_workers)
   job.normalized = g.coordinates == Coordinates::kNormalized;
   const int64_t row_products = std::max<int64_t>(4 * job.samples * g.depth, 1);
   job.rows_per_unit = std::max<int64_t>(kUnitProducts / row_products, 1);
+  job.at_once = job.samples <= kMostSamples && g.depth <= kMostBlockChannels;
   job.rows_together = std::max<int64_t>(kSamplesTogether / std::max<int64_t>(job.samples, 1), 1);
+  if (!job.at_once) job.rows_together = 1;
 
   Layout<A> worker;
   job.samples_at =
       worker.AddBytes(SamplesBytes<A>(job.rows_together * job.samples, kernels_.lanes));
+  job.heads_at = worker.template Add<int64_t>(
+      RoundUp(std::min(job.rows_together * job.samples, kMostSamples), kernels_.lanes));
   job.sums_at = worker.Add(std::min(g.depth, kMostBlockChannels));
   worker_size_ = worker.size();
   Layout<A> all;
