@@ -131,3 +131,10 @@ def test_a_tool_has_one_version_in_all_lock_files():
                 str(requirement.specifier)
             )
     assert {name: found for name, found in versions.items() if len(found) > 1} == {}
+
+
+def test_the_licences_of_what_the_libraries_contain_come_with_the_wheel(tmp_path):
+    command = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", tmp_path]
+    subprocess.run([*command, "dist_info", "--output-dir", tmp_path], cwd=ROOT, check=True)
+    packed = {path.name for path in tmp_path.rglob("LICENSE*")}
+    assert packed == {"LICENSE", "LICENSES.md"}

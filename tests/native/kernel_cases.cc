@@ -49,6 +49,9 @@ class Threaded : public Executor {
   Pool* pool_;
 };
 
+// So many multiply-adds of a case are worth their time, under sanitizers too.
+constexpr int64_t kMostProducts = int64_t{1} << 26;
+
 // Which values are NaN, infinite or huge.
 enum class Hostility { kNone, kPositions, kAll };
 
@@ -158,6 +161,7 @@ void Cases<T>::ConvolutionOf() {
 
   const int64_t pixels = g.output_pixels();
   const int64_t filters_size = g.taps() * group_channels * filters;
+  if (pixels * filters_size > kMostProducts) return;
   const auto offsets = Positions<S>(pixels * samples * 2, 3, 0.25f);
   const Tensor<S> mask(choices_, pixels * samples, {1, AllHostile()});
   const auto inputs = Features(g.batch * g.height * g.width * channels);
@@ -219,6 +223,7 @@ void Cases<T>::Branch() {
 
   const int64_t pixels = g.output_pixels();
   const int64_t filters_size = g.taps() * channels * filters;
+  if (pixels * filters_size > kMostProducts) return;
   const float largest_mask = static_cast<float>(Between(1, 2));
   const auto inputs = Features(g.batch * g.height * g.width * channels);
   const Tensor<T> grad_inputs(choices_, inputs.size());
