@@ -347,7 +347,7 @@ def test_errors_tell_the_rule(changes: dict[str, Any], message: str, in_graph: b
         (
             "grad_offsets",
             [2, 5, 6, 9],
-            "grad_offsets must have shape [N,Ho,Wo,G*2*kh*kw] = [2,5,6,18]",
+            "grad_offsets must have shape [N,Ho,Wo,G*kh*kw*2] = [2,5,6,18]",
         ),
         ("grad_mask", [2, 5, 5, 9], "grad_mask must have shape [N,Ho,Wo,G*kh*kw] = [2,5,6,9]"),
         ("mask", [2, 5, 6, 8], "mask must have shape [N,Ho,Wo,G*kh*kw] = [2,5,6,9]"),

@@ -41,7 +41,7 @@ def _rank(argument: str, rank: int, layout: str, shape: list[int]) -> Bad:
 
 def _offsets(shape: list[int]) -> Bad:
     text = str(shape).replace(" ", "")
-    rule = "offsets must have shape [N,Ho,Wo,G*2*kh*kw] = [2,9,11,G*18]"
+    rule = "offsets must have shape [N,Ho,Wo,G*kh*kw*2] = [2,9,11,G*18]"
     return Bad(f"{rule}, got shape {text}", {"offsets": shape})
 
 

@@ -367,7 +367,7 @@ ERRORS: list[tuple[Operator, dict[str, Any], str]] = [
     (CONV2D, {"inputs": [2, 2, 12, 6]}, "the dilated kernel must fit into the padded inputs"),
     (CONV2D, {"inputs": [2, 9, 2, 6]}, "the dilated kernel must fit into the padded inputs"),
     *(
-        (CONV2D, {"offsets": shape}, "offsets must have shape [N,Ho,Wo,G*2*kh*kw]")
+        (CONV2D, {"offsets": shape}, "offsets must have shape [N,Ho,Wo,G*kh*kw*2]")
         for shape in (
             *([3, 4, 10, 36], [2, 5, 10, 36], [2, 4, 9, 36]),
             *([2, 4, 10, 0], [2, 4, 10, 18], [2, 4, 10, 6]),
@@ -439,8 +439,8 @@ ERRORS: list[tuple[Operator, dict[str, Any], str]] = [
         (ROI_POOL, {"gamma": value}, "gamma must be finite, got ")
         for value in (float("nan"), float("-inf"))
     ),
-    (ROI_POOL, {"offsets_count": 2}, "num_offsets and num_masks must be 0 or 1, got 2 and 1"),
-    (ROI_POOL, {"mask_count": 2}, "num_offsets and num_masks must be 0 or 1, got 1 and 2"),
+    (ROI_POOL, {"offsets_count": 2}, "num_offsets must be 0 or 1, got 2"),
+    (ROI_POOL, {"mask_count": 2}, "num_masks must be 0 or 1, got 2"),
     (ROI_POOL, {"inputs": [2, 9, 12, 0]}, "inputs channels must be a positive multiple of group"),
     (ROI_POOL, {"inputs": [2, 9, 12, 26]}, "inputs channels must be a positive multiple of group"),
     (ROI_POOL, {"boxes": [5, 5]}, "boxes must have shape [R,4] = [5,4], got shape [5,5]"),

@@ -150,7 +150,7 @@ def deformable_conv2d_geometry(
     )
     if channels_wrong or differ(offsets_dims[:3], output_map):
         raise _check.error(
-            "offsets must have shape [N,Ho,Wo,G*2*kh*kw] = "
+            "offsets must have shape [N,Ho,Wo,G*kh*kw*2] = "
             f"{text([*output_map, f'G*{text(2 * taps)}'])}, got shape {shape_text(offsets)}"
         )
     _check.at_run_time("offsets", "[N,Ho,Wo,G*kh*kw*2]", offsets_dims[:3], inputs_map)

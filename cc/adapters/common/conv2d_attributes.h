@@ -11,7 +11,6 @@
 namespace tf_deformable::deformable_conv2d {
 
 // `op` begins the message.
-[[nodiscard]] Status CheckZeroOrOne(const char* op, const char* name, int64_t count);
 [[nodiscard]] Status ReadPadding(const char* op, const std::string& name, Padding* padding);
 
 // The part of a call's VisitAttributes (deformable_conv2d_call.h) that visits strides, dilations

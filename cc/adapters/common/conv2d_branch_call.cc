@@ -1,5 +1,7 @@
 #include "adapters/common/conv2d_branch_call.h"
 
+#include "adapters/common/rules.h"
+
 namespace tf_deformable::deformable_conv2d {
 
 template <bool is_gradient>
@@ -7,9 +9,7 @@ Status BranchCall<is_gradient>::CheckAttributes() {
   arguments_.op = kOp;
   Status status = CheckZeroOrOne(kOp, "num_masks", num_masks_);
   if (status.ok() && !(largest_mask_ > 0)) {
-    status = Status(
-        Status::Code::kInvalidArgument,
-        std::string(kOp) + ": largest_mask must be positive, got " + std::to_string(largest_mask_));
+    status = Invalid(kOp, "largest_mask must be positive, got " + std::to_string(largest_mask_));
   }
   return status.ok() ? ReadPadding(kOp, padding_, &arguments_.padding) : status;
 }
@@ -29,12 +29,8 @@ Status BranchCall<is_gradient>::CheckTypes(const std::vector<ElementType>& types
   Status status = CheckCount(kOp, "tensors", types.size(), is_gradient ? 3 + 2 * num_masks_ : 3);
   if (status.ok()) status = CheckFeaturesType(kOp, "inputs", types[0]);
   for (size_t i = 1; status.ok() && i < types.size(); ++i) {
-    const ElementType expected = ComputeElementType(types[0]);
-    if (types[i] == expected) continue;
-    status =
-        Status(Status::Code::kInvalidArgument,
-               std::string(kOp) + ": " + InputName(i) + " must have dtype " + ToString(expected) +
-                   " beside inputs of " + ToString(types[0]) + ", got " + ToString(types[i]));
+    status = CheckTypeBeside(kOp, InputName(i), types[i], ComputeElementType(types[0]), "inputs",
+                             types[0]);
   }
   return status;
 }
@@ -77,9 +73,7 @@ std::vector<TensorView> BranchCall<is_gradient>::Outputs(const std::vector<Tenso
 template <bool is_gradient>
 std::vector<ElementType> BranchCall<is_gradient>::KernelTypes(
     const std::vector<TensorView>& inputs) const {
-  std::vector<ElementType> types;
-  for (const TensorView& input : inputs) types.push_back(input.type);
-  return types;
+  return TypesOf(inputs);
 }
 
 template class BranchCall<false>;

@@ -1,5 +1,6 @@
 #include "adapters/common/deformable_attention_call.h"
 
+#include "adapters/common/rules.h"
 #include "kernels/base/validation.h"
 
 namespace tf_deformable::deformable_attention {
@@ -11,9 +12,7 @@ Status Call<is_gradient>::CheckAttributes() {
   } else if (coordinates_ == "pixels") {
     arguments_.coordinates = Coordinates::kPixels;
   } else {
-    return Status(
-        Status::Code::kInvalidArgument,
-        std::string(kOp) + ": coordinates must be normalized or pixels, got " + coordinates_);
+    return Invalid(kOp, "coordinates must be normalized or pixels, got " + coordinates_);
   }
   return Status();
 }
@@ -29,11 +28,7 @@ template <bool is_gradient>
 Status Call<is_gradient>::CheckTypes(const std::vector<ElementType>& types) const {
   Status status = CheckCount(kOp, "tensors", types.size(), is_gradient ? 5 : 4);
   if (status.ok()) status = CheckFeaturesType(kOp, "value", types[0]);
-  if (status.ok() && types[kHostInput] != ElementType::kInt32) {
-    status = Status(Status::Code::kInvalidArgument,
-                    std::string(kOp) + ": spatial_shapes must have dtype int32, got " +
-                        ToString(types[kHostInput]));
-  }
+  if (status.ok()) status = CheckInt32(kOp, InputName(kHostInput), types[kHostInput]);
   if (status.ok()) {
     status = CheckSamplingType(kOp, "sampling_locations and attention_weights", types[2], "a value",
                                types[0]);

@@ -1,5 +1,7 @@
 #include "adapters/common/deformable_conv2d_call.h"
 
+#include "adapters/common/rules.h"
+
 namespace tf_deformable::deformable_conv2d {
 
 template <bool is_gradient>

@@ -2,15 +2,14 @@
 
 #include <string>
 
+#include "adapters/common/rules.h"
+
 namespace tf_deformable::roi_pool {
 
 template <bool is_gradient>
 Status Call<is_gradient>::CheckAttributes() const {
-  const auto zero_or_one = [](int64_t count) { return count == 0 || count == 1; };
-  if (zero_or_one(num_offsets_) && zero_or_one(num_masks_)) return Status();
-  return Status(Status::Code::kInvalidArgument,
-                std::string(kOp) + ": num_offsets and num_masks must be 0 or 1, got " +
-                    std::to_string(num_offsets_) + " and " + std::to_string(num_masks_));
+  const Status status = CheckZeroOrOne(kOp, "num_offsets", num_offsets_);
+  return status.ok() ? CheckZeroOrOne(kOp, "num_masks", num_masks_) : status;
 }
 
 template <bool is_gradient>
@@ -26,11 +25,7 @@ Status Call<is_gradient>::CheckTypes(const std::vector<ElementType>& types) cons
   Status status =
       CheckCount(kOp, "tensors", types.size(), GradOutputInput() + (is_gradient ? 1 : 0));
   if (status.ok()) status = CheckFeaturesType(kOp, "inputs", types[0]);
-  if (status.ok() && types[kBoxIndices] != ElementType::kInt32) {
-    status = Status(Status::Code::kInvalidArgument,
-                    std::string(kOp) + ": box_indices must have dtype int32, got " +
-                        ToString(types[kBoxIndices]));
-  }
+  if (status.ok()) status = CheckInt32(kOp, InputName(kBoxIndices), types[kBoxIndices]);
   for (size_t i = 3; status.ok() && i < GradOutputInput(); ++i) {
     status = i == 3 ? CheckSamplingType(kOp, types[i], types[0])
                     : CheckSameType(kOp, InputName(i), types[i], InputName(3), types[3]);
@@ -75,12 +70,9 @@ std::vector<ElementType> Call<is_gradient>::KernelTypes(
 }
 
 Status CheckConvertedBoxes(const std::vector<TensorView>& inputs) {
-  const ElementType positions = ComputeElementType(inputs[0].type);
-  const ElementType boxes = inputs[ForwardCall::kBoxes].type;
-  if (boxes == positions) return Status();
-  return Status(Status::Code::kInvalidArgument,
-                std::string(ForwardCall::kOp) + ": boxes must have dtype " + ToString(positions) +
-                    " beside inputs of " + ToString(inputs[0].type) + ", got " + ToString(boxes));
+  const ElementType features = inputs[0].type;
+  return CheckTypeBeside(ForwardCall::kOp, "boxes", inputs[ForwardCall::kBoxes].type,
+                         ComputeElementType(features), "inputs", features);
 }
 
 template class Call<false>;

@@ -1,5 +1,7 @@
 #include "adapters/xla/handler.h"
 
+#include "adapters/common/rules.h"
+
 namespace tf_deformable {
 namespace {
 

@@ -166,7 +166,7 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   const bool channels_wrong = Known(offset_channels) && Known(taps) &&
                               (offset_channels == 0 || offset_channels % Product(taps, 2) != 0);
   if (channels_wrong || MapDiffers(a.offsets, g)) {
-    return MapMessage(a, "offsets", "[N,Ho,Wo,G*2*kh*kw]", g,
+    return MapMessage(a, "offsets", "[N,Ho,Wo,G*kh*kw*2]", g,
                       "G*" + DimensionToString(Product(taps, 2)), a.offsets);
   }
   if (Known(offset_channels) && Known(taps)) {
@@ -225,7 +225,7 @@ std::string FillBranch(const Arguments& a, bool has_mask, const BranchGradientAr
     return MapMessage(a, name, layout, g, DimensionToString(channels), shape);
   };
   std::string error =
-      check("grad_offsets", Product(samples, 2), "[N,Ho,Wo,G*2*kh*kw]", gradient->grad_offsets);
+      check("grad_offsets", Product(samples, 2), "[N,Ho,Wo,G*kh*kw*2]", gradient->grad_offsets);
   for (const auto& [name, mask] :
        {std::pair{"mask", &gradient->mask}, {"grad_mask", &gradient->grad_mask}}) {
     if (error.empty() && *mask) error = check(name, samples, "[N,Ho,Wo,G*kh*kw]", **mask);
