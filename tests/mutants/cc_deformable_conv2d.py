@@ -11,7 +11,16 @@ _ONE_SPLIT_MORE = "a step or a split more or less, of sums in the same order"
 FILES: tuple[File, ...] = (
     file(
         "cc/kernels/deformable_conv2d/geometry.cc",
-        ["raw_operators", "shapes", "conv2d", "branch", "conv2d_native", "fuzz"],
+        [
+            "conv2d_quick",
+            "branch_quick",
+            "raw_operators",
+            "shapes",
+            "conv2d",
+            "branch",
+            "conv2d_native",
+            "fuzz",
+        ],
         ("axis.extent = «(kernel - 1) * dilation + 1»;", "kernel * dilation"),
         ("axis.output = «(input + stride - 1) / stride»;", "(input + stride) / stride"),
         (
@@ -95,7 +104,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/deformable_conv2d/cpu_tiles.h",
-        ["fuzz", "conv2d", "conv2d_blocks"],
+        ["conv2d_quick", "fuzz", "conv2d", "conv2d_blocks"],
         (
             "if (tile > summed) tile = «summed < rows ? summed : summed / rows * rows»;",
             "summed",
@@ -110,7 +119,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/deformable_conv2d/cpu_plan.cc",
-        ["fuzz", "conv2d", "conv2d_blocks", "conv2d_native"],
+        ["conv2d_quick", "fuzz", "conv2d", "conv2d_blocks", "conv2d_native"],
         (
             "return «std::min(g.offset_groups * g.taps(), kLargestPanel)» * lanes;",
             "std::min(g.offset_groups * g.taps(), kLargestPanel / 4)",
@@ -228,7 +237,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/deformable_conv2d/cpu_samples.inc",
-        ["fuzz", "conv2d", "conv2d_blocks"],
+        ["conv2d_quick", "fuzz", "conv2d", "conv2d_blocks"],
         ("int64_t vectors() const { return «(count + kLanes - 1) / kLanes»; }", "count / kLanes"),
         ("if («++x == g.kernel_width») {", "++x > g.kernel_width"),
         ("LoadSampling(job.tensors.offsets, «2 * at + 1»);", "2 * at"),
@@ -282,7 +291,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/deformable_conv2d/cpu_forward.inc",
-        ["fuzz", "conv2d", "conv2d_blocks"],
+        ["conv2d_quick", "fuzz", "conv2d", "conv2d_blocks"],
         ("Widen(«job.tensors.filters + first», last - first, packed);", "job.tensors.filters"),
         ("job.tensors.filters + group * g.group_filters() + «job.first_filter»;", "0"),
         ("filters + «(first + row)» * g.filters; }", "row"),
@@ -306,7 +315,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/deformable_conv2d/cpu_filters_gradient.inc",
-        ["fuzz", "conv2d", "conv2d_blocks"],
+        ["conv2d_quick", "fuzz", "conv2d", "conv2d_blocks"],
         (
             "b.rows = «Min(job.rows_per_block, g.taps() * g.group_channels() - b.first_row)»;",
             "job.rows_per_block",
@@ -347,7 +356,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/deformable_conv2d/cpu_inputs_gradient.inc",
-        ["fuzz", "conv2d", "conv2d_blocks"],
+        ["conv2d_quick", "fuzz", "conv2d", "conv2d_blocks"],
         ("tap * g.group_channels() + b.first - «b.group * g.group_channels()»;", "0"),
         ("const int64_t origin = «job.blocks[job.first_block].packed_at»;", "0"),
         ("for (int64_t tap = «job.first_tap»; tap < job.last_tap; ++tap) {", "0"),
@@ -400,7 +409,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/deformable_conv2d/cpu_branch_plan.cc",
-        ["fuzz", "branch"],
+        ["branch_quick", "fuzz", "branch"],
         ("return {output, 0, 1, stride, «-pad», input, kernel,", "pad"),
         ("for (int64_t tap = 0; tap < «std::min(apart, forward.taps)»; ++tap) {", "apart"),
         ("const int64_t apart = «stride / std::gcd(stride, dilation)»;", "stride"),
@@ -464,7 +473,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/deformable_conv2d/cpu_branch.inc",
-        ["fuzz", "branch"],
+        ["branch_quick", "fuzz", "branch"],
         ("x = «x > largest ? largest : x»;", "x"),
         ("x = «x < -largest ? -largest : x»;", "x"),
         ("powers + («powers < 0 ? -half : half»), Integers<A>);", "half"),

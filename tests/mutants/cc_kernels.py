@@ -12,7 +12,15 @@ _TAIL = "the loop after it does the same, an element at a time"
 FILES: tuple[File, ...] = (
     file(
         "cc/kernels/base/integers.h",
-        ["fuzz", "conv2d", "roi_pool", "attention"],
+        [
+            "conv2d_quick",
+            "roi_pool_quick",
+            "attention_quick",
+            "fuzz",
+            "conv2d",
+            "roi_pool",
+            "attention",
+        ],
         ("return «(a + b - 1)» / b;", "(a + b)"),
         ("return «CeilDiv(a, b) * b»;", "a / b * b"),
         ("int64_t Min(int64_t a, int64_t b) { return «a < b» ? a : b; }", "a + 1 < b"),
@@ -84,7 +92,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/sampling/bilinear.h",
-        ["sampling_rules", "conv2d", "attention"],
+        ["conv2d_quick", "attention_quick", "sampling_rules", "conv2d", "attention"],
         ("const bool inside = «y >= -1» && y", "y > -1"),
         ("y < static_cast<A>(height) && «x >= -1»", "x >= 0"),
         ("«x < static_cast<A>(width)»;", "x <= static_cast<A>(width)"),
@@ -113,7 +121,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/sampling/bilinear_simd.inc",
-        ["sampling_rules", "fuzz", "conv2d", "attention"],
+        ["conv2d_quick", "attention_quick", "fuzz", "conv2d", "attention", "sampling_rules"],
         ("return «Rounded(location * size)» - A(0.5);", "(location * size)"),
         ("return Rounded(location * size) - «A(0.5)»;", "A(0)"),
         ("const Integers<A> inside = «(y >= -1)» &", "(y > -1)"),
@@ -164,7 +172,15 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/cpu/driver.h",
-        ["fuzz", "conv2d", "roi_pool", "attention"],
+        [
+            "conv2d_quick",
+            "roi_pool_quick",
+            "attention_quick",
+            "fuzz",
+            "conv2d",
+            "roi_pool",
+            "attention",
+        ],
         ("function(first, «Min(size - first, kPieceElements)»);", "kPieceElements"),
         (
             "ForEach(executor, «CeilDiv(size, kPieceElements)», kPieceElements,",
@@ -175,7 +191,18 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/cpu/simd.inc",
-        ["fuzz", "conv2d", "roi_pool", "attention", "branch", "conv2d_blocks"],
+        [
+            "conv2d_quick",
+            "roi_pool_quick",
+            "attention_quick",
+            "branch_quick",
+            "fuzz",
+            "conv2d",
+            "roi_pool",
+            "attention",
+            "branch",
+            "conv2d_blocks",
+        ],
         ("if («v != v») return BFloat16", "false"),
         ("static_cast<uint16_t>(«(bits + 0x7fff + ((bits >> 16) & 1))» >> 16)}", "(bits + 0x8000)"),
         ("static_cast<uint16_t>(«(bits + 0x7fff + ((bits >> 16) & 1))» >> 16)}", "(bits + 0x7fff)"),
@@ -200,7 +227,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/cpu/gemm.inc",
-        ["fuzz", "conv2d", "branch", "conv2d_blocks"],
+        ["conv2d_quick", "branch_quick", "fuzz", "conv2d", "branch", "conv2d_blocks"],
         ("sum[i][v] = «accumulate» ? Load(c + i * c_row + v * kLanes) : Vector<A>{};", "false"),
         ("    if («i < rows») {\n      MultiplyPanel", "i + 1 < rows"),
         ("const A* rows_of_a = a + «k * a_depth»;", "0"),

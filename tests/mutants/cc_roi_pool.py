@@ -62,7 +62,14 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/roi_pool/bins.h",
-        ["sampling_rules", "fuzz", "roi_pool", "roi_pool_native", "roi_pool_blocks"],
+        [
+            "roi_pool_quick",
+            "fuzz",
+            "roi_pool",
+            "roi_pool_blocks",
+            "roi_pool_native",
+            "sampling_rules",
+        ],
         ("return «v - v == 0»;", "v == v"),
         ("const A whole = «v < 0 ? -Floor(-v) : Floor(v)»;", "Floor(v)"),
         ("return «rest >= A(0.5)» ? whole + 1", "rest > A(0.5)"),
@@ -165,7 +172,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/roi_pool/cpu_bins.inc",
-        ["fuzz", "roi_pool", "roi_pool_native", "roi_pool_blocks"],
+        ["roi_pool_quick", "fuzz", "roi_pool", "roi_pool_blocks", "roi_pool_native"],
         ("box.y = MakeBoxAxis(g, «c[0]», c[2], g.pooled_height);", "c[1]"),
         ("box.x = MakeBoxAxis(g, c[1], c[3], «g.pooled_width»);", "g.pooled_height"),
         ("dx = LoadSampling(tensors.offsets, «at + 1»);", "at"),
@@ -218,7 +225,14 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/roi_pool/cpu_lanes.inc",
-        ["sampling_rules", "fuzz", "roi_pool_native", "roi_pool_blocks", "roi_pool"],
+        [
+            "roi_pool_quick",
+            "roi_pool_blocks",
+            "fuzz",
+            "roi_pool_native",
+            "roi_pool",
+            "sampling_rules",
+        ],
         ("const A lowest = «g.aligned ? A{-1} : A(-0.5)»;", "A(-0.5)"),
         (
             "const A highest = g.aligned ? static_cast<A>(limit) : «limit - A(0.5)»;",
@@ -289,7 +303,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/roi_pool/cpu_kernels.inc",
-        ["fuzz", "roi_pool", "roi_pool_native", "roi_pool_blocks"],
+        ["roi_pool_quick", "fuzz", "roi_pool", "roi_pool_blocks", "roi_pool_native"],
         ("if («box.image < 0 || !box.finite») {", "box.image < 0"),
         ('FromCompute<T>(«box.image < 0 ? A{0} : static_cast<A>(__builtin_nan(""))»);', "A{0}"),
         ("const T* image = job.tensors.inputs + «box.image» * g.height * row;", "0"),
@@ -353,7 +367,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/roi_pool/cpu_plan.cc",
-        ["fuzz", "roi_pool", "roi_pool_native", "roi_pool_blocks"],
+        ["roi_pool_quick", "fuzz", "roi_pool", "roi_pool_blocks", "roi_pool_native"],
         (
             "workspace_bytes_ = num_workers * «2 * job_.axis_capacity» * sizeof",
             "job_.axis_capacity",

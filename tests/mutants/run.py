@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -32,9 +32,11 @@ from tests.mutants import build, python
 from tests.mutants.mutant import File, Mutant, mutated
 from tests.mutants.suites import OPERATORS, PACKAGE
 
+Chosen = tuple[int, File, Mutant]  # the number of its switch, 0 in Python
+
 ENOUGH = 0.98
 RESULTS = build.TREE / "results.json"
-_LEAST_SECONDS = 60.0  # a mutant has this, or many times what its tests take without it
+_LEAST_SECONDS = 40.0  # a mutant has this, or many times what its tests take without it
 _TIMES = 10
 
 
@@ -94,19 +96,24 @@ class Runner:
         self.seconds: dict[str, float] = {}  # that suites take without a mutant
         self.results: dict[str, str] = {}
 
-    def check(self, worker: Worker, name: str) -> None:
-        """Runs a suite without a mutant, unless it has been.
+    def check(self, workers: Sequence[Worker], chosen: Sequence[Chosen]) -> None:
+        """Runs the suites of mutants without one.
 
         Raises:
             RuntimeError: a test fails.
         """
-        if name in self.seconds:
-            return
-        result = worker.run(id=name, seconds=600, **self.task([name], 0, build.TREE))
-        if result["found"]:
-            raise RuntimeError(f"{name} fails without a mutant: {result['found']}")
-        self.seconds[name] = result["seconds"]
-        print(f"{name}: {result['seconds']:.1f} s", flush=True)
+        queue = list(dict.fromkeys(name for _, file, _ in chosen for name in file.tests))
+
+        def work(worker: Worker) -> None:
+            while queue:
+                name = queue.pop(0)
+                result = worker.run(id=name, seconds=900, **self.task([name], 0, build.TREE))
+                if result["found"]:
+                    raise RuntimeError(f"{name} fails without a mutant: {result['found']}")
+                self.seconds[name] = result["seconds"]
+                print(f"{name}: {result['seconds']:.1f} s", flush=True)
+
+        _each(workers, work)
 
     def task(self, names: Iterable[str], number: int, package: pathlib.Path) -> dict[str, Any]:
         """What a worker is told of the suites."""
@@ -130,27 +137,23 @@ class OperatorRunner(Runner):
         return worker
 
     def task(self, names: Iterable[str], number: int, package: pathlib.Path) -> dict[str, Any]:
-        suites = [OPERATORS[name] for name in names]
-        programs = [
-            [str(build.build_programs() / suite.program[0]), *suite.program[1:]]
-            for suite in suites
-            if suite.program
-        ]
-        tests = [
-            test
-            for suite in suites
-            for file in suite.files
-            for test in self._tests
-            if test.startswith(f"{file}::") and suite.takes(test)
-        ]
-        environment = {build.SWITCH: str(number)}
-        for suite in suites:
+        steps: list[dict[str, list[str]]] = []
+        environment, done = {build.SWITCH: str(number)}, set()
+        for suite in map(OPERATORS.__getitem__, names):
             environment.update(suite.environment)
-        return {
-            "tests": list(dict.fromkeys(tests)),
-            "programs": programs,
-            "environment": environment,
-        }
+            if suite.program:
+                program = build.build_programs() / suite.program[0]
+                steps.append({"program": [str(program), *suite.program[1:]]})
+            tests = [
+                test
+                for file in suite.files
+                for test in self._tests
+                if test.startswith(f"{file}::") and suite.takes(test) and test not in done
+            ]
+            done.update(tests)
+            if tests:
+                steps.append({"tests": tests})
+        return {"steps": steps, "environment": environment}
 
 
 class PackageRunner(Runner):
@@ -159,12 +162,16 @@ class PackageRunner(Runner):
     def task(self, names: Iterable[str], number: int, package: pathlib.Path) -> dict[str, Any]:
         suites = [PACKAGE[name] for name in names]
         return {
-            "tests": [file for suite in suites for file in suite.files],
+            "steps": [{"tests": [file for suite in suites for file in suite.files]}],
             "without": list(dict.fromkeys(part for suite in suites for part in suite.without)),
-            "programs": [],
             "environment": {"PYTHONPATH": f"{package}{os.pathsep}{build.TREE}"},
             "package": str(package),
         }
+
+
+def _each(workers: Sequence[Worker], work: Callable[[Worker], None]) -> None:
+    with futures.ThreadPoolExecutor(len(workers)) as pool:
+        list(pool.map(work, workers))
 
 
 def key(file: File, mutant: Mutant) -> str:
@@ -180,7 +187,7 @@ def describe(file: File, mutant: Mutant) -> str:
     return f"{file.path}:{line}: {original}  ->  {new or 'nothing'}"
 
 
-def run_operators(chosen: list[tuple[int, File, Mutant]], runner: OperatorRunner) -> None:
+def run_operators(chosen: Sequence[Chosen], runner: OperatorRunner) -> None:
     """Runs mutants of C++."""
     files = runner.files(file for _, file, _ in chosen)
     queue = list(chosen)
@@ -193,15 +200,13 @@ def run_operators(chosen: list[tuple[int, File, Mutant]], runner: OperatorRunner
             finish(runner, file, mutant, result)
 
     workers = [runner.start(files) for _ in range(runner.jobs)]
-    for name in dict.fromkeys(name for _, file, _ in chosen for name in file.tests):
-        runner.check(workers[0], name)
-    with futures.ThreadPoolExecutor(runner.jobs) as pool:
-        list(pool.map(work, workers))
+    runner.check(workers, chosen)
+    _each(workers, work)
     for worker in workers:
         worker.close()
 
 
-def run_package(chosen: list[tuple[int, File, Mutant]], runner: PackageRunner) -> None:
+def run_package(chosen: Sequence[Chosen], runner: PackageRunner) -> None:
     """Runs mutants of Python."""
     queue = list(chosen)
 
@@ -220,10 +225,8 @@ def run_package(chosen: list[tuple[int, File, Mutant]], runner: PackageRunner) -
                 finish(runner, file, mutant, result)
 
     workers = [Worker([]) for _ in range(runner.jobs)]
-    for name in dict.fromkeys(name for _, file, _ in chosen for name in file.tests):
-        runner.check(workers[0], name)
-    with futures.ThreadPoolExecutor(runner.jobs) as pool:
-        list(pool.map(work, workers))
+    runner.check(workers, chosen)
+    _each(workers, work)
     for worker in workers:
         worker.close()
 

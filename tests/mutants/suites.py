@@ -38,6 +38,7 @@ def _of_operators(*files: str, **arguments: tuple[str, ...]) -> Suite:
     )
 
 
+_QUICK = ("test_agrees_with_the_oracle[", "beyond_the_border", "nan_position_makes")
 _SHAPES = ("infer", "whatever_they_know", "that_the_graph_does_not_know")
 
 # Of C++.
@@ -49,13 +50,17 @@ OPERATORS = {
     "shapes": _of_operators(
         "deformable_conv2d", "roi_pool", "deformable_attention", "conv2d_branch", only=_SHAPES
     ),
+    "conv2d_quick": _of_operators("deformable_conv2d", only=_QUICK),
     "conv2d": _of_operators("deformable_conv2d"),
     "conv2d_blocks": _of_operators("deformable_conv2d_blocks"),
     "conv2d_native": _of_operators("deformable_conv2d_native"),
+    "branch_quick": _of_operators("conv2d_branch", only=("equals_numpy",)),
     "branch": _of_operators("conv2d_branch"),
+    "roi_pool_quick": _of_operators("roi_pool", only=_QUICK),
     "roi_pool": _of_operators("roi_pool"),
     "roi_pool_blocks": _of_operators("roi_pool_blocks"),
     "roi_pool_native": _of_operators("roi_pool_native"),
+    "attention_quick": _of_operators("deformable_attention", only=_QUICK),
     "attention": _of_operators("deformable_attention"),
     "attention_native": _of_operators("deformable_attention_native"),
     "baseline": Suite(

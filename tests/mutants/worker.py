@@ -25,6 +25,7 @@ import pytest
 ROOT = pathlib.Path.cwd()
 
 Task = dict[str, Any]
+RunOf = Callable[[Task], Callable[[list[str]], str]]  # for a task: for tests, what went wrong
 
 
 def switch_mutant(number: int) -> None:
@@ -41,7 +42,14 @@ def _run_program(command: list[str]) -> str:
     return "" if done.returncode == 0 else f"{pathlib.Path(command[0]).name}: {done.returncode}"
 
 
-def _forked(task: Task, run: Callable[[Task], str]) -> dict[str, Any]:
+def _step(run: Callable[[list[str]], str]) -> Callable[[dict[str, list[str]]], str]:
+    def step(what: dict[str, list[str]]) -> str:
+        return _run_program(what["program"]) if "program" in what else run(what["tests"])
+
+    return step
+
+
+def _forked(task: Task, run_of: RunOf) -> dict[str, Any]:
     """Runs a task in a child; what it finds, or how it ended, is the result."""
     read, write = os.pipe()
     start = time.monotonic()
@@ -50,11 +58,7 @@ def _forked(task: Task, run: Callable[[Task], str]) -> dict[str, Any]:
         os.setsid()  # all that it starts ends with it
         os.environ.update(task["environment"])
         switch_mutant(int(os.environ.get("TF_DEFORMABLE_MUTANT", "0")))
-        for program in task["programs"]:
-            if found := _run_program(program):
-                break
-        else:
-            found = run(task) if task["tests"] else ""
+        found = next(filter(None, map(_step(run_of(task)), task["steps"])), "")
         os.write(write, found.encode())
         os._exit(0)
     os.close(write)
@@ -78,9 +82,9 @@ def _forked(task: Task, run: Callable[[Task], str]) -> dict[str, Any]:
     return {"id": task["id"], "found": found, "seconds": time.monotonic() - start}
 
 
-def _serve(run: Callable[[Task], str], tasks: TextIO, answers: TextIO) -> None:
+def _serve(run_of: RunOf, tasks: TextIO, answers: TextIO) -> None:
     for line in tasks:
-        answers.write(json.dumps(_forked(json.loads(line), run)) + "\n")
+        answers.write(json.dumps(_forked(json.loads(line), run_of)) + "\n")
         answers.flush()
 
 
@@ -99,10 +103,10 @@ class Collected:
         assert context.context()._context_handle is None, "a test file computes when it is imported"
         items = {item.nodeid: item for item in session.items}
 
-        def run(task: Task) -> str:
-            return self._run([items[test] for test in task["tests"]])
+        def run_of(task: Task) -> Callable[[list[str]], str]:
+            return lambda tests: self._run([items[test] for test in tests])
 
-        _serve(run, self._tasks, self._answers)
+        _serve(run_of, self._tasks, self._answers)
         return True
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -127,17 +131,21 @@ class _FirstFailure:
             self.found = self.found or report.nodeid
 
 
-def _run_pytest(task: Task) -> str:
+def _run_pytest(task: Task) -> Callable[[list[str]], str]:
     """For a mutant of the package that lies in a folder of its own."""
-    sys.path.insert(0, task["package"])
-    plugin = _FirstFailure()
     options = ["-q", "-x", "-p", "no:cacheprovider"]
     if task["without"]:
         options += ["-k", " and ".join(f"not {part}" for part in task["without"])]
-    import tf_deformable  # noqa: F401  what pytest finds imported, it does not look for
 
-    code = pytest.main([*options, *task["tests"]], plugins=[plugin])
-    return plugin.found or ("" if code == 0 else f"pytest: {code}")
+    def run(tests: list[str]) -> str:
+        sys.path.insert(0, task["package"])
+        import tf_deformable  # noqa: F401  what pytest finds imported, it does not look for
+
+        plugin = _FirstFailure()
+        code = pytest.main([*options, *tests], plugins=[plugin])
+        return plugin.found or ("" if code == 0 else f"pytest: {code}")
+
+    return run
 
 
 def main() -> None:

@@ -714,3 +714,27 @@ def test_results_half_way_are_rounded_to_even(dtype: tf.DType, digits: int) -> N
     ones = tf.ones([1, 1, 2, 1], dtype)
     _, by_filters = gradients(inputs, tf.ones([1, 1, 4, 1], dtype), ones)
     np.testing.assert_array_equal(tf.cast(by_filters, tf.float64)[0, 0, :, 0], rounded)
+
+
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16], ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("factor", [1.0, 1.3125, 0.0051, 321.0, 6e-5])
+def test_all_numbers_of_16_bits_are_read_and_rounded(dtype: tf.DType, factor: float) -> None:
+    """Infinities, NaN and subnormals too; the product of two of them is exact in float32.
+
+    Where float32 itself has but subnormals, TensorFlow's threads compute with zeros.
+    """
+    numbers = np.arange(1 << 16, dtype=np.uint16).view(dtype.as_numpy_dtype)
+    factor = np.array(factor, dtype.as_numpy_dtype)
+    inputs = tf.constant(numbers.reshape(32, 1, 1, 2048))
+    filters = tf.constant(np.full([1, 1, 1, 2048], factor))
+    outputs = tf_deformable.deformable_conv2d(inputs, filters, tf.zeros([32, 1, 1, 2], dtype))
+
+    def flushed(values: np.ndarray) -> np.ndarray:
+        return np.where(np.abs(values) < np.finfo(np.float32).tiny, np.float32(0), values)
+
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        products = flushed(numbers.astype(np.float32)) * factor.astype(np.float32)
+        expected = flushed(products).astype(dtype.as_numpy_dtype)
+    np.testing.assert_array_equal(
+        outputs.numpy().ravel().astype(np.float32), expected.astype(np.float32)
+    )
