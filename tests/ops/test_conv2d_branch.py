@@ -127,6 +127,8 @@ CASES = {
     "one pixel": Case(size=(1, 1)),
     "no image": Case(batch=0),
     "whole vectors": Case(channels=32, size=(9, 30)),
+    "four columns beside vectors": Case(channels=32, kernel_size=(2, 2)),
+    "three columns beside vectors": Case(channels=32, kernel_size=(1, 3), offset_groups=3),
     "filters that fill vectors": Case(channels=32, offset_groups=16, has_mask=False),
     "copies of several chunks": Case(channels=272, size=(4, 24)),
     "taps with copies of their own": Case(channels=272, size=(5, 3), dilations=(1, 2)),
