@@ -52,7 +52,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/deformable_attention/cpu_plan.cc",
-        ["attention_quick", "fuzz", "attention", "attention_native"],
+        ["attention_quick", "fuzz", "attention", "attention_blocks", "attention_native"],
         (
             "const int64_t samples = «RoundUp(rows * g.samples(), lanes)»;\n  const int64_t at",
             "rows * g.samples()",
@@ -114,7 +114,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/deformable_attention/cpu_kernels.inc",
-        ["attention_quick", "fuzz", "attention", "attention_native"],
+        ["attention_quick", "fuzz", "attention", "attention_blocks", "attention_native"],
         (
             "const int64_t at = row * job.samples + «first»;\n  for (int64_t i = 0; i < count; i +=",
             "0",

@@ -180,6 +180,7 @@ FILES: tuple[File, ...] = (
             "conv2d",
             "roi_pool",
             "attention",
+            "attention_blocks",
         ],
         ("function(first, «Min(size - first, kPieceElements)»);", "kPieceElements"),
         (

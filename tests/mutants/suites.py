@@ -62,6 +62,7 @@ OPERATORS = {
     "roi_pool_native": _of_operators("roi_pool_native"),
     "attention_quick": _of_operators("deformable_attention", only=_QUICK),
     "attention": _of_operators("deformable_attention"),
+    "attention_blocks": _of_operators("deformable_attention_blocks"),
     "attention_native": _of_operators("deformable_attention_native"),
     "baseline": Suite(
         files=("tests/ops/test_deformable_conv2d.py",),

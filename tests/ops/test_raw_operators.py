@@ -590,18 +590,37 @@ def test_sizes_of_levels_that_a_graph_knows(
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
-def test_offsets_of_another_precision(dtype: type) -> None:
-    with pytest.raises(tf.errors.InvalidArgumentError, match="offsets and mask must have dtype"):
-        _native.load().tf_deformable_conv2d(
-            inputs=tf.zeros([1, 2, 2, 1]),
-            filters=tf.zeros([1, 1, 1, 1]),
-            offsets=tf.zeros([1, 2, 2, 2], dtype),
-            mask=[],
-            bias=[],
-            strides=[1, 1],
-            dilations=[1, 1],
-            padding="SAME",
-        )
+@pytest.mark.parametrize("operator", ["conv2d", "roi_pool", "multi_scale_deformable_attention"])
+def test_sampling_of_another_precision(operator: str, dtype: type) -> None:
+    calls: dict[str, dict[str, Any]] = {
+        "conv2d": {
+            "inputs": tf.zeros([1, 2, 2, 1]),
+            "filters": tf.zeros([1, 1, 1, 1]),
+            "offsets": tf.zeros([1, 2, 2, 2], dtype),
+            "mask": [],
+            "bias": [],
+            "strides": [1, 1],
+            "dilations": [1, 1],
+            "padding": "SAME",
+        },
+        "roi_pool": {
+            "inputs": tf.zeros([1, 2, 2, 1]),
+            "boxes": tf.zeros([1, 4]),
+            "box_indices": [0],
+            "offsets": [tf.zeros([1, 1, 1, 1, 2], dtype)],
+            "mask": [],
+            "output_size": [1, 1],
+        },
+        "multi_scale_deformable_attention": {
+            "value": tf.zeros([1, 4, 1, 1]),
+            "spatial_shapes": [[2, 2]],
+            "sampling_locations": tf.zeros([1, 1, 1, 1, 1, 2], dtype),
+            "attention_weights": tf.zeros([1, 1, 1, 1, 1], dtype),
+        },
+    }
+    function = getattr(_native.load(), f"tf_deformable_{operator}")
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must have dtype float beside"):
+        function(**calls[operator])
 
 
 @pytest.mark.parametrize(("index", "is_right"), [(-2, False), (-1, True), (1, True), (2, False)])
