@@ -136,7 +136,11 @@ FILES: tuple[File, ...] = (
         ("job.maps.first_pixels + «first + i», height", "i"),
         ("const int64_t end = «Min(last, (i / kLanes + 1) * kLanes)»;", "last"),
         ("for (int64_t lane = «i % kLanes»; i < end; ++i, ++lane) {", "0"),
-        ("chains[«j % kChains»][v] += weight * Load", "0"),
+        (
+            "chains[«j % kChains»][v] += weight * Load",
+            "0",
+            "to which of the sums a corner is added decides about time alone",
+        ),
         ("Vector<A> sum = chains[0][v] + «chains[1][v]»;", "chains[0][v]"),
         ("sum += chains[2][v] + «chains[3][v]»;", "chains[2][v]"),
         ("if («accumulate») sum += Load(sums + v * kLanes);", "false"),

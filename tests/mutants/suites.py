@@ -90,7 +90,10 @@ PACKAGE = {
     "py_surgery": _files("models/test_surgery", "models/test_segmentation"),
     "py_layouts": _files("convert/test_layouts"),
     "py_convert": _files(
-        "convert/test_files", "convert/test_torch_layers", "convert/test_mxnet_layers"
+        "convert/test_matching",
+        "convert/test_files",
+        "convert/test_torch_layers",
+        "convert/test_mxnet_layers",
     ),
     "py_reference": _files(
         *_REFERENCE,
