@@ -37,7 +37,7 @@ FILES: tuple[File, ...] = (
             "all these are taken from value, where it has them",
         ),
         ("if («ShapeDiffers(a.spatial_shapes, {g.levels, 2})») {", "false"),
-        ("if («ShapeDiffers(locations, coordinates)») {", "ShapeDiffers(locations, samples)"),
+        ("if («ShapeDiffers(locations, coordinates)») {", "false"),
         ("if («a.grad_output && ShapeDiffers(grad_output, output)») {", "false"),
         ("  «error = OutputError(kOp, output);»", ""),
         ("g.heads = FirstKnown({a.value.dim(2), «locations.dim(2)»,", "locations.dim(1)"),

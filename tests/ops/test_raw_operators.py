@@ -126,6 +126,14 @@ ATTENTION_GRADIENT = dataclasses.replace(
 )
 
 
+# Of attention: each level has points of its own.
+OWN_POINTS = {
+    "sampling_locations": [2, 7, 3, 10, 2],
+    "attention_weights": [2, 7, 3, 10],
+    "num_points": [7, 3],
+}
+
+
 def _unknown(operator: Operator, *names: str) -> dict[str, Shape]:
     """Changes that hide all sizes of some tensors, but not their ranks."""
     return {name: [None] * len(operator.shapes[name] or []) for name in names}
@@ -291,6 +299,12 @@ SHAPES: dict[str, tuple[Operator, dict[str, Any], list[Shape]]] = {
         {"value": [2, 35, None, 4], "attention_weights": [None] * 5},
         [[2, 7, 12]],
     ),
+    "attention, points of each level": (ATTENTION, OWN_POINTS, [[2, 7, 12]]),
+    "attention, points of each level, locations unknown": (
+        ATTENTION_GRADIENT,
+        {**OWN_POINTS, "sampling_locations": [None] * 5},
+        [[2, 35, 3, 4], [2, 7, 3, 10, 2], [2, 7, 3, 10]],
+    ),
     "attention's gradient": (
         ATTENTION_GRADIENT,
         {},
@@ -367,7 +381,7 @@ ERRORS: list[tuple[Operator, dict[str, Any], str]] = [
     (CONV2D, {"inputs": [2, 2, 12, 6]}, "the dilated kernel must fit into the padded inputs"),
     (CONV2D, {"inputs": [2, 9, 2, 6]}, "the dilated kernel must fit into the padded inputs"),
     *(
-        (CONV2D, {"offsets": shape}, "offsets must have shape [N,Ho,Wo,G*2*kh*kw]")
+        (CONV2D, {"offsets": shape}, "offsets must have shape [N,Ho,Wo,G*kh*kw*2]")
         for shape in (
             *([3, 4, 10, 36], [2, 5, 10, 36], [2, 4, 9, 36]),
             *([2, 4, 10, 0], [2, 4, 10, 18], [2, 4, 10, 6]),
@@ -439,8 +453,8 @@ ERRORS: list[tuple[Operator, dict[str, Any], str]] = [
         (ROI_POOL, {"gamma": value}, "gamma must be finite, got ")
         for value in (float("nan"), float("-inf"))
     ),
-    (ROI_POOL, {"offsets_count": 2}, "num_offsets and num_masks must be 0 or 1, got 2 and 1"),
-    (ROI_POOL, {"mask_count": 2}, "num_offsets and num_masks must be 0 or 1, got 1 and 2"),
+    (ROI_POOL, {"offsets_count": 2}, "num_offsets must be 0 or 1, got 2"),
+    (ROI_POOL, {"mask_count": 2}, "num_masks must be 0 or 1, got 2"),
     (ROI_POOL, {"inputs": [2, 9, 12, 0]}, "inputs channels must be a positive multiple of group"),
     (ROI_POOL, {"inputs": [2, 9, 12, 26]}, "inputs channels must be a positive multiple of group"),
     (ROI_POOL, {"boxes": [5, 5]}, "boxes must have shape [R,4] = [5,4], got shape [5,5]"),
@@ -534,6 +548,21 @@ ERRORS: list[tuple[Operator, dict[str, Any], str]] = [
         f"output must have at most {2**48} elements",
     ),
     (ATTENTION, {"coordinates": "points"}, "coordinates"),
+    *(
+        (ATTENTION, {**OWN_POINTS, "num_points": points}, "num_points must be integers of at least")
+        for points in ([-1, 11], [10, -1, 1], [2**31, 1])
+    ),
+    *(
+        (ATTENTION, {**OWN_POINTS, "num_points": points}, "spatial_shapes must have shape [levels")
+        for points in ([10], [4, 4, 2])
+    ),
+    (ATTENTION, {**OWN_POINTS, "num_points": [4, 5]}, "sampling_locations must have shape [N,Q,he"),
+    (
+        ATTENTION,
+        {**OWN_POINTS, "attention_weights": [2, 7, 3, 9]},
+        "attention_weights must have shape [N,Q,heads,sum of num_points] = [2,7,3,10]",
+    ),
+    (ATTENTION, {"num_points": [5, 5]}, "sampling_locations must have rank 5"),
 ]
 
 
