@@ -296,6 +296,18 @@ def test_conversions_keep_the_dtype_and_are_differentiable() -> None:
             lambda: convert.depth_major_from_psroi_channels(np.zeros([]), 3),
             "must be known and a multiple of 9, got shape []",
         ),
+        (
+            lambda: convert.depth_major_from_psroi_channels(np.zeros([2, 9]), 0),
+            "must be known and a multiple of 0, got shape [2,9]",
+        ),
+        (
+            lambda: convert.mask_from_dcnv3(np.zeros([2, 9]), (0, 3)),
+            "must be known and a multiple of 0, got shape [2,9]",
+        ),
+        (
+            lambda: convert.offsets_from_dcnv3(np.zeros([2, 9]), 1, remove_center=True),
+            "must be known and a multiple of 0, got shape [2,9]",
+        ),
     ],
 )
 def test_wrong_shapes(call: Any, message: str) -> None:

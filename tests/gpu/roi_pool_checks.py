@@ -181,6 +181,21 @@ def check_odd_boxes(kernels: Kernels, case: Case, dtype: str, **options: Any) ->
     assert_close(got, _expected_of_odd_boxes(case, dtype), dtype, tensor_float_32=False)
 
 
+def check_boxes_beyond_float32(kernels: Kernels, aligned: bool, samples: int) -> None:
+    """Boxes whose size no float32 can say are nowhere, and nothing of them is NaN."""
+    case = Case(boxes=3, spatial_scale=1.0, aligned=aligned, samples_per_bin=samples)
+    arrays = case.arrays()
+    largest = 3e38
+    arrays["boxes"][:] = [
+        [-largest, -largest, largest, largest],
+        [-largest, 0, largest, 5],
+        [0, largest, 5, -largest],
+    ]
+    arrays["box_indices"][:] = 0
+    for name, array in evaluate(kernels, case, arrays, "float32").items():
+        assert not np.any(array), name
+
+
 def check_indices(kernels: Kernels, dtype: str) -> None:
     """An index that is no image's gives NaN, and its gradient goes nowhere."""
     case = Case(boxes=4)

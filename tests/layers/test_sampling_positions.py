@@ -124,6 +124,7 @@ def test_same_padding_gives_the_output_of_same(size, strides, dilations):
         ({"strides": 1.5}, TypeError, r"strides must be .* got 1.5"),
         ({"padding": "FULL"}, ValueError, r"padding must be .* got .*FULL"),
         ({"kernel_size": 2}, ValueError, r"offsets channels must be .*kh\*kw\*2=8, got 18"),
+        ({"offsets": tf.zeros([1, 2, 2, 0])}, ValueError, r"offsets channels must .*=18, got 0"),
         ({"offsets": tf.zeros([2, 2, 18])}, ValueError, r"offsets must have rank 4 .*\[2,2,18\]"),
     ],
 )

@@ -49,7 +49,6 @@ FILES: tuple[File, ...] = (
     file(
         "cc/adapters/common/deformable_attention_call.cc",
         ["raw_operators", "attention", "attention_native"],
-        ("for (size_t i = 2; status.ok() && «i < 4»; ++i) {", "i < 3"),
         ("for (const int64_t dim : inputs[kHostInput].shape.dims) «size *= dim;»", "size = dim;"),
         ("if («is_gradient») arguments.grad_output = inputs[4].shape;", "false"),
         ('} else if («coordinates_ == "pixels"») {', "true"),

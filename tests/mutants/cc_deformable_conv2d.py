@@ -6,8 +6,6 @@ from __future__ import annotations
 
 from tests.mutants.mutant import File, file
 
-_ONE_SPLIT_MORE = "a step or a split more or less, of sums in the same order"
-
 FILES: tuple[File, ...] = (
     file(
         "cc/kernels/deformable_conv2d/geometry.cc",
@@ -48,8 +46,7 @@ FILES: tuple[File, ...] = (
         ("return «Differ(shape.dim(0), g.batch)» || Differ", "false"),
         ("|| «Differ(shape.dim(1), g.output_height)» ||", "false"),
         (
-            "|| Differ(shape.dim(1), g.output_height) ||\n"
-            "         «Differ(shape.dim(2), g.output_width)»;",
+            "|| Differ(shape.dim(1), g.output_height) ||\n         «Differ(shape.dim(2), g.output_width)»;",
             "false",
         ),
         ("g.stride_y = «a.strides[0]»;", "a.strides[1]"),
@@ -111,20 +108,19 @@ FILES: tuple[File, ...] = (
             "the height of a tile decides about time alone",
         ),
         (
-            "return RoundUp(columns, kWorkspaceAlignment / sizeof(A)) +"
-            " «kWorkspaceAlignment / sizeof(A)»;",
+            "return RoundUp(columns, kWorkspaceAlignment / sizeof(A)) + «kWorkspaceAlignment / sizeof(A)»;",
             "0",
             "the stride of a panel decides about time alone",
         ),
-    ),
-    file(
-        "cc/kernels/deformable_conv2d/cpu_plan.cc",
-        ["conv2d_quick", "fuzz", "conv2d", "conv2d_blocks", "conv2d_native"],
         (
             "return «std::min(g.offset_groups * g.taps(), kLargestPanel)» * lanes;",
             "std::min(g.offset_groups * g.taps(), kLargestPanel / 4)",
         ),
         ("«if (geometry.is_depthwise()) g.groups = 1;»", ""),
+    ),
+    file(
+        "cc/kernels/deformable_conv2d/cpu_forward_plan.cc",
+        ["conv2d_quick", "fuzz", "conv2d", "conv2d_blocks", "conv2d_native"],
         (
             "filters_per_slab_ = «most_columns / kernels_.panel_columns * kernels_.panel_columns»;",
             "most_columns / 2 / kernels_.panel_columns * kernels_.panel_columns",
@@ -134,11 +130,6 @@ FILES: tuple[File, ...] = (
         (
             "const int64_t panel_filters =\n      «std::min(depth, kLargestPanel)»",
             "std::min(depth, kLargestPanel / 2)",
-        ),
-        (
-            "worker_at_ = all.Add(«num_workers * worker_size_»);\n"
-            "  workspace_bytes_ = all.size() * sizeof(A);\n}\n\ntemplate <typename T>\nvoid ForwardPlan",
-            "(num_workers - 1) * worker_size_",
         ),
         (
             "job_.all_samples = «g.groups > 1» && block_samples",
@@ -158,11 +149,14 @@ FILES: tuple[File, ...] = (
             "filter + filters_per_slab_",
         ),
         ("job.first_filter = «filter»;", "0"),
-        ("kernels_.forward(job, unit, «worker_space + worker * worker_size_»);", "worker_space"),
         (
             "const int64_t tiles = «CeilDiv(g.output_pixels(), job.tile_pixels)»;",
             "g.output_pixels() / job.tile_pixels",
         ),
+    ),
+    file(
+        "cc/kernels/deformable_conv2d/cpu_backward_plan.cc",
+        ["conv2d_quick", "fuzz", "conv2d", "conv2d_blocks", "conv2d_native"],
         ("«f.splits = std::max<int64_t>(CeilDiv(g.output_pixels(), f.pixels_per_split), 1);»", ""),
         ("f.sums_at = filters_worker.Add(«f.splits > 1 ? 0 : f.sums_size»);", "0"),
         ("«f.row_blocks = CeilDiv(depth, f.rows_per_block);»\n  const int64_t packed_row", ""),
@@ -172,13 +166,11 @@ FILES: tuple[File, ...] = (
         ),
         ("const int64_t packed_row = «depthwise ? g.channels : f.sums_row»;", "f.sums_row"),
         (
-            "block.width = «std::min({widest, (block.group + 1) * g.group_channels() - first,\n"
-            "                            (block.offset_group + 1) * g.offset_group_channels() - first})»;",
+            "block.width = «std::min({widest, (block.group + 1) * g.group_channels() - first,\n                            (block.offset_group + 1) * g.offset_group_channels() - first})»;",
             "std::min(widest, (block.group + 1) * g.group_channels() - first)",
         ),
         (
-            "block.width = «std::min({widest, (block.group + 1) * g.group_channels() - first,\n"
-            "                            (block.offset_group + 1) * g.offset_group_channels() - first})»;",
+            "block.width = «std::min({widest, (block.group + 1) * g.group_channels() - first,\n                            (block.offset_group + 1) * g.offset_group_channels() - first})»;",
             "std::min(widest, (block.offset_group + 1) * g.offset_group_channels() - first)",
         ),
         ("block.offset_group = «first / g.offset_group_channels()»;", "first / g.group_channels()"),
@@ -190,14 +182,13 @@ FILES: tuple[File, ...] = (
         ("largest_slab = std::max(largest_slab, «packed + size - slab_start»);", "size"),
         ("«packed += size;»", ""),
         (
-            "partials_at_ = inputs.Add(images_per_step_ * job.num_blocks * pixels_per_step_"
-            " * g.taps() * «3»);",
+            "partials_at_ = inputs.Add(images_per_step_ * job.num_blocks * pixels_per_step_ * g.taps() * «3»);",
             "2",
         ),
         (
             "pixels_per_step_ = «RoundUp(pixels_per_step_, job.tile_pixels)»;",
             "pixels_per_step_",
-            _ONE_SPLIT_MORE,
+            "a step or a split more or less, of sums in the same order",
         ),
         ("split_sums_at_ = inputs.Add(«(job.splits - 1) * job.split_size»);", "job.split_size"),
         ("job.discard_at = inputs_worker.Add(«widest_block»);", "widest_block / 2"),
@@ -210,19 +201,9 @@ FILES: tuple[File, ...] = (
         ("«if (job.splits == 1) return;»", "return;"),
         ("«if (g.batch == 0) return;»  // without images", ""),
         (
-            "job.last_image = «std::min(image + images_per_step_, g.batch)»;",
-            "image + images_per_step_",
-        ),
-        ("job.grad_inputs = «tensors.grad_inputs + image * image_size»;", "tensors.grad_inputs"),
-        ("    «job.split_size = images * image_size;»", ""),
-        ("    «clear(job.grad_inputs, job.split_size);»", ""),
-        ("    «clear(job.split_sums, (job.splits - 1) * job.split_size);»", ""),
-        (
             "job.last_pixel = «std::min(pixel + pixels_per_step_, g.output_size())»;",
             "pixel + pixels_per_step_",
         ),
-        ("if («!packed || !packed_once») {", "!packed"),
-        ("kernels_.pack_transposed_filters(job, «job.first_block + unit»);", "unit"),
         (
             "kernels_.inputs_gradient(job, unit, «worker_space + worker * inputs_worker_size_»);",
             "worker_space",
@@ -231,9 +212,7 @@ FILES: tuple[File, ...] = (
             "images * CeilDiv(«job.last_pixel - job.first_pixel», kReducedPixels)",
             "job.last_pixel - job.first_pixel - 1",
         ),
-        ("    if («job.splits > 1») {\n      ForEach(executor, CeilDiv(job.split_size", "false"),
         ("CeilDiv(«job.split_size», kReducedElements)", "job.split_size - 1"),
-        ("tensors.grad_inputs + «image * image_size + first»);", "first"),
     ),
     file(
         "cc/kernels/deformable_conv2d/cpu_samples.inc",
@@ -270,8 +249,7 @@ FILES: tuple[File, ...] = (
         ("int64_t c = «first % g.group_channels()»;", "0"),
         ("const int64_t channel = «group * g.group_channels() + c»;", "c"),
         (
-            "const int64_t width = «Min(Min(last - column, g.group_channels() - c),\n"
-            "                              (offset_group + 1) * g.offset_group_channels() - channel)»;",
+            "const int64_t width = «Min(Min(last - column, g.group_channels() - c),\n                              (offset_group + 1) * g.offset_group_channels() - channel)»;",
             "Min(last - column, g.group_channels() - c)",
         ),
         (
@@ -293,25 +271,32 @@ FILES: tuple[File, ...] = (
         "cc/kernels/deformable_conv2d/cpu_forward.inc",
         ["conv2d_quick", "fuzz", "conv2d", "conv2d_blocks"],
         ("Widen(«job.tensors.filters + first», last - first, packed);", "job.tensors.filters"),
-        ("job.tensors.filters + group * g.group_filters() + «job.first_filter»;", "0"),
-        ("filters + «(first + row)» * g.filters; }", "row"),
         ("job.packed_filters + «(group - job.first_group)» * job.packed_group_size);\n}", "group"),
         ("const A* packed = job.packed_filters + «(group - job.first_group)»", "group"),
         (
             "const int64_t count = «Min(job.tile_pixels, g.output_pixels() - position)»;",
             "job.tile_pixels",
         ),
-        ("const int64_t last = «Min(k + kLargestPanel, depth)»;", "k + kLargestPanel"),
         ("size, «column >= g.channels», sums + i * job.sums_row", "column > g.channels"),
         ("size, «column >= g.channels», sums + i * job.sums_row", "k > 0"),
-        ("job.packs_per_panel ? last - k : depth, «job.packs_per_panel ? 0 : k», sums,", "0"),
-        ("job.sums_row, «k > 0»);", "k >= 0"),
-        ("job.sums_row, «k > 0»);", "k > kLargestPanel"),
-        ("const int64_t filter = group * g.group_filters() + «job.first_filter»;", "0"),
         ("bias != nullptr ? «Load(in + f) + Load(bias + f)» : Load(in + f));", "Load(in + f)"),
         ("bias != nullptr ? «in[f] + ToCompute(bias[f])» : in[f]);", "in[f]"),
         ("job.tensors.bias != nullptr ? job.tensors.bias + «filter» : nullptr;", "0"),
         ("for (; «f < columns»; ++f) {", "f + 1 < columns"),
+        ("job.tensors.filters + group * g.group_filters() + «filter»;", "0"),
+        ("return row_of(«first + row»); }", "row"),
+        ("«job.packs_per_panel ? 0 : k», sums,\n                    job.sums_row, k > 0);", "0"),
+        (
+            "job.packs_per_panel ? 0 : k, sums,\n                    job.sums_row, «k > 0»);",
+            "k >= 0",
+        ),
+        (
+            "job.packs_per_panel ? 0 : k, sums,\n                    job.sums_row, «k > 0»);",
+            "k > kLargestPanel",
+        ),
+        ("const int64_t filter = group * g.group_filters() + «first_filter»;", "0"),
+        ("const int64_t group = job.first_group + «unit / job.panels»;", "0"),
+        ("const int64_t first = «unit % job.panels» * kLargestPanel;\n  PackPanelRows", "0"),
     ),
     file(
         "cc/kernels/deformable_conv2d/cpu_filters_gradient.inc",
@@ -358,13 +343,10 @@ FILES: tuple[File, ...] = (
         "cc/kernels/deformable_conv2d/cpu_inputs_gradient.inc",
         ["conv2d_quick", "fuzz", "conv2d", "conv2d_blocks"],
         ("tap * g.group_channels() + b.first - «b.group * g.group_channels()»;", "0"),
-        ("const int64_t origin = «job.blocks[job.first_block].packed_at»;", "0"),
         ("for (int64_t tap = «job.first_tap»; tap < job.last_tap; ++tap) {", "0"),
         ("row * g.filters + «b.group * g.group_filters()»,", "0"),
         ("const int64_t split = «unit / blocks % job.splits»;", "0"),
         ("const int64_t image = job.first_image + unit / blocks / «job.splits»;", "1"),
-        ("((image - job.first_image) * job.num_blocks + «block») * pixels", "0"),
-        ("((«image - job.first_image») * job.num_blocks + block) * pixels", "image"),
         (
             "«CeilDiv(CeilDiv(pixels, job.tile_pixels), job.splits)» * job.tile_pixels;",
             "CeilDiv(pixels, job.tile_pixels) / job.splits",
@@ -373,25 +355,17 @@ FILES: tuple[File, ...] = (
             "const int64_t last = «Min((split + 1) * pixels_per_split, pixels)»;",
             "(split + 1) * pixels_per_split",
         ),
-        ("job.split_sums + «(split - 1)» * job.split_size;", "split"),
         ("const int64_t first_filter = job.depthwise ? «b.first» : b.group * depth;", "0"),
         ("const int64_t filters = job.depthwise ? «b.width» : depth;", "depth"),
         ("job.first_pixel + q, «Min(job.tile_pixels, last - q)»,", "job.tile_pixels"),
         ("image * g.output_size() + «job.first_pixel» + q, Min", "0"),
         ("«Min(tile.count - i, int64_t{kLanes})», b.first, b.width,", "int64_t{kLanes}"),
-        ("«job.first_image * g.height * g.width», discard,", "image * g.height * g.width"),
         ("partials + («(q + i)» * g.taps() + tap.index) * 3, g.taps() * 3);", "i"),
         (
             "partials + ((q + i) * g.taps() + «tap.index») * 3, g.taps() * 3);",
             "(tap.index - job.first_tap)",
         ),
         ("const int64_t end = «Min(begin + kReducedPixels, pixels)»;", "begin + kReducedPixels"),
-        ("job.first_pixel + «begin»;\n  for (int64_t first_block", "0"),
-        (
-            "while (last_block < job.num_blocks &&"
-            " «job.blocks[last_block].offset_group == offset_group») {",
-            "true",
-        ),
         ("sum[j] += partials[«block» * block_size + j];", "0"),
         ("block < «last_block - first_block»; ++block", "1"),
         ("(walk.pixel() * g.offset_groups + «offset_group») * g.taps() + tap;", "0"),
@@ -406,6 +380,22 @@ FILES: tuple[File, ...] = (
         ),
         ("for (; i < last; ++i) «job.grad_inputs[i] += in[i];»", "job.grad_inputs[i] = in[i];"),
         ("for (; «i < last»; ++i) job.grad_inputs[i] += in[i];", "false"),
+        ("const A* packed = job.packed_filters + (b.packed_at - «job.packed_from»);", "0"),
+        ("(«image - job.first_image») * (job.last_part_block", "image"),
+        ("      (block - «job.first_part_block»);\n  A* partials", "0"),
+        ("job.split_sums + «(split - 1)» * job.split_size,", "split"),
+        ("      «job.first_image * g.height * g.width», kInPlace", "image * g.height * g.width"),
+        ("kInPlace ? 0 : «job.first_channel», workspace", "0"),
+        ("job.first_pixel + «begin»;\n  const int64_t part_blocks", "0"),
+        (
+            "while (last_block < job.last_part_block && «is_of_group(last_block)») ++last_block;",
+            "true",
+        ),
+        ("const bool goes_on = «first_block > 0 && is_of_group(first_block - 1)»;", "false"),
+        (
+            "const bool is_finished = «last_block == job.num_blocks || !is_of_group(last_block)»;",
+            "true",
+        ),
     ),
     file(
         "cc/kernels/deformable_conv2d/cpu_branch_plan.cc",
@@ -514,18 +504,13 @@ FILES: tuple[File, ...] = (
         ("if («apart == 1 && channels == all_channels») return Widen", "channels == all_channels"),
         ("if («apart == 1 && channels == all_channels») return Widen", "apart == 1"),
         (
-            "job.packs_per_product ? 0 : product.at, sums, job.sums_row, «i > 0»);\n"
-            "    if (job.dot",
+            "job.packs_per_product ? 0 : product.at, sums, job.sums_row, «i > 0»);\n    if (job.dot",
             "i > 1",
         ),
         ("sums + job.packed_columns, job.sums_row, «i > 0»);", "false"),
         ("grid.x.first_tap + tap % grid.x.taps * «grid.x.taps_apart»;", "1"),
         (
-            "(tap * g.channels + «product.channel») * g.filters + job.first_column;\n"
-            "    for (int64_t column = 0; column < job.packed_columns; column += kPanelColumns<A>) {\n"
-            "      const int64_t width = PanelWidth<A>(job.packed_columns, column);\n"
-            "      const int64_t used = Min(columns - column, width);\n"
-            "      A* to = packed + column * depth + at * width;\n      for",
+            "(tap * g.channels + «product.channel») * g.filters + job.first_column;\n    for (int64_t column = 0; column < job.packed_columns; column += kPanelColumns<A>) {\n      const int64_t width = PanelWidth<A>(job.packed_columns, column);\n      const int64_t used = Min(columns - column, width);\n      A* to = packed + column * depth + at * width;\n      for",
             "0",
         ),
         (

@@ -6,9 +6,6 @@ from __future__ import annotations
 
 from tests.mutants.mutant import File, file
 
-_UNREAD_COLUMNS = "nobody reads the sums of the columns that are not used"
-_TAIL = "the loop after it does the same, an element at a time"
-
 FILES: tuple[File, ...] = (
     file(
         "cc/kernels/base/integers.h",
@@ -49,8 +46,7 @@ FILES: tuple[File, ...] = (
         ["raw_operators", "shapes"],
         ("if («!Known(a) || !Known(b)») return kUnknown;", "!Known(a)"),
         (
-            "return «__builtin_mul_overflow(a, b, &product)»"
-            " ? std::numeric_limits<int64_t>::max() : product;",
+            "return «__builtin_mul_overflow(a, b, &product)» ? std::numeric_limits<int64_t>::max() : product;",
             "__builtin_mul_overflow(a, b, &product) && false",
         ),
         ("if («Known(value)») return value;", "value > 0"),
@@ -129,8 +125,6 @@ FILES: tuple[File, ...] = (
             "«(x < __builtin_convertvector(width, Vector<A>))»;",
             "(x <= __builtin_convertvector(width, Vector<A>))",
         ),
-        ("const Vector<A> nothing = «(y != y) | (x != x)» ? y + x : zero;", "(y != y)"),
-        ("const Vector<A> nothing = «(y != y) | (x != x)» ? y + x : zero;", "(x != x)"),
         (
             "y0 += «kept_y < __builtin_convertvector(y0, Vector<A>)»;",
             "kept_y <= __builtin_convertvector(y0, Vector<A>)",
@@ -152,7 +146,7 @@ FILES: tuple[File, ...] = (
         (
             "for (; «c + kLanes <= width»; c += kLanes) {\n      Store(out + c,",
             "c + kLanes < width",
-            _TAIL,
+            "the loop after it does the same, an element at a time",
         ),
         ("w2 * Load(x[2] + c) + «w3 * Load(x[3] + c)»);", "w3 * Load(x[2] + c)"),
         (
@@ -169,6 +163,8 @@ FILES: tuple[File, ...] = (
             "A{1}",
         ),
         ("gradients[2] = «of_point.mask»;", "of_point.mask * samples.mask[i]"),
+        ("const Vector<A> nothing = («(y != y) | (x != x)») ? y + x : zero;", "(y != y)"),
+        ("const Vector<A> nothing = («(y != y) | (x != x)») ? y + x : zero;", "(x != x)"),
     ),
     file(
         "cc/kernels/cpu/driver.h",
@@ -180,6 +176,7 @@ FILES: tuple[File, ...] = (
             "conv2d",
             "roi_pool",
             "attention",
+            "attention_blocks",
         ],
         ("function(first, «Min(size - first, kPieceElements)»);", "kPieceElements"),
         (
@@ -233,13 +230,11 @@ FILES: tuple[File, ...] = (
         ("const A* rows_of_a = a + «k * a_depth»;", "0"),
         ("const A* panel = b + column * panel_depth + «(first_depth + k)» * width;", "first_depth"),
         (
-            "PackedRow<kPanelColumns<A>>(), c + column, c_row,\n"
-            "                                        «accumulate || k > 0», prefetch);",
+            "PackedRow<kPanelColumns<A>>(), c + column, c_row,\n                                        «accumulate || k > 0», prefetch);",
             "accumulate",
         ),
         (
-            "PackedRow<kPanelColumns<A> / 2>(), c + column, c_row,\n"
-            "                                        «accumulate || k > 0», prefetch);",
+            "PackedRow<kPanelColumns<A> / 2>(), c + column, c_row,\n                                        «accumulate || k > 0», prefetch);",
             "accumulate",
         ),
         (
@@ -259,20 +254,18 @@ FILES: tuple[File, ...] = (
             "columns - j >= 4   ? DotRows<A, 4>\n                      : «columns - j == 3» ?",
             "columns - j == 2",
         ),
-        (
-            "Store(out + j, Load(in + j));\n"
-            "      for (; j < used; ++j) out[j] = ToCompute(in[j]);\n"
-            "      «for (; j < width; ++j) out[j] = 0;»",
-            "",
-            _UNREAD_COLUMNS,
-        ),
         ("      for (; «j < used»; ++j) out[j] = ToCompute(in[j]);", "j + 1 < used"),
         ("out[row * width + j] = «j < used ? ToCompute(in[row]) : A{0}»;", "ToCompute(in[row])"),
         ("const T* in = source + «(first + j)» * row_stride;", "(first + j / 2)"),
+        (
+            "for (; j < used; ++j) out[j] = ToCompute(in[j]);\n        «for (; j < width; ++j) out[j] = 0;»",
+            "",
+            "nobody reads the sums of the columns that are not used",
+        ),
     ),
 )
 
-# What processors with AVX2 do not run. (Only the instructions differ: the suites run the baseline.)
+# What processors with AVX2 do not run: only the instructions differ, and the suite runs the baseline.
 BASELINE: tuple[File, ...] = (
     file(
         "cc/kernels/cpu/simd.inc",

@@ -50,11 +50,6 @@ FILES: tuple[File, ...] = (
         ("           «Differ(shape.dim(2), g.pooled_width)»;", "false"),
         ("if («a.mask && pooled_differs(mask)») {", "false"),
         ("|| «Differ(grad_output.dim(3), g.depth)»)) {", "false"),
-        (
-            "return «OutputError(OperatorName(g.group_size),\n"
-            "                     {g.boxes, g.pooled_height, g.pooled_width, g.depth})»;",
-            "std::string()",
-        ),
         ('return «group_size == 1» ? "deformable_roi_pool"', "group_size <= 2"),
         ("for (int64_t i = 0; «i < g.boxes»; ++i) {", "i + 1 < g.boxes"),
         ("if («box_indices[i] < -1» ||", "box_indices[i] < -2"),
@@ -312,9 +307,7 @@ FILES: tuple[File, ...] = (
             "j * g.pooled_height + i",
         ),
         (
-            "Min(g.classes - cls, int64_t{kLanes}), &bins)) {\n"
-            "            PoolLanes(g, bins, x + channel, mask, out + channel);\n"
-            "            «cls += bins.count - 1;»",
+            "Min(g.classes - cls, int64_t{kLanes}), &bins)) {\n            PoolLanes(g, bins, x + channel, mask, out + channel);\n            «cls += bins.count - 1;»",
             "cls += bins.count;",
         ),
         (
@@ -395,6 +388,5 @@ FILES: tuple[File, ...] = (
         ("job.last_box = «std::min(box + boxes_per_step_, g.boxes)»;", "box + boxes_per_step_"),
         ("ForEach(executor, «maps * job.blocks», 2 * boxes", "maps * job.blocks - 1"),
         ("kernels_.reduce_partials(job, «job.first_box + unit»);", "unit"),
-        ("count, tensors.grad_inputs + «first»);", "0"),
     ),
 )

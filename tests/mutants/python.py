@@ -11,8 +11,7 @@ FILES: tuple[File, ...] = (
         "tf_deformable/analysis/dilation.py",
         ["py_analysis"],
         (
-            "np.linalg.norm(np.diff(values, axis=axis), axis=-1)."
-            "reshape(*values.shape[:-3], -1)\n        for axis in «(-3, -2)»",
+            "np.linalg.norm(np.diff(values, axis=axis), axis=-1).reshape(*values.shape[:-3], -1)\n        for axis in «(-3, -2)»",
             "(-3, -3)",
         ),
         ("if values.shape[-3] * values.shape[-2] < «2»:", "3"),
@@ -148,7 +147,6 @@ FILES: tuple[File, ...] = (
             "if isinstance(level, int) and «-len(backbone.outputs) <= level» < len(backbone.outputs):",
             "0 <= level",
         ),
-        ("chosen = own[«max»(cells, key=lambda name: cells[name])]", "min"),
         ("if pattern.«fullmatch»(s.path) or", "match"),
     ),
     file(
@@ -158,15 +156,12 @@ FILES: tuple[File, ...] = (
         ("return -(-3 * samples // 8) * «8»", "4"),
         ("order[:, numbers, «::-1»].ravel(), axis=-1)", ":"),
         (
-            '    kh, kw = _arguments.pair(op, "kernel_size", kernel_size)\n'
-            '    return _transposed_taps(op, "offsets", offsets, («kw, kh»), 2',
+            '    kh, kw = _arguments.pair(op, "kernel_size", kernel_size)\n    return _transposed_taps(op, "offsets", offsets, («kw, kh»), 2',
             "kh, kw",
         ),
         ("numbers = numbers - («numbers > center»)", "numbers > 0"),
         (
-            "taps = kernel[0] * kernel[1] - remove_center\n"
-            "    packed = tf.convert_to_tensor(packed)\n"
-            "    size = «_packed_size(count * taps)»",
+            "taps = kernel[0] * kernel[1] - remove_center\n    packed = tf.convert_to_tensor(packed)\n    size = «_packed_size(count * taps)»",
             "count * taps * 3",
         ),
         ("    if «count < 1»:", "count < 0"),
@@ -240,8 +235,7 @@ FILES: tuple[File, ...] = (
         ('first = «1 if layout == "NHWC" else 2»', "1"),
         ("        if «pads[axis] != [0, 0]»:", "False"),
         (
-            "if isinstance(value, (str, bytes, bool, np.bool_)):\n        raise TypeError(rule)\n"
-            "    try:\n        return «operator.index(value)»",
+            "if isinstance(value, (str, bytes, bool, np.bool_)):\n        raise TypeError(rule)\n    try:\n        return «operator.index(value)»",
             "int(value)",
         ),
     ),
@@ -285,8 +279,7 @@ FILES: tuple[File, ...] = (
         ("is_nan = «tf.math.is_nan(y) | tf.math.is_nan(x)»", "tf.math.is_nan(y)"),
         ("per_row = (g.width + «3») * g.offset_groups", "2"),
         (
-            "origins = tf.range(g.batch, dtype=tf.int64) * per_image + 2 * per_row +"
-            " «2 * g.offset_groups»",
+            "origins = tf.range(g.batch, dtype=tf.int64) * per_image + 2 * per_row + «2 * g.offset_groups»",
             "2",
         ),
         ("+ corner(«per_row + g.offset_groups», down * right)", "per_row"),

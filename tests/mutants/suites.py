@@ -62,6 +62,7 @@ OPERATORS = {
     "roi_pool_native": _of_operators("roi_pool_native"),
     "attention_quick": _of_operators("deformable_attention", only=_QUICK),
     "attention": _of_operators("deformable_attention"),
+    "attention_blocks": _of_operators("deformable_attention_blocks"),
     "attention_native": _of_operators("deformable_attention_native"),
     "baseline": Suite(
         files=("tests/ops/test_deformable_conv2d.py",),
@@ -89,7 +90,10 @@ PACKAGE = {
     "py_surgery": _files("models/test_surgery", "models/test_segmentation"),
     "py_layouts": _files("convert/test_layouts"),
     "py_convert": _files(
-        "convert/test_files", "convert/test_torch_layers", "convert/test_mxnet_layers"
+        "convert/test_matching",
+        "convert/test_files",
+        "convert/test_torch_layers",
+        "convert/test_mxnet_layers",
     ),
     "py_reference": _files(
         *_REFERENCE,

@@ -125,6 +125,13 @@ def test_roi_pool_of_odd_boxes(kernels: gpu.Kernels, name: str, in_order: bool) 
     roi_pool.check_odd_boxes(kernels, roi_pool.CASES[name], "float64", deterministic=in_order)
 
 
+@pytest.mark.parametrize(("aligned", "samples"), [(False, 3), (True, 3), (True, 0)])
+def test_roi_pool_of_boxes_beyond_float32(
+    kernels: gpu.Kernels, aligned: bool, samples: int
+) -> None:
+    roi_pool.check_boxes_beyond_float32(kernels, aligned, samples)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_roi_pool_of_images_that_are_not_there(kernels: gpu.Kernels, dtype: str) -> None:
     roi_pool.check_indices(kernels, dtype)

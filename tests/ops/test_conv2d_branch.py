@@ -137,6 +137,9 @@ CASES = {
     "too many channels to pack at once": Case(
         channels=170_000, size=(2, 2), batch=1, kernel_size=(1, 1), has_mask=False
     ),
+    "slabs of filters, one of masks alone": Case(
+        channels=4096, size=(2, 3), batch=1, kernel_size=(1, 1), offset_groups=240
+    ),
     "strided rows": Case(channels=32, size=(7, 40), strides=(2, 2)),
 }
 

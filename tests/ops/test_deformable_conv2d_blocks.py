@@ -52,6 +52,9 @@ CASES = {
     "segments of an image": Case(
         batch=1, size=(48, 47), channels=12, filters=10, groups=1, offset_groups=1, **SQUARE
     ),
+    "segments that fill no vectors": Case(
+        batch=1, size=(48, 47), channels=5, filters=3, groups=1, offset_groups=1, **SQUARE
+    ),
     "segments of steps": Case(
         batch=1,
         size=(70, 70),

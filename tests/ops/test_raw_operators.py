@@ -126,6 +126,14 @@ ATTENTION_GRADIENT = dataclasses.replace(
 )
 
 
+# Of attention: each level has points of its own.
+OWN_POINTS = {
+    "sampling_locations": [2, 7, 3, 10, 2],
+    "attention_weights": [2, 7, 3, 10],
+    "num_points": [7, 3],
+}
+
+
 def _unknown(operator: Operator, *names: str) -> dict[str, Shape]:
     """Changes that hide all sizes of some tensors, but not their ranks."""
     return {name: [None] * len(operator.shapes[name] or []) for name in names}
@@ -290,6 +298,12 @@ SHAPES: dict[str, tuple[Operator, dict[str, Any], list[Shape]]] = {
         ATTENTION,
         {"value": [2, 35, None, 4], "attention_weights": [None] * 5},
         [[2, 7, 12]],
+    ),
+    "attention, points of each level": (ATTENTION, OWN_POINTS, [[2, 7, 12]]),
+    "attention, points of each level, locations unknown": (
+        ATTENTION_GRADIENT,
+        {**OWN_POINTS, "sampling_locations": [None] * 5},
+        [[2, 35, 3, 4], [2, 7, 3, 10, 2], [2, 7, 3, 10]],
     ),
     "attention's gradient": (
         ATTENTION_GRADIENT,
@@ -534,6 +548,21 @@ ERRORS: list[tuple[Operator, dict[str, Any], str]] = [
         f"output must have at most {2**48} elements",
     ),
     (ATTENTION, {"coordinates": "points"}, "coordinates"),
+    *(
+        (ATTENTION, {**OWN_POINTS, "num_points": points}, "num_points must be integers of at least")
+        for points in ([-1, 11], [10, -1, 1], [2**31, 1])
+    ),
+    *(
+        (ATTENTION, {**OWN_POINTS, "num_points": points}, "spatial_shapes must have shape [levels")
+        for points in ([10], [4, 4, 2])
+    ),
+    (ATTENTION, {**OWN_POINTS, "num_points": [4, 5]}, "sampling_locations must have shape [N,Q,he"),
+    (
+        ATTENTION,
+        {**OWN_POINTS, "attention_weights": [2, 7, 3, 9]},
+        "attention_weights must have shape [N,Q,heads,sum of num_points] = [2,7,3,10]",
+    ),
+    (ATTENTION, {"num_points": [5, 5]}, "sampling_locations must have rank 5"),
 ]
 
 
@@ -590,18 +619,37 @@ def test_sizes_of_levels_that_a_graph_knows(
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
-def test_offsets_of_another_precision(dtype: type) -> None:
-    with pytest.raises(tf.errors.InvalidArgumentError, match="offsets and mask must have dtype"):
-        _native.load().tf_deformable_conv2d(
-            inputs=tf.zeros([1, 2, 2, 1]),
-            filters=tf.zeros([1, 1, 1, 1]),
-            offsets=tf.zeros([1, 2, 2, 2], dtype),
-            mask=[],
-            bias=[],
-            strides=[1, 1],
-            dilations=[1, 1],
-            padding="SAME",
-        )
+@pytest.mark.parametrize("operator", ["conv2d", "roi_pool", "multi_scale_deformable_attention"])
+def test_sampling_of_another_precision(operator: str, dtype: type) -> None:
+    calls: dict[str, dict[str, Any]] = {
+        "conv2d": {
+            "inputs": tf.zeros([1, 2, 2, 1]),
+            "filters": tf.zeros([1, 1, 1, 1]),
+            "offsets": tf.zeros([1, 2, 2, 2], dtype),
+            "mask": [],
+            "bias": [],
+            "strides": [1, 1],
+            "dilations": [1, 1],
+            "padding": "SAME",
+        },
+        "roi_pool": {
+            "inputs": tf.zeros([1, 2, 2, 1]),
+            "boxes": tf.zeros([1, 4]),
+            "box_indices": [0],
+            "offsets": [tf.zeros([1, 1, 1, 1, 2], dtype)],
+            "mask": [],
+            "output_size": [1, 1],
+        },
+        "multi_scale_deformable_attention": {
+            "value": tf.zeros([1, 4, 1, 1]),
+            "spatial_shapes": [[2, 2]],
+            "sampling_locations": tf.zeros([1, 1, 1, 1, 1, 2], dtype),
+            "attention_weights": tf.zeros([1, 1, 1, 1, 1], dtype),
+        },
+    }
+    function = getattr(_native.load(), f"tf_deformable_{operator}")
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must have dtype float beside"):
+        function(**calls[operator])
 
 
 @pytest.mark.parametrize(("index", "is_right"), [(-2, False), (-1, True), (1, True), (2, False)])
