@@ -253,7 +253,9 @@ struct RoIPool {
     a.aligned = choices->Chance(2);
     a.samples_per_bin = choices->Between(a.aligned ? 0 : 1, 1024);
   }
-  const char* op() const { return roi_pool::OperatorName(arguments.group_size); }
+  const char* op() const {
+    return arguments.group_size == 1 ? "deformable_roi_pool" : "deformable_psroi_pool";
+  }
   std::vector<Shape*> shapes() {
     std::vector<Shape*> all = {&arguments.inputs, &arguments.boxes, &arguments.box_indices};
     if (arguments.offsets) all.push_back(&*arguments.offsets);

@@ -19,15 +19,24 @@ const Kernels<T>& TableKernels() {
   return SelectedKernels<T>(TF_DEFORMABLE_KERNEL_TABLES(kKernels));
 }
 
+// The geometry that the kernels are given: to them, a map without pixels has no side either. The
+// tensor is empty then, and its sides may be anything.
+Geometry KernelGeometry(const Geometry& geometry) {
+  Geometry g = geometry;
+  if (g.batch == 0 || g.height == 0 || g.width == 0) g.height = g.width = 0;
+  return g;
+}
+
 // Estimated arithmetic of one box: each bin reads some pixels of every channel and class.
 int64_t BoxOperations(const Geometry& g) { return g.bins() * (g.classes * 200 + g.depth * 16); }
 
 }  // namespace
 
 template <typename T>
-ForwardPlan<T>::ForwardPlan(const Geometry& g, int num_workers) : kernels_(TableKernels<T>()) {
-  job_.geometry = g;
-  job_.axis_capacity = AxisCapacity(g);
+ForwardPlan<T>::ForwardPlan(const Geometry& geometry, int num_workers)
+    : kernels_(TableKernels<T>()) {
+  job_.geometry = KernelGeometry(geometry);
+  job_.axis_capacity = AxisCapacity(job_.geometry);
   workspace_bytes_ = num_workers * 2 * job_.axis_capacity * sizeof(AxisLine<ComputeType<T>>);
 }
 
@@ -43,8 +52,10 @@ void ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, Executor& executor,
 }
 
 template <typename T>
-BackwardPlan<T>::BackwardPlan(const Geometry& g, int num_workers) : kernels_(TableKernels<T>()) {
+BackwardPlan<T>::BackwardPlan(const Geometry& geometry, int num_workers)
+    : kernels_(TableKernels<T>()) {
   using A = ComputeType<T>;
+  const Geometry g = KernelGeometry(geometry);
   BackwardJob<T>& job = job_;
   job.geometry = g;
   job.axis_capacity = AxisCapacity(g);
@@ -61,7 +72,8 @@ BackwardPlan<T>::BackwardPlan(const Geometry& g, int num_workers) : kernels_(Tab
                                         std::max<int64_t>(g.boxes, 1));
   Layout<char> all;
   all.Add<AxisLine<A>>(num_workers * 2 * job.axis_capacity);
-  partials_at_ = all.Add<A>(boxes_per_step_ * box_partials);
+  // Without boxes their partials would be as many as anyone asks for.
+  partials_at_ = all.Add<A>(std::min(boxes_per_step_, g.boxes) * box_partials);
   // Where gradients are rounded, their sums are held for some images at a time.
   constexpr bool kRounds = !std::is_same_v<T, A>;
   const int64_t image_size = g.height * g.width * g.channels;
