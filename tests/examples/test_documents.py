@@ -1,5 +1,6 @@
 """The Python code in the documents runs as it stands, from top to bottom."""
 
+import gc
 import importlib.util
 import re
 from pathlib import Path
@@ -32,9 +33,17 @@ OPTIONAL = ("torch", "torchvision", "jax")
 OPTIONAL_PACKAGES = {"docs/export.md": ("onnx", "tf2onnx", "onnxruntime")}
 
 
+@pytest.fixture
+def forgets():
+    """Frees the models of a page before the next one: functions on it refer to themselves."""
+    yield
+    tf.keras.backend.clear_session()
+    gc.collect()
+
+
 @litert.ignore_deprecation
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_code_runs(document, tmp_path, monkeypatch):
+def test_code_runs(document, tmp_path, monkeypatch, forgets):
     for package in OPTIONAL_PACKAGES.get(document, ()):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)

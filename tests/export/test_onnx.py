@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import gc
 import sys
 
 import numpy as np
@@ -343,3 +344,30 @@ def test_errors(tmp_path):
         export.onnx(case.model, tmp_path / "model.onnx", 18)
     with pytest.raises(ValueError, match=r"no signature 'train', but \['serve', 'serving_default"):
         export.onnx(case.model, tmp_path / "model.onnx", signature="train")
+
+
+def test_what_the_conversion_drops_is_freed(tmp_path, monkeypatch):
+    """Graphs of tf2onnx hold all weights, and themselves.
+
+    Not even while it converts there are many of them. And the collector is as it was.
+    """
+    graph_class = pytest.importorskip("tf2onnx").graph.Graph
+    optimizer = pytest.importorskip("tf2onnx.optimizer")
+    most = 0
+
+    class Counting(optimizer.IdentityOptimizer):
+        def optimize(self, graph, iteration):
+            nonlocal most
+            most = max(most, sum(type(each) is graph_class for each in gc.get_objects()))
+            return super().optimize(graph, iteration)
+
+    monkeypatch.setitem(optimizer._optimizers, "remove_identity", Counting)
+    inputs = tf.keras.Input((16, 16, 3))
+    outputs = inputs
+    for number in range(12):
+        outputs = tf.keras.layers.Conv2D(4, 3, padding="same", name=f"conv{number}")(outputs)
+    before = gc.get_threshold(), gc.get_freeze_count()
+    export.onnx(tf.keras.Model(inputs, outputs), tmp_path / "model.onnx")
+    assert 0 < most < 12
+    assert not any(type(each) is graph_class for each in gc.get_objects())
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before

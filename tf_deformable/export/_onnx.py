@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
 from collections.abc import Iterator, Sequence
@@ -85,7 +86,7 @@ def onnx(
         def call(*tensors: tf.Tensor) -> Any:
             return function(**dict(zip(specs, tensors, strict=True)))
 
-        with _errors_of("tf2onnx") as errors:
+        with _errors_of("tf2onnx") as errors, _collected_often():
             proto, _ = tf2onnx.convert.from_function(
                 tf.function(call, autograph=False),
                 list(specs.values()),
@@ -111,6 +112,29 @@ def _needed(package: str) -> Any:
             'pip install "tf_deformable[onnx]"'
         ) from error
     return module
+
+
+@contextlib.contextmanager
+def _collected_often() -> Iterator[None]:
+    """Frees at once what is dropped inside, and is kept alive by cycles alone.
+
+    tf2onnx copies its graph, weights included, before each of its optimizers, which adds up to some
+    fifty times the weights: Python's collector waits for the new objects to be a quarter of all,
+    and TensorFlow has a million. These are set aside meanwhile, so that they neither count nor cost
+    time.
+    """
+    if gc.get_freeze_count():  # Another's, who would find it undone.
+        yield
+        return
+    thresholds = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(thresholds[0], 5, 2)
+    try:
+        yield
+        gc.collect()
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 @contextlib.contextmanager
