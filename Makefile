@@ -73,16 +73,21 @@ test: $(INSTALLED)-test $(LIBRARY) ## run all tests, those of layers and models 
 	$(BIN)/python -m pytest $(TEST_ARGS)
 	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest $(TEST_ARGS) tests/analysis tests/convert tests/distribution tests/export tests/graphs tests/layers tests/models tests/serving
 
-bench: $(INSTALLED)-bench $(LIBRARY) ## time it against other packages, an hour, for docs/benchmarks.md
+bench: $(INSTALLED)-bench $(LIBRARY) ## time it against other packages, two hours, for docs/benchmarks.md
 	$(BIN)/python benchmarks/deformable_conv2d.py $(BENCH_PEERS:%=--peers-python %) $(BENCH_ARGS)
 	$(BIN)/python benchmarks/roi_pool.py $(BENCH_PEERS:%=--peers-python %) $(BENCH_ARGS)
 	$(BIN)/python benchmarks/deformable_attention.py $(BENCH_PEERS:%=--peers-python %) $(BENCH_ARGS)
+	$(BIN)/python benchmarks/deformable_conv2d_layer.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/roi_pool_layers.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/resnet.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/report.py
 
 bench-quick: $(INSTALLED)-test $(LIBRARY) ## check that no fast path was lost, a minute
 	$(BIN)/python benchmarks/deformable_conv2d.py --quick
 	$(BIN)/python benchmarks/roi_pool.py --quick
 	$(BIN)/python benchmarks/deformable_attention.py --quick
+	$(BIN)/python benchmarks/deformable_conv2d_layer.py --quick
 
 wheel: $(VENV)/wheel-tools ## build one wheel for TensorFlow 2.16 to 2.21, into build/wheels; CUDA=1: with CUDA kernels
 	TF_DEFORMABLE_CUDA=$(or $(CUDA),0) $(BIN)/python wheels/build.py $(WHEEL_ARGS)

@@ -122,6 +122,52 @@ class TensorFlow(Framework):
         return self.tf.cast(tensor, exact).numpy()
 
 
+class KerasLayer(TensorFlow):
+    """A layer of Keras, whose weights are among the data."""
+
+    called_with: ClassVar[tuple[str, ...]] = ("inputs",)
+    # By the name of the data, the attribute of the layer; those that the layer has not are ignored.
+    weights: ClassVar[dict[str, str]] = {}
+
+    def layer(self, case: Any) -> Any:
+        """Returns the layer; it need not be built."""
+        raise NotImplementedError
+
+    def prepare(self, case: Any, mode: str, inputs: Tensors) -> Call:
+        tf, layer = self.tf, self.layer(case)
+        arguments = [inputs[name] for name in self.called_with]
+
+        def forward(arguments: list[Any]) -> Tensors:
+            return {"output": layer(arguments[0] if len(arguments) == 1 else arguments)}
+
+        forward(arguments)  # makes the weights
+        weights = {
+            name: getattr(layer, attribute)
+            for name, attribute in self.weights.items()
+            if getattr(layer, attribute, None) is not None
+        }
+        for name, weight in weights.items():
+            weight.assign(inputs[name])
+
+        def step(arguments: list[Any], grad_output: Any) -> Tensors:
+            with tf.GradientTape() as tape:
+                tape.watch(arguments[0])
+                output = forward(arguments)["output"]
+            sources = [arguments[0], *weights.values()]
+            gradients = tape.gradient(output, sources, grad_output)
+            names = [self.called_with[0], *weights]
+            named = {GRAD + n: g for n, g in zip(names, gradients, strict=True)}
+            return {"output": output, **named}
+
+        if mode == "eager":
+            return lambda: forward(arguments)
+        called = (arguments, inputs["grad_output"]) if mode == "step" else (arguments,)
+        function = tf.function(
+            step if mode == "step" else forward, jit_compile=self.jit_compile, autograph=False
+        ).get_concrete_function(*called)
+        return lambda: function(*called)
+
+
 class TfDeformable(TensorFlow):
     """Ours: the compiled operators."""
 

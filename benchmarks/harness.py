@@ -424,30 +424,50 @@ def _main(benchmark: ModuleType) -> None:
         for section in benchmark.SECTIONS:
             if section.name in arguments.sections:
                 run.section(section)
-        results = {
-            "benchmark": name,
-            "date": datetime.date.today().isoformat(),
-            "minutes": round((time.monotonic() - start) / 60, 1),
-            "load": max(others, machine.load()),  # of others: it is over
-            "commit": machine.commit(),
-            "machine": machine.describe(),
-            "versions": {
-                **pool.versions,
-                "Python": platform.python_version(),
-                "NumPy": metadata.version("numpy"),
-            },
-            "missing": pool.missing,
-            "passes": arguments.passes,
-            "seconds": arguments.seconds,
-            "records": run.records,
-        }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        write_results(
+            arguments.output,
+            start,
+            others,
+            pool.versions,
+            benchmark=name,
+            missing=pool.missing,
+            passes=arguments.passes,
+            seconds=arguments.seconds,
+            records=run.records,
+        )
     for framework, reason in pool.missing.items():
         _say(f"Left out: {framework}: {reason}")
-    _say(f"{results['minutes']} minutes; written to {arguments.output}")
     if any("something else" in record.get("error", "") for record in run.records):
         sys.exit("A framework computes something else than tf_deformable; see above.")
+
+
+def write_results(
+    path: Path, start: float, load: float, versions: dict[str, str], **results: Any
+) -> None:
+    """Writes results, and on which machine and when they were measured.
+
+    Args:
+        path: the file.
+        start: `time.monotonic()` when the run began.
+        load: of others, when it began.
+        versions: names and versions of what was measured.
+        **results: what the benchmark itself has to say.
+    """
+    about = {
+        "date": datetime.date.today().isoformat(),
+        "minutes": round((time.monotonic() - start) / 60, 1),
+        "load": max(load, machine.load()),  # of others: the run is over
+        "commit": machine.commit(),
+        "machine": machine.describe(),
+        "versions": {
+            **versions,
+            "Python": platform.python_version(),
+            "NumPy": metadata.version("numpy"),
+        },
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about | results, indent=1, ensure_ascii=False) + "\n")
+    _say(f"{about['minutes']} minutes; written to {path}")
 
 
 def _within_bounds(

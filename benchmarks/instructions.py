@@ -27,6 +27,8 @@ EXPECTED = {
     "deformable_conv2d": {
         ("deformable_conv2d", "forward"): 1.80,
         ("deformable_conv2d", "backward"): 4.66,
+    },
+    "deformable_conv2d_layer": {
         ("conv2d_branch", "forward"): 1.13,
         ("conv2d_branch", "backward"): 2.58,
     },

@@ -17,8 +17,13 @@ from typing import Any
 
 import deformable_attention
 import deformable_conv2d
+import deformable_conv2d_layer
 import harness
+import numpy as np
+import resnet
 import roi_pool
+import roi_pool_layers
+import serving
 from harness import OURS, Record
 from machine import ROOT
 
@@ -83,11 +88,15 @@ def threads_in_words(threads: int) -> str:
 def about_the_run(results: Results) -> str:
     """Returns machine, versions, date, and what is missing."""
     a, m = results.all, results.all["machine"]
+    if "passes" in a:
+        amount = f"{a['passes']} passes of at least {a['seconds']} s each"
+    else:
+        amount = f"{a['rounds']} rounds of {a['calls']} calls by each thread"
     lines = [
         f"Measured on {a['date']}, commit {a['commit']}: {m['cpu']} ({m['family']}), "
         f"{m['cores']} cores, {', '.join(m['instruction_sets'])}; {', '.join(m['caches'])}; "
         f"{m['memory_bytes'] / 2**30:.0f} GiB; {m['system']}. "
-        f"{a['passes']} passes of at least {a['seconds']} s each; {a['minutes']} minutes in all.",
+        f"{amount}; {a['minutes']} minutes in all.",
         "",
         "Versions: " + ", ".join(f"{name} {v}" for name, v in a["versions"].items()) + ".",
     ]
@@ -132,10 +141,10 @@ def agreement(results: Results) -> str:
     return f"\n{text}: {', '.join(listed)}.\n" if listed else ""
 
 
-def memory_table(results: Results) -> str:
+def memory_table(results: Results, section: str = "shapes") -> str:
     """Returns the peaks of a section's memory, in MB."""
-    cases, names = results.values("case", "shapes"), results.values("framework", "shapes")
-    records = {(c, n): results.memory("shapes", c, n) for c in cases for n in names}
+    cases, names = results.values("case", section), results.values("framework", section)
+    records = {(c, n): results.memory(section, c, n) for c in cases for n in names}
     present = [n for n in names if any(records[c, n] for c in cases)]
     if not present:
         return ""
@@ -245,29 +254,31 @@ def dtypes_table(results: Results) -> str:
     return "\n### Other types, 1 thread\n\n" + table(header, rows)
 
 
-def times_table(results: Results, mode: str) -> str:
-    """Returns times in milliseconds, and over ours."""
-    names = results.values("framework", "shapes")
+def times_table(
+    results: Results, mode: str, section: str = "shapes", yardstick: str = OURS, digits: int = 1
+) -> str:
+    """Returns times in milliseconds, and over those of `yardstick`, with so many digits."""
+    names = results.values("framework", section)
     rows = []
-    for case in results.values("case", "shapes"):
-        for threads in results.values("threads", "shapes"):
-            found = {n: results.time("shapes", case, n, mode, threads) for n in names}
-            ours = found[OURS]
-            if ours is None:
+    for case in results.values("case", section):
+        for threads in results.values("threads", section):
+            found = {n: results.time(section, case, n, mode, threads) for n in names}
+            unit = found[yardstick]
+            if unit is None:
                 continue
             row = [f"{case}, {threads_in_words(threads)}"]
             for name, record in found.items():
                 if record is None:
                     row.append("–")
-                elif name == OURS:
+                elif name == yardstick:
                     spread = 500 * (max(record["seconds"]) - min(record["seconds"]))
                     row.append(f"{milliseconds(record):.2f} ± {spread:.2f}")
                 else:
-                    median, spread = ratio(record, ours)
-                    row.append(f"{milliseconds(record):.1f} ({median:.1f} ± {spread:.1f} times)")
+                    median, spread = (f"{number:.{digits}f}" for number in ratio(record, unit))
+                    row.append(f"{milliseconds(record):.1f} ({median} ± {spread} times)")
             rows.append(row)
     title = {"forward": "Forward", "step": "Training step"}[mode]
-    return f"\n### {title}, ms (times tf_deformable)\n\n" + table(["", *names], rows)
+    return f"\n### {title}, ms (times {yardstick})\n\n" + table(["", *names], rows)
 
 
 def conv_plot(results: Results, path: Path) -> None:
@@ -400,10 +411,102 @@ def attention_report(results: Results) -> str:
     return text + agreement(results) + failures(results)
 
 
+def layer_table(results: Results, mode: str) -> str:
+    """Returns times over those of Conv2D, with oneDNN and without."""
+    this = deformable_conv2d_layer
+    others = (OURS, this.LAYER_EIGEN, this.OPERATOR)
+    rows = []
+    for case in this.SHAPES:
+        for threads in results.values("threads", "shapes"):
+            found = {
+                name: results.time("shapes", case.name, name, mode, threads)
+                for name in this.FRAMEWORKS
+            }
+            plain = [found[name] for name in (this.CONV2D, this.EIGEN) if found[name]]
+            if not plain:
+                continue
+            quicker = min(plain, key=milliseconds)
+            row = [f"{case.name}, {threads_in_words(threads)}"]
+            row += [
+                f"{milliseconds(found[name]):.1f}" if found[name] else "–"
+                for name in (this.CONV2D, this.EIGEN)
+            ]
+            for name in others:
+                if found[name] is None:
+                    row.append("–")
+                else:
+                    row.append("{:.2f} ± {:.2f}".format(*ratio(found[name], quicker)))
+            share = this.branch_filters(case) / case.filters
+            row.append(f"{share:.2f}")
+            operator = found[this.OPERATOR]
+            row.append(f"{ratio(operator, quicker)[0] + share + 0.05:.2f}" if operator else "–")
+            rows.append(row)
+    title = {"forward": "Forward", "step": "Training step"}[mode]
+    header = ["", "Conv2D, ms", "Eigen, ms", *others, "D/F", "aim"]
+    text = f"\n### Layer, {title.lower()}, times the quicker `Conv2D`\n\n"
+    return text + table(header, rows)
+
+
+def conv_layer_report(results: Results) -> str:
+    """Returns the text on the layer DeformableConv2D."""
+    text = about_the_run(results)
+    if results.values("case", "shapes"):
+        shapes = [[c.name, c.description] for c in deformable_conv2d_layer.SHAPES]
+        text += "\n" + table(["", "N,H,W,C→F"], shapes)
+        text += layer_table(results, "forward") + layer_table(results, "step")
+        text += memory_table(results)
+    return text + small_table(results) + agreement(results) + failures(results)
+
+
+def roi_layers_report(results: Results) -> str:
+    """Returns the text on the layers of RoI pooling."""
+    text = about_the_run(results)
+    for mode in ("forward", "step"):
+        text += times_table(results, mode, yardstick=roi_pool_layers.OPERATOR, digits=2)
+    return text + memory_table(results) + agreement(results) + failures(results)
+
+
+def networks_report(results: Results) -> str:
+    """Returns the text on whole networks."""
+    section = resnet.SECTIONS[0].name
+    text = about_the_run(results)
+    for mode in ("forward", "step"):
+        text += times_table(results, mode, section, yardstick="plain", digits=2)
+    return text + memory_table(results, section) + agreement(results) + failures(results)
+
+
+def serving_report(results: Results) -> str:
+    """Returns the text on the latencies of served networks."""
+    size = results.all["size"]
+
+    def times(network: str, callers: int, percentile: int) -> str:
+        own, plain = (
+            1e3 * np.percentile(record["seconds"], percentile)
+            for record in (
+                results.time("latencies", serving.CASE, name, "forward", callers)
+                for name in (network, serving.PLAIN)
+            )
+        )
+        return f"{own:.1f}" + ("" if network == serving.PLAIN else f" ({own / plain:.2f} times)")
+
+    rows = [
+        [f"{network}, called by {threads_in_words(callers)}"]
+        + [times(network, callers, percentile) for percentile in (50, 99)]
+        for callers in serving.CALLERS
+        for network in serving.NETWORKS
+    ]
+    header = [f"{serving.CASE}, {size}x{size}", "median, ms", "99th percentile, ms"]
+    return about_the_run(results) + "\n" + table(header, rows)
+
+
 REPORTS = {
     "deformable_conv2d": conv_report,
+    "deformable_conv2d_layer": conv_layer_report,
     "roi_pool": roi_report,
+    "roi_pool_layers": roi_layers_report,
     "deformable_attention": attention_report,
+    "resnet": networks_report,
+    "serving": serving_report,
 }
 
 
