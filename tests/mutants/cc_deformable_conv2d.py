@@ -107,15 +107,15 @@ FILES: tuple[File, ...] = (
             "0",
             "the stride of a panel decides about time alone",
         ),
-    ),
-    file(
-        "cc/kernels/deformable_conv2d/cpu_plan.cc",
-        ["fuzz", "conv2d", "conv2d_blocks", "conv2d_native"],
         (
             "return «std::min(g.offset_groups * g.taps(), kLargestPanel)» * lanes;",
             "std::min(g.offset_groups * g.taps(), kLargestPanel / 4)",
         ),
         ("«if (geometry.is_depthwise()) g.groups = 1;»", ""),
+    ),
+    file(
+        "cc/kernels/deformable_conv2d/cpu_forward_plan.cc",
+        ["fuzz", "conv2d", "conv2d_blocks", "conv2d_native"],
         (
             "filters_per_slab_ = «most_columns / kernels_.panel_columns * kernels_.panel_columns»;",
             "most_columns / 2 / kernels_.panel_columns * kernels_.panel_columns",
@@ -125,11 +125,6 @@ FILES: tuple[File, ...] = (
         (
             "const int64_t panel_filters =\n      «std::min(depth, kLargestPanel)»",
             "std::min(depth, kLargestPanel / 2)",
-        ),
-        (
-            "worker_at_ = all.Add(«num_workers * worker_size_»);\n"
-            "  workspace_bytes_ = all.size() * sizeof(A);\n}\n\ntemplate <typename T>\nvoid ForwardPlan",
-            "(num_workers - 1) * worker_size_",
         ),
         (
             "job_.all_samples = «g.groups > 1» && block_samples",
@@ -149,11 +144,14 @@ FILES: tuple[File, ...] = (
             "filter + filters_per_slab_",
         ),
         ("job.first_filter = «filter»;", "0"),
-        ("kernels_.forward(job, unit, «worker_space + worker * worker_size_»);", "worker_space"),
         (
             "const int64_t tiles = «CeilDiv(g.output_pixels(), job.tile_pixels)»;",
             "g.output_pixels() / job.tile_pixels",
         ),
+    ),
+    file(
+        "cc/kernels/deformable_conv2d/cpu_backward_plan.cc",
+        ["fuzz", "conv2d", "conv2d_blocks", "conv2d_native"],
         ("«f.splits = std::max<int64_t>(CeilDiv(g.output_pixels(), f.pixels_per_split), 1);»", ""),
         ("f.sums_at = filters_worker.Add(«f.splits > 1 ? 0 : f.sums_size»);", "0"),
         ("«f.row_blocks = CeilDiv(depth, f.rows_per_block);»\n  const int64_t packed_row", ""),
@@ -201,19 +199,22 @@ FILES: tuple[File, ...] = (
         ("«if (job.splits == 1) return;»", "return;"),
         ("«if (g.batch == 0) return;»  // without images", ""),
         (
-            "job.last_image = «std::min(image + images_per_step_, g.batch)»;",
-            "image + images_per_step_",
+            "job.last_image = «std::min(image + images_per_part_, g.batch)»;",
+            "image + images_per_part_",
         ),
-        ("job.grad_inputs = «tensors.grad_inputs + image * image_size»;", "tensors.grad_inputs"),
-        ("    «job.split_size = images * image_size;»", ""),
-        ("    «clear(job.grad_inputs, job.split_size);»", ""),
-        ("    «clear(job.split_sums, (job.splits - 1) * job.split_size);»", ""),
+        (
+            "T* const grad_inputs = «tensors.grad_inputs + image * image_size»;",
+            "tensors.grad_inputs",
+        ),
+        ("  «job.split_size = images * g.height * g.width * job.sums_channels;»", ""),
+        ("  «clear(job.grad_inputs, job.split_size);»", ""),
+        ("  «clear(job.split_sums, (job.splits - 1) * job.split_size);»", ""),
         (
             "job.last_pixel = «std::min(pixel + pixels_per_step_, g.output_size())»;",
             "pixel + pixels_per_step_",
         ),
-        ("if («!packed || !packed_once») {", "!packed"),
-        ("kernels_.pack_transposed_filters(job, «job.first_block + unit»);", "unit"),
+        ("if («slabs_.size() > 1») PackSlab(", "false"),
+        ("kernels_.pack_transposed_filters(*job, «first_block + unit»);", "unit"),
         (
             "kernels_.inputs_gradient(job, unit, «worker_space + worker * inputs_worker_size_»);",
             "worker_space",
@@ -222,9 +223,26 @@ FILES: tuple[File, ...] = (
             "images * CeilDiv(«job.last_pixel - job.first_pixel», kReducedPixels)",
             "job.last_pixel - job.first_pixel - 1",
         ),
-        ("    if («job.splits > 1») {\n      ForEach(executor, CeilDiv(job.split_size", "false"),
+        ("  if («job.splits > 1») {\n    ForEach(executor, CeilDiv(job.split_size", "false"),
         ("CeilDiv(«job.split_size», kReducedElements)", "job.split_size - 1"),
-        ("tensors.grad_inputs + «image * image_size + first»);", "first"),
+        ("count, grad_inputs + «first»);", "0"),
+        (
+            "job.last_part_block = «std::min(block + blocks_per_part_, job.num_blocks)»;",
+            "block + blocks_per_part_",
+        ),
+        ("job.first_channel = «blocks_[block].first»;", "0"),
+        ("«has_unfinished_ = has_unfinished;»", ""),
+        (
+            "const int64_t last_block = «std::min(slab.last_block, job.last_part_block)»;",
+            "slab.last_block",
+        ),
+        (
+            "const int64_t first_block = «std::max(slab.first_block, job.first_part_block)»;",
+            "slab.first_block",
+        ),
+        ("grad_inputs + pixel * channels + «job.first_channel»);", "0"),
+        ("kernels_.round(job.grad_inputs + «pixel * width», width,", "pixel * channels"),
+        ("inputs.Add(has_unfinished_ ? «size * g.taps() * 3» : 0);", "g.taps() * 3"),
     ),
     file(
         "cc/kernels/deformable_conv2d/cpu_samples.inc",
@@ -349,13 +367,10 @@ FILES: tuple[File, ...] = (
         "cc/kernels/deformable_conv2d/cpu_inputs_gradient.inc",
         ["fuzz", "conv2d", "conv2d_blocks"],
         ("tap * g.group_channels() + b.first - «b.group * g.group_channels()»;", "0"),
-        ("const int64_t origin = «job.blocks[job.first_block].packed_at»;", "0"),
         ("for (int64_t tap = «job.first_tap»; tap < job.last_tap; ++tap) {", "0"),
         ("row * g.filters + «b.group * g.group_filters()»,", "0"),
         ("const int64_t split = «unit / blocks % job.splits»;", "0"),
         ("const int64_t image = job.first_image + unit / blocks / «job.splits»;", "1"),
-        ("((image - job.first_image) * job.num_blocks + «block») * pixels", "0"),
-        ("((«image - job.first_image») * job.num_blocks + block) * pixels", "image"),
         (
             "«CeilDiv(CeilDiv(pixels, job.tile_pixels), job.splits)» * job.tile_pixels;",
             "CeilDiv(pixels, job.tile_pixels) / job.splits",
@@ -364,25 +379,17 @@ FILES: tuple[File, ...] = (
             "const int64_t last = «Min((split + 1) * pixels_per_split, pixels)»;",
             "(split + 1) * pixels_per_split",
         ),
-        ("job.split_sums + «(split - 1)» * job.split_size;", "split"),
         ("const int64_t first_filter = job.depthwise ? «b.first» : b.group * depth;", "0"),
         ("const int64_t filters = job.depthwise ? «b.width» : depth;", "depth"),
         ("job.first_pixel + q, «Min(job.tile_pixels, last - q)»,", "job.tile_pixels"),
         ("image * g.output_size() + «job.first_pixel» + q, Min", "0"),
         ("«Min(tile.count - i, int64_t{kLanes})», b.first, b.width,", "int64_t{kLanes}"),
-        ("«job.first_image * g.height * g.width», discard,", "image * g.height * g.width"),
         ("partials + («(q + i)» * g.taps() + tap.index) * 3, g.taps() * 3);", "i"),
         (
             "partials + ((q + i) * g.taps() + «tap.index») * 3, g.taps() * 3);",
             "(tap.index - job.first_tap)",
         ),
         ("const int64_t end = «Min(begin + kReducedPixels, pixels)»;", "begin + kReducedPixels"),
-        ("job.first_pixel + «begin»;\n  for (int64_t first_block", "0"),
-        (
-            "while (last_block < job.num_blocks &&"
-            " «job.blocks[last_block].offset_group == offset_group») {",
-            "true",
-        ),
         ("sum[j] += partials[«block» * block_size + j];", "0"),
         ("block < «last_block - first_block»; ++block", "1"),
         ("(walk.pixel() * g.offset_groups + «offset_group») * g.taps() + tap;", "0"),
@@ -397,6 +404,24 @@ FILES: tuple[File, ...] = (
         ),
         ("for (; i < last; ++i) «job.grad_inputs[i] += in[i];»", "job.grad_inputs[i] = in[i];"),
         ("for (; «i < last»; ++i) job.grad_inputs[i] += in[i];", "false"),
+        ("job.packed_filters + (b.packed_at - «job.packed_from»);\n  for (int64_t tap", "0"),
+        ("const A* packed = job.packed_filters + (b.packed_at - «job.packed_from»);", "0"),
+        ("(block - «job.first_part_block»);\n  A* partials", "0"),
+        (
+            "split == 0 ? job.grad_inputs : job.split_sums + «(split - 1)» * job.split_size,",
+            "split",
+        ),
+        ("kInPlace ? 0 : «job.first_channel»,", "0"),
+        (
+            "while (last_block < job.last_part_block && «is_of_group(last_block)») ++last_block;",
+            "true",
+        ),
+        (
+            "while («last_block < job.last_part_block» && is_of_group(last_block)) ++last_block;",
+            "last_block < job.num_blocks",
+        ),
+        ("const bool goes_on = «first_block > 0 && is_of_group(first_block - 1)»;", "false"),
+        ("const int64_t unfinished = ((«job.first_pixel» + q) * g.taps() + tap) * 3;", "0"),
     ),
     file(
         "cc/kernels/deformable_conv2d/cpu_branch_plan.cc",

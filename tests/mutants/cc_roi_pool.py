@@ -381,6 +381,12 @@ FILES: tuple[File, ...] = (
         ("job.last_box = «std::min(box + boxes_per_step_, g.boxes)»;", "box + boxes_per_step_"),
         ("ForEach(executor, «maps * job.blocks», 2 * boxes", "maps * job.blocks - 1"),
         ("kernels_.reduce_partials(job, «job.first_box + unit»);", "unit"),
-        ("count, tensors.grad_inputs + «first»);", "0"),
+        ("count, grad_inputs + «first»);", "0"),
+        (
+            "T* const grad_inputs = «tensors.grad_inputs + image * image_size»;",
+            "tensors.grad_inputs",
+        ),
+        ("job.last_image = «image + images_per_part_»;", "image + images_per_part_ + 1"),
+        ("} while («image < g.batch»);", "false"),
     ),
 )
