@@ -70,7 +70,7 @@ def conv2d_branch(
             inputs=inputs, filters=filters, bias=bias, **attributes.for_native()
         )
     else:
-        outputs = wide_convolution(
+        outputs = _wide_convolution(
             inputs, filters, strides=strides, padding=padding, dilations=dilations
         )
         outputs = tf.nn.bias_add(outputs, bias)
@@ -78,7 +78,7 @@ def conv2d_branch(
     return offsets, mask[0] if has_mask else None
 
 
-def wide_convolution(
+def _wide_convolution(
     inputs: tf.Tensor,
     filters: tf.Tensor,
     *,
