@@ -41,6 +41,16 @@ FILES: tuple[File, ...] = (
         ("if («a.grad_output && ShapeDiffers(grad_output, output)») {", "false"),
         ("  «error = OutputError(kOp, output);»", ""),
         ("g.heads = FirstKnown({a.value.dim(2), «locations.dim(2)»,", "locations.dim(1)"),
+        ("if (!AllInRange(a.num_points, a.num_points.size(), «0»)) {", "-1"),
+        ("g->maps.push_back({sizes[i], sizes[i + 1], «pixels», points});", "int64_t{0}"),
+        ("g->samples_shape.back() : a.num_points[«i / 2»];", "0"),
+        ("if («ShapeDiffers(weights, g.samples_shape)») {", "false"),
+        ("const int64_t points = FirstKnown({«locations.dim(4)», weights.dim(4)});", "kUnknown"),
+        ("CheckRanks(a, layouts, «same_points ? 5 : 4»);", "5"),
+        (
+            "g.samples = «std::accumulate(a.num_points.begin(), a.num_points.end(), int64_t{0})»;",
+            "a.num_points.empty() ? 0 : a.num_points[0] * g.levels",
+        ),
     ),
     file(
         "cc/kernels/deformable_attention/cpu_plan.cc",

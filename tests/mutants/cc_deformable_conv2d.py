@@ -297,6 +297,10 @@ FILES: tuple[File, ...] = (
         ("const int64_t filter = group * g.group_filters() + «first_filter»;", "0"),
         ("const int64_t group = job.first_group + «unit / job.panels»;", "0"),
         ("const int64_t first = «unit % job.panels» * kLargestPanel;\n  PackPanelRows", "0"),
+        (
+            "for (int64_t k = 0; k < job.depth; k += kLargestPanel) {\n      const int64_t last = «Min(k + kLargestPanel, job.depth)»;",
+            "k + kLargestPanel",
+        ),
     ),
     file(
         "cc/kernels/deformable_conv2d/cpu_filters_gradient.inc",

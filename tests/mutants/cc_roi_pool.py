@@ -54,6 +54,10 @@ FILES: tuple[File, ...] = (
         ("for (int64_t i = 0; «i < g.boxes»; ++i) {", "i + 1 < g.boxes"),
         ("if («box_indices[i] < -1» ||", "box_indices[i] < -2"),
         ("|| «box_indices[i] >= g.batch») {", "box_indices[i] > g.batch"),
+        (
+            "return «OutputError(OperatorName(a.group_size),\n                     {g.boxes, g.pooled_height, g.pooled_width, g.depth})»;",
+            "std::string()",
+        ),
     ),
     file(
         "cc/kernels/roi_pool/bins.h",
