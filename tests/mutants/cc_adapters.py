@@ -10,7 +10,6 @@ FILES: tuple[File, ...] = (
     file(
         "cc/adapters/common/conv2d_attributes.cc",
         ["raw_operators", "conv2d"],
-        ("if («count == 0 || count == 1») return Status();", "count >= 0"),
         ('  } else if («name == "VALID"») {', 'name == "VALI"'),
         ('if («name == "SAME"») {', 'name != "EXPLICIT"'),
     ),
@@ -28,7 +27,6 @@ FILES: tuple[File, ...] = (
         "cc/adapters/common/conv2d_branch_call.cc",
         ["raw_operators", "branch"],
         ("if (status.ok() && !(«largest_mask_ > 0»)) {", "largest_mask_ >= 0"),
-        ("if («types[i] == expected») continue;", "true"),
         ("gradient.grad_offsets = inputs[2 + «num_masks_»].shape;", "0"),
         ("gradient.grad_mask = inputs[«4»].shape;", "2"),
         ("Shape({g.batch, g.output_height, g.output_width, «2 * samples»})}};", "samples"),
@@ -36,11 +34,8 @@ FILES: tuple[File, ...] = (
     file(
         "cc/adapters/common/roi_pool_call.cc",
         ["raw_operators", "roi_pool", "roi_pool_native"],
-        ("return «count == 0 || count == 1»; };", "count >= 0"),
-        (
-            "if («zero_or_one(num_offsets_) && zero_or_one(num_masks_)») return Status();",
-            "zero_or_one(num_offsets_)",
-        ),
+        ('const Status status = «CheckZeroOrOne(kOp, "num_offsets", num_offsets_)»;', "Status()"),
+        ('status.ok() ? «CheckZeroOrOne(kOp, "num_masks", num_masks_)» : status;', "Status()"),
         ("if («num_masks_ > 0») arguments.mask = inputs[MaskInput()].shape;", "false"),
         ("if («is_gradient») arguments.grad_output = inputs[GradOutputInput()].shape;", "false"),
         ("if («num_offsets_ > 0») arguments.offsets = inputs[3].shape;", "false"),
@@ -54,12 +49,14 @@ FILES: tuple[File, ...] = (
         ('} else if («coordinates_ == "pixels"») {', "true"),
     ),
     file(
-        "cc/adapters/common/tensor_view.cc",
+        "cc/adapters/common/rules.cc",
         ["raw_operators", "attention_native", "branch"],
+        ("if («count == 0 || count == 1») return Status();", "count >= 0"),
         ("if («type == features || type == positions») return Status();", "true"),
         ("if («type == features || type == positions») return Status();", "type == positions"),
         (
-            "if («type == expected») return Status();",
+            "if («type == expected») return Status();\n"
+            '  return Invalid(op, std::string(name) + " must have the dtype of',
             "true",
             "the registered operators already ask for the same type",
         ),
