@@ -380,8 +380,8 @@ FILES: tuple[File, ...] = (
             "g.classes / job.classes_per_block",
         ),
         (
-            "partials_at_ = all.Add<A>(«boxes_per_step_ * box_partials»);",
-            "boxes_per_step_ * box_partials / 2",
+            "partials_at_ = all.Add<A>(«std::min(boxes_per_step_, g.boxes) * box_partials»);",
+            "std::min(boxes_per_step_, g.boxes) * box_partials / 2",
         ),
         ("const int64_t box_partials = job.slices * g.bins() * «g.classes * 3»;", "g.classes * 2"),
         (
