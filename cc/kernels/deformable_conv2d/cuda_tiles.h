@@ -9,10 +9,11 @@
 // clang-format on
 //
 // s exists only as tiles in shared memory, between the sampling on one side and the product on the
-// other; ds is written to the workspace, for some images at a time, and gathered from there. Where a pixel samples is worked out once per (tap, offset group) and
-// used for all channels. Channels are walked in chunks of 128 bytes and, within a chunk, all taps:
-// these read nearly the same pixels, which are then in the first-level cache. While a chunk is
-// multiplied, the loads of the next one are under way.
+// other; ds is written to the workspace, for some images at a time, and gathered from there. Where
+// a pixel samples is worked out once per (tap, offset group) and used for all channels. Channels
+// are walked in chunks of 128 bytes and, within a chunk, all taps: these read nearly the same
+// pixels, which are then in the first-level cache. While a chunk is multiplied, the loads of the
+// next one are under way.
 //
 // Channels are cut into segments: the largest runs that lie in one group and in one offset group.
 #ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_TILES_H_
