@@ -81,7 +81,8 @@ ForwardPlan<T>::ForwardPlan(const Geometry& g, int num_workers)
   job.normalized = g.coordinates == Coordinates::kNormalized;
   const int64_t row_products = std::max<int64_t>(4 * job.samples * g.depth, 1);
   job.rows_per_unit = std::max<int64_t>(kUnitProducts / row_products, 1);
-  job.at_once = job.samples <= kMostSamples && g.depth <= kMostBlockChannels;
+  job.at_once = job.samples == 0 ||  // then sums are zeros of all blocks
+                (job.samples <= kMostSamples && g.depth <= kMostBlockChannels);
   job.rows_together = std::max<int64_t>(kSamplesTogether / std::max<int64_t>(job.samples, 1), 1);
   if (!job.at_once) job.rows_together = 1;
 

@@ -12,12 +12,6 @@ namespace {
 // whatever the size of the map.
 constexpr int64_t kMostSamplesPerBin = 1024;
 
-// The function that was called. Position-sensitive pooling of one map is plain pooling, and called
-// so.
-const char* OperatorName(int64_t group_size) {
-  return group_size == 1 ? "deformable_roi_pool" : "deformable_psroi_pool";
-}
-
 std::string Message(const Arguments& a, const std::string& text) {
   return std::string(OperatorName(a.group_size)) + ": " + text;
 }
@@ -149,6 +143,10 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
 }
 
 }  // namespace
+
+const char* OperatorName(int64_t group_size) {
+  return group_size == 1 ? "deformable_roi_pool" : "deformable_psroi_pool";
+}
 
 Status Parse(const Arguments& arguments, Geometry* geometry) {
   std::string error = FillGeometry(arguments, geometry);

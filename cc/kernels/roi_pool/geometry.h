@@ -52,6 +52,10 @@ struct Geometry {
   }
 };
 
+// The function that was called, for messages. Position-sensitive pooling of one map is plain
+// pooling, and called so.
+const char* OperatorName(int64_t group_size);
+
 // Fills `geometry` with all that follows from `arguments`. The message of an error names the
 // argument, the rule and what was got.
 [[nodiscard]] Status Parse(const Arguments& arguments, Geometry* geometry);
