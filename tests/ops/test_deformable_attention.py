@@ -53,6 +53,7 @@ CASES = {
 LARGE = {
     "many channels": Case(batch=1, heads=1, depth=299, queries=3, levels=((3, 4),)),
     "many channels, 3 heads": Case(batch=1, heads=3, depth=70, queries=5),
+    "many channels, no points": Case(batch=1, heads=1, depth=299, queries=3, points=0),
     "many samples": Case(batch=1, heads=2, depth=9, queries=2, points=90),
     "many samples and channels": Case(batch=1, heads=1, depth=260, queries=1, points=87),
     "many samples of one level": Case(batch=1, heads=2, depth=9, queries=2, points=(3, 270, 9)),
