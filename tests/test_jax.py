@@ -347,6 +347,59 @@ def test_handlers_check_what_they_are_given(changes, message):
         call("tf_deformable_conv2d", operands, **changes)
 
 
+@pytest.mark.parametrize("num_masks", [0, 1])
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_handlers_of_the_branch(num_masks, dtype):
+    """No function of `tf_deformable.jax` calls them. A convolution of JAX gives the same."""
+    for_jax._register()
+    random = np.random.default_rng(0)
+    wide, samples = "float64" if dtype == "float64" else "float32", 2 * 3 * 2
+    depth = (2 + num_masks) * samples
+    inputs = jnp.array(random.normal(size=(2, 9, 7, 5)), dtype)
+    filters = jnp.array(random.normal(size=(3, 2, 5, depth)) / 4, wide)
+    bias = jnp.array(random.normal(size=depth), wide)
+
+    def branch(inputs, filters, bias):
+        outputs = jax.lax.conv_general_dilated(
+            inputs.astype(wide),
+            filters,
+            (2, 1),
+            ((1, 2), (0, 3)),
+            rhs_dilation=(1, 2),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        outputs += bias
+        mask = 2 * jax.nn.sigmoid(outputs[..., 2 * samples :])
+        return [outputs[..., : 2 * samples], mask][: 1 + num_masks]
+
+    attributes = {
+        "num_masks": np.int64(num_masks),
+        "largest_mask": np.float32(2),
+        "strides": np.array([2, 1]),
+        "dilations": np.array([1, 2]),
+        "padding": "EXPLICIT",
+        "explicit_paddings": np.array([1, 2, 0, 3]),
+    }
+
+    def run(name, operands, like):
+        results = [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in like]
+        return jax.ffi.ffi_call(f"tf_deformable_conv2d_{name}", results)(*operands, **attributes)
+
+    expected, gradient = jax.vjp(branch, inputs, filters, bias)
+    got = run("branch", [inputs, filters, bias], expected)
+    tolerance = 1e-12 if dtype == "float64" else 1e-5
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+    upstream = [jnp.array(random.normal(size=each.shape), wide) for each in expected]
+    mask = expected[1:]
+    got = run("branch_grad", [inputs, filters, *mask, *upstream], [inputs, filters, bias])
+    for one, other in zip(got, gradient(upstream), strict=True):
+        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        narrow = 2**-7 if one.shape == inputs.shape and dtype != "float64" else 10 * tolerance
+        np.testing.assert_allclose(one, other, rtol=narrow, atol=narrow * np.abs(other).max())
+
+
 def test_handlers_check_dtypes():
     inputs, filters, offsets, mask = tensors()
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"filters must have the dtype of inputs"):
@@ -368,7 +421,7 @@ def test_handlers_check_that_what_says_where_to_sample_has_one_dtype():
 
     sampling = {
         "offsets": jnp.zeros([1, 2, 2, 2], "bfloat16"),
-        "mask": jnp.ones([1, 2, 2, 1], "float32"),
+        "mask": jnp.ones([1, 2, 2], "float32"),
     }
     boxes = jnp.array([[0, 0, 4, 4]], "float32")
     with pytest.raises(error, match="mask must have the dtype of offsets"):

@@ -56,7 +56,7 @@ _ATTENTION = "multi_scale_deformable_attention"
 _ATTENTION_TENSORS = ("value", "sampling_locations", "attention_weights")
 _HANDLERS = tuple(
     f"{name}{gradient}"
-    for name in ("conv2d", "roi_pool", "attention")
+    for name in ("conv2d", "conv2d_branch", "roi_pool", "attention")
     for gradient in ("", "_grad")
 )
 
