@@ -404,7 +404,8 @@ def roi_report(results: Results) -> str:
 
 def attention_report(results: Results) -> str:
     """Returns the text on multi-scale deformable attention."""
-    shapes = [[case.name, case.description] for case in deformable_attention.SHAPES]
+    measured = results.values("case", deformable_attention.SECTIONS[0].name)
+    shapes = [[c.name, c.description] for c in deformable_attention.SHAPES if c.name in measured]
     text = about_the_run(results) + "\n" + table(["", ""], shapes)
     text += times_table(results, "forward") + times_table(results, "step")
     text += scaling_table(results) + memory_table(results) + dtypes_table(results)
