@@ -251,8 +251,8 @@ class DCNLayer(ConvolutionLayer, ProjectingLayer):
 
     def _offsets_and_mask(self, hidden: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         offsets, logits = self._predict("offset", hidden), self._predict("mask", hidden)
-        batch, height, width, _ = tf.unstack(tf.shape(logits), num=4)
-        taps = tf.reshape(logits, [batch, height, width, self.groups, self._taps])
+        # Of few axes: a vectorised map adds one, and TensorFlow's softmax of oneDNN takes five.
+        taps = tf.reshape(logits, [-1, self._taps])
         return offsets, tf.reshape(self._mask(taps), tf.shape(logits))
 
     def _of_groups(self, factors: tf.Tensor, features: tf.Tensor) -> tf.Tensor:

@@ -184,9 +184,7 @@ class DCNv3(DCNLayer):
         return self.activation(hidden)
 
     def _mask(self, logits: tf.Tensor) -> tf.Tensor:
-        # TensorFlow's kernel of oneDNN takes five axes at most, and a vectorised map adds one.
-        weights = tf.nn.softmax(tf.reshape(logits, [-1, logits.shape[-1]]))
-        return tf.reshape(weights, tf.shape(logits))
+        return tf.nn.softmax(logits)
 
     def _center_source(self, hidden: tf.Tensor, sums: tf.Tensor) -> tf.Tensor:
         del sums

@@ -10,7 +10,7 @@ gradients need, too.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import tensorflow as tf
@@ -85,6 +85,29 @@ def _sum_of_products(
         is_zero = tf.reduce_all(tf.equal(direction, 0))
         sums = tf.cond(is_zero, lambda sums=sums: sums, add)
     return sums
+
+
+def samples_beside(
+    moved: Sequence[tf.Tensor], directions: Sequence[tf.Tensor], origins: Sequence[Any] = (0.0, 0.0)
+) -> Iterator[tuple[list[tf.Tensor], tf.Tensor, int]]:
+    """What bilinear samples are replaced by in their derivative along a direction.
+
+    Between two rows of pixels a sample is linear in y: its derivative by y is the sample on the row
+    below minus the sample on the row above, at the same x. (With x and y exchanged likewise.)
+
+    Args:
+        moved: y and x of the samples, from their origins on, in pixels.
+        directions: in which y and x go.
+        origins: y and x that `moved` is added to.
+
+    Yields:
+        Four times y and x as `moved` has them, the factor of the sample there, and the axis along
+        which it has a derivative of its own.
+    """
+    for axis, other in ((0, 1), (1, 0)):
+        before = tf.floor(origins[axis] + moved[axis]) - origins[axis]
+        for place, along in ((before, -directions[axis]), (before + 1, directions[axis])):
+            yield [place, moved[1]] if axis == 0 else [moved[0], place], along, other
 
 
 def hessian_product_of(

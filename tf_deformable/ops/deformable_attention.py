@@ -16,7 +16,11 @@ from tf_deformable._registration import (
     register_vectorization,
 )
 from tf_deformable.ops import _arguments
-from tf_deformable.ops._second_order import hessian_product, vector_jacobian_product
+from tf_deformable.ops._second_order import (
+    hessian_product,
+    samples_beside,
+    vector_jacobian_product,
+)
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.reference import multi_scale_deformable_attention as _reference
 
@@ -186,10 +190,8 @@ def _hessian_along_locations(
 ) -> list[tf.Tensor | None]:
     """As `_hessian_along`.
 
-    Between two rows of pixels a sample is linear in y: its derivative by y is the sample on the row
-    below minus the sample on the row above, at the same x. (With x and y exchanged likewise.) So
-    the derivative along the locations is attention four times more, at positions in pixels, whose
-    weights are the direction's.
+    The derivative along the locations is attention four times more, of `samples_beside` at
+    positions in pixels, whose weights are the direction's.
 
     They are nearly equal in pairs, and half precision would leave little of the differences: they
     are computed in float32.
@@ -207,20 +209,17 @@ def _hessian_along_locations(
 
     of_value, of_weights, of_grad_output = [], [], []
     of_positions: list[list[tf.Tensor]] = [[], []]
-    for axis, other in ((0, 1), (1, 0)):
-        before = tf.floor(positions[axis])
-        for position, along in ((before, -directions[axis]), (before + 1, directions[axis])):
-            places = [position, positions[1]] if axis == 0 else [positions[0], position]
-            tensors = {
-                "value": value,
-                "sampling_locations": tf.stack(places, axis=-1),
-                "attention_weights": along * weights,
-            }
-            grads = _native_backward(**tensors, grad_output=grad_output, **in_pixels)
-            of_value.append(grads[0])
-            of_positions[other].append(tf.unstack(grads[1], num=2, axis=-1)[other])
-            of_weights.append(along * grads[2])
-            of_grad_output.append(_native_forward(**tensors, **in_pixels))
+    for places, along, other in samples_beside(positions, directions):
+        tensors = {
+            "value": value,
+            "sampling_locations": tf.stack(places, axis=-1),
+            "attention_weights": along * weights,
+        }
+        grads = _native_backward(**tensors, grad_output=grad_output, **in_pixels)
+        of_value.append(grads[0])
+        of_positions[other].append(tf.unstack(grads[1], num=2, axis=-1)[other])
+        of_weights.append(along * grads[2])
+        of_grad_output.append(_native_forward(**tensors, **in_pixels))
     return [
         tf.add_n(of_value),
         tf.stack([tf.add_n(terms) for terms in of_positions], axis=-1) * scale,

@@ -18,7 +18,11 @@ from tf_deformable._registration import (
 )
 from tf_deformable.ops import _arguments
 from tf_deformable.ops._convolution_attributes import ConvolutionAttributes
-from tf_deformable.ops._second_order import hessian_product, vector_jacobian_product
+from tf_deformable.ops._second_order import (
+    hessian_product,
+    samples_beside,
+    vector_jacobian_product,
+)
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.ops.sampling import regular_positions
 from tf_deformable.reference import deformable_conv2d as _reference
@@ -253,10 +257,8 @@ def _hessian_along_offsets(
 ) -> list[tf.Tensor | None]:
     """As `_hessian_along`.
 
-    Between two rows of pixels a sample is linear in y: its derivative by y is the sample on the row
-    below minus the sample on the row above, at the same x. (With x and y exchanged likewise.) So
-    the derivative along the offsets is four more deformable convolutions, whose masks are the
-    direction.
+    The derivative along the offsets is four more deformable convolutions, of `samples_beside`,
+    whose masks are the direction.
 
     They are nearly equal in pairs, and half precision would leave little of the differences: they
     are computed in float32.
@@ -288,22 +290,19 @@ def _hessian_along_offsets(
 
     of_inputs, of_filters, of_mask, of_grad_output = [], [], [], []
     of_offsets: list[list[tf.Tensor]] = [[], []]
-    for axis, other in ((0, 1), (1, 0)):
-        before = tf.floor(regular[axis] + moved[axis]) - regular[axis]
-        for position, along in ((before, -directions[axis]), (before + 1, directions[axis])):
-            places = [position, moved[1]] if axis == 0 else [moved[0], position]
-            values = (
-                inputs,
-                filters,
-                as_channels(tf.stack(places, axis=-1), channels),
-                [as_channels(along if factor is None else along * factor, channels // 2)],
-            )
-            grads = _native_backward(*values, grad_output, attributes)
-            of_inputs.append(grads[0])
-            of_filters.append(grads[1])
-            of_offsets[other].append(by_axis(grads[2])[other])
-            of_mask.append(along * tf.reshape(grads[3], shape_of(*samples)))
-            of_grad_output.append(_native_forward(*values, [], attributes))
+    for places, along, other in samples_beside(moved, directions, regular):
+        values = (
+            inputs,
+            filters,
+            as_channels(tf.stack(places, axis=-1), channels),
+            [as_channels(along if factor is None else along * factor, channels // 2)],
+        )
+        grads = _native_backward(*values, grad_output, attributes)
+        of_inputs.append(grads[0])
+        of_filters.append(grads[1])
+        of_offsets[other].append(by_axis(grads[2])[other])
+        of_mask.append(along * tf.reshape(grads[3], shape_of(*samples)))
+        of_grad_output.append(_native_forward(*values, [], attributes))
     return [
         tf.add_n(of_inputs),
         tf.add_n(of_filters),

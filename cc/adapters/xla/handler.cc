@@ -1,7 +1,5 @@
 #include "adapters/xla/handler.h"
 
-#include "adapters/common/rules.h"
-
 namespace tf_deformable {
 namespace {
 
@@ -37,9 +35,9 @@ Status ToStatus(const ffi::Error& error) {
 Status HostElements::Read(const char* op, const char* name, const ffi::Dictionary& attributes,
                           TensorView* view) {
   if (!attributes.contains(name)) {
-    return Status(Status::Code::kInvalidArgument,
-                  std::string(op) + ": " + name +
-                      " must be known when XLA compiles for a GPU, got what the program computes");
+    return Invalid(op, std::string(name) +
+                           " must be known when XLA compiles for a GPU, got what "
+                           "the program computes");
   }
   std::vector<int64_t> values;
   const Status status = AttributeReader(op, attributes)(name, &values);
@@ -47,9 +45,8 @@ Status HostElements::Read(const char* op, const char* name, const ffi::Dictionar
   int64_t size = 1;
   for (const int64_t dim : view->shape.dims) size *= dim;
   if (size != static_cast<int64_t>(values.size())) {
-    return Status(Status::Code::kInvalidArgument,
-                  std::string(op) + ": the attribute " + name + " must have " +
-                      std::to_string(size) + " elements, got " + std::to_string(values.size()));
+    return Invalid(op, std::string("the attribute ") + name + " must have " + std::to_string(size) +
+                           " elements, got " + std::to_string(values.size()));
   }
   elements_.assign(values.begin(), values.end());
   view->data = elements_.data();
@@ -96,10 +93,9 @@ Status Bind(const char* op, const std::vector<TensorView>& results,
   for (size_t i = 0; i < results.size(); ++i) {
     TensorView& output = (*outputs)[i];
     if (results[i].type != output.type || results[i].shape.dims != output.shape.dims) {
-      return Status(Status::Code::kInvalidArgument,
-                    std::string(op) + ": result " + std::to_string(i) + " must be " +
-                        ToString(output.type) + ToString(output.shape) + ", got " +
-                        ToString(results[i].type) + ToString(results[i].shape));
+      return Invalid(op, "result " + std::to_string(i) + " must be " + ToString(output.type) +
+                             ToString(output.shape) + ", got " + ToString(results[i].type) +
+                             ToString(results[i].shape));
     }
     output.data = results[i].data;
   }

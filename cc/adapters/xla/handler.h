@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "adapters/common/rules.h"
 #include "adapters/common/tensor_view.h"
 #include "kernels/base/float_types.h"
 #include "kernels/base/status.h"
@@ -54,8 +55,7 @@ class AttributeReader {
   Status Read(const char* name, Value* value) {
     ffi::ErrorOr<Attribute> read = attributes_.get<Attribute>(name);
     if (read.has_error()) {
-      return Status(Status::Code::kInvalidArgument,
-                    std::string(op_) + ": the attribute " + name + ": " + read.error().message());
+      return Invalid(op_, std::string("the attribute ") + name + ": " + read.error().message());
     }
     *value = *read;
     return Status();
