@@ -80,7 +80,6 @@ FILES: tuple[File, ...] = (
         ),
         ("if («channels_wrong» || MapDiffers(a.offsets, g)) {", "false"),
         ("if (channels_wrong || «MapDiffers(a.offsets, g)») {", "false"),
-        ("Known(taps) && «mask.dim(3) % taps == 0») {", "true"),
         ("g.offset_groups = «std::max<int64_t>(mask.dim(3) / taps, 1)»;", "mask.dim(3) / taps"),
         ("Known(g.offset_groups) && «g.channels % g.offset_groups != 0») {", "false"),
         ("(«Differ(mask.dim(3), mask_channels)» || MapDiffers(mask, g))", "false"),
@@ -159,7 +158,11 @@ FILES: tuple[File, ...] = (
         ["conv2d_quick", "fuzz", "conv2d", "conv2d_blocks", "conv2d_native"],
         ("«f.splits = std::max<int64_t>(CeilDiv(g.output_pixels(), f.pixels_per_split), 1);»", ""),
         ("f.sums_at = filters_worker.Add(«f.splits > 1 ? 0 : f.sums_size»);", "0"),
-        ("«f.row_blocks = CeilDiv(depth, f.rows_per_block);»\n  const int64_t packed_row", ""),
+        (
+            "«f.row_blocks = CeilDiv(depth, f.rows_per_block);»\n  const int64_t packed_row",
+            "",
+            "blocks past the last row are empty: they only take time",
+        ),
         (
             "filters.Add(«f.splits > 1 ? blocks * f.splits * f.sums_size : 0»);",
             "f.splits > 1 ? blocks * f.sums_size : 0",
@@ -199,7 +202,11 @@ FILES: tuple[File, ...] = (
             "worker_space",
         ),
         ("«if (job.splits == 1) return;»", "return;"),
-        ("«if (g.batch == 0) return;»  // without images", ""),
+        (
+            "«if (g.batch == 0) return;»  // without images",
+            "",
+            "no loop runs; a product that nothing reads may overflow, which sanitizers tell",
+        ),
         (
             "job.last_pixel = «std::min(pixel + pixels_per_step_, g.output_size())»;",
             "pixel + pixels_per_step_",
