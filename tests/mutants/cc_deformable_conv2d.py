@@ -410,7 +410,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/deformable_conv2d/cpu_branch_plan.cc",
-        ["branch_quick", "fuzz", "branch"],
+        ["branch_quick", "fuzz", "branch", "corpus", "more_fuzz", "threads"],
         ("return {output, 0, 1, stride, «-pad», input, kernel,", "pad"),
         ("for (int64_t tap = 0; tap < «std::min(apart, forward.taps)»; ++tap) {", "apart"),
         ("const int64_t apart = «stride / std::gcd(stride, dilation)»;", "stride"),
@@ -455,7 +455,11 @@ FILES: tuple[File, ...] = (
         ("job.first_column = «first»;", "0"),
         ("ForEach(executor, «products», job.depth * width", "products - 1"),
         ("kernels_.branch(slab, unit, «worker_space + worker * worker_size_»);", "worker_space"),
-        ("«job.product_blocks = CeilDiv(grid.products(), job.products_per_block);»", ""),
+        (
+            "«job.product_blocks = CeilDiv(grid.products(), job.products_per_block);»",
+            "",
+            "blocks past the last product are empty: they only take time",
+        ),
         ("«job.splits = CeilDiv(grid.tiles(), job.tiles_per_split);»", ""),
         (
             "job.sums_size = RoundUp(job.filters_per_block * («job.sums_row + 1»), kernels_.lanes);",
@@ -474,7 +478,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/deformable_conv2d/cpu_branch.inc",
-        ["branch_quick", "fuzz", "branch"],
+        ["branch_quick", "fuzz", "branch", "corpus", "more_fuzz", "threads"],
         ("x = «x > largest ? largest : x»;", "x"),
         ("x = «x < -largest ? -largest : x»;", "x"),
         ("powers + («powers < 0 ? -half : half»), Integers<A>);", "half"),
@@ -550,6 +554,7 @@ FILES: tuple[File, ...] = (
         (
             "b.last_product = «Min(b.first_product + job.products_per_block, job.grid.products())»;",
             "b.first_product + job.products_per_block",
+            "products past the last one have no channels",
         ),
         (
             "b.filters = «Min(job.filters_per_block, job.geometry.filters - b.first_filter)»;",
@@ -570,6 +575,7 @@ FILES: tuple[File, ...] = (
         (
             "const int64_t last = «Min(first + job.tiles_per_split, grid.tiles())»;",
             "first + job.tiles_per_split",
+            "tiles past the last one have no rows",
         ),
         ("to[j] = «j < used ? from[j * g.filters + d] : A{0}»;", "from[j * g.filters + d]"),
         ("(tap * g.channels + job.first_column + «column») * g.filters + product.channel;", "0"),

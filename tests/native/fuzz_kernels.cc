@@ -5,9 +5,8 @@
 //   fuzz_kernels workspaces
 //
 // Results are checked against the scalar operators; those that are kept are compared with those of
-// another instruction set, or of other threads. With `threads` units run on several at once, and
-// results are not checked but compared only, which leaves the time to the threads; otherwise units
-// run on one thread, in reverse order. The second form runs nothing: it checks how much memory
+// another instruction set, or of other threads. With `threads` units run on several at once;
+// otherwise on one, in reverse order. The second form runs nothing: it checks how much memory
 // lopsided shapes would need.
 //
 // fuzz_one_input.cc makes the same cases of the bytes that a fuzzer thinks of.
@@ -175,7 +174,6 @@ int main(int argc, char** argv) {
   Results results;
   if (argc > 3 && std::strcmp(argv[argc - 1], "threads") == 0) {
     pool = std::make_unique<Pool>(7);
-    results.checks = false;
     --argc;
   }
   if (argc == 5) {
