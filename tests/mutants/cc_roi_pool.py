@@ -135,7 +135,11 @@ FILES: tuple[File, ...] = (
             "if (!(«samples.count >= 1 && samples.count <= A(1 << 30)») ||",
             "samples.count > 1 && samples.count <= A(1 << 30)",
         ),
-        ("const A width = «samples.step < 0 ? -samples.step : samples.step»;", "samples.step"),
+        (
+            "const A width = «samples.step < 0 ? -samples.step : samples.step»;",
+            "samples.step",
+            "all samples of an inverted box, of which there are few, are visited",
+        ),
         (
             "const A low = «samples.step > 0 ? samples.base : samples.base + all * samples.step»;",
             "samples.base",
@@ -178,12 +182,6 @@ FILES: tuple[File, ...] = (
         ("OffsetPixels(dx, «bin.shift_x»), g.width", "bin.shift_y"),
         ("«g.width», lines + capacity);", "g.height"),
         ("g.width, lines + «capacity»);", "capacity / 2"),
-        ("«if (bin.scale != bin.scale) bin.y.size = bin.x.size = 0;»", ""),
-        (
-            "«if (bin.scale != bin.scale) bin.y.size = bin.x.size = 0;»",
-            "if (bin.scale != bin.scale) bin.x.size = 0;",
-            "without columns there is nothing to read, whatever the rows",
-        ),
         ("LoadSampling(tensors.mask, «box * g.bins() + bin») : ComputeType<T>{1};", "bin"),
         ("const Vector<A> weight = Broadcast(«wy * bin.x.lines[b].weight»);", "wy"),
         ("Store(out + v * kLanes, «sum[v] * scale»);", "sum[v]"),
@@ -241,7 +239,11 @@ FILES: tuple[File, ...] = (
         ("kept[s] = «inside» ? zero + 1 : zero;", "(p > lowest) & (p <= highest)"),
         ("kept[s] = «inside» ? zero + 1 : zero;", "(p >= lowest) & (p < highest)"),
         ("const Vector<A> clamped = «p > 0 ? p : zero»;", "p"),
-        ("position[s] = «clamped < last ? clamped : zero + last»;", "clamped"),
+        (
+            "position[s] = «clamped < last ? clamped : zero + last»;",
+            "clamped",
+            "the pixel behind the last one is the last one again",
+        ),
         ("«if (g.aligned) axis->samples = zero + static_cast<A>(samples);»", ""),
         ("const bool ascending = «step >= 0»;", "true"),
         ("if («lane_reach > reach») reach = lane_reach;", "lane == 0"),
@@ -270,7 +272,6 @@ FILES: tuple[File, ...] = (
         ("bins->scale = «samples >= 1 ? 1 / samples : zero»;", "1 / samples"),
         ("const auto not_a_number = «(dy != dy) | (dx != dx)»;", "(dy != dy)"),
         ("const auto not_a_number = «(dy != dy) | (dx != dx)»;", "(dx != dx)"),
-        ("bins->y.weight[r] = «not_a_number ? zero : bins->y.weight[r]»;", "bins->y.weight[r]"),
         (
             "if («bins.count == Simd<A>::kLanes») {",
             "false",
