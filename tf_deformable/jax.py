@@ -34,11 +34,15 @@ import numpy as np
 
 from tf_deformable import _native
 from tf_deformable._geometry import attributes as _attributes
-from tf_deformable._geometry.dcnv3 import Window, axes_text, dcnv3_geometry, dcnv3_window
+from tf_deformable._geometry.data_format import TO_NCHW, DataFormat
+from tf_deformable._geometry.dcnv3 import Window, dcnv3_checks, dcnv3_geometry, dcnv3_window
 from tf_deformable._geometry.deformable_attention import deformable_attention_geometry
-from tf_deformable._geometry.deformable_conv2d import deformable_conv2d_geometry
+from tf_deformable._geometry.deformable_conv2d import (
+    deformable_conv2d_checks,
+    deformable_conv2d_geometry,
+)
 from tf_deformable._geometry.padding import padding_attributes
-from tf_deformable._geometry.roi_pool import OPERATORS, roi_pool_geometry
+from tf_deformable._geometry.roi_pool import OPERATORS, roi_pool_checks, roi_pool_geometry
 from tf_deformable._geometry.sizes import Checks
 
 __all__ = [
@@ -97,7 +101,7 @@ def deformable_conv2d(
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: shapes or attributes break a rule. Shapes in messages are those of NHWC.
+        ValueError: shapes or attributes break a rule.
         jax.errors.JaxRuntimeError: dtypes do not fit.
         tf_deformable.NativeLibraryError: the library is missing.
     """
@@ -106,19 +110,12 @@ def deformable_conv2d(
         strides=_attributes.pair(_CONV2D, "strides", strides),
         padding=_attributes.padding(_CONV2D, padding, layout),
         dilations=_attributes.pair(_CONV2D, "dilations", dilations),
+        data_format=layout,
     )
     tensors = _arrays(inputs=inputs, filters=filters, offsets=offsets, mask=mask, bias=bias)
-    if layout == "NCHW":
-        for name, axes in (
-            ("inputs", "[N,C,H,W]"),
-            ("offsets", "[N,G*kh*kw*2,Ho,Wo]"),
-            ("mask", "[N,G*kh*kw,Ho,Wo]"),
-        ):
-            if tensors[name] is not None:
-                Checks(_CONV2D).rank(name, axes, 4, tensors[name])
-                tensors[name] = jnp.moveaxis(tensors[name], 1, 3)
+    tensors = deformable_conv2d_checks(layout).channels_last(tensors, jnp.transpose)
     output = _conv2d(attributes, tensors)
-    return jnp.moveaxis(output, 3, 1) if layout == "NCHW" else output
+    return jnp.transpose(output, TO_NCHW) if layout == "NCHW" else output
 
 
 def deformable_roi_pool(
@@ -160,7 +157,7 @@ def deformable_roi_pool(
     """
     tensors = _arrays(inputs=inputs, offsets=offsets, mask=mask)
     if tensors["offsets"] is not None:
-        Checks(_ROI_POOL).rank("offsets", "[R,part_h,part_w,2]", 4, tensors["offsets"])
+        roi_pool_checks(_ROI_POOL).rank("offsets", tensors["offsets"])
         tensors["offsets"] = jnp.expand_dims(tensors["offsets"], 3)
     return _pool(
         _ROI_POOL, tensors, boxes, box_indices,
@@ -296,7 +293,7 @@ def dcnv3(
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: shapes, dtypes or attributes break a rule. Shapes in messages are those of NHWC.
+        ValueError: shapes, dtypes or attributes break a rule.
         jax.errors.JaxRuntimeError: inputs have another dtype.
         tf_deformable.NativeLibraryError: the library is missing.
     """
@@ -359,6 +356,7 @@ class _Conv2DAttributes:
     strides: tuple[int, int]
     padding: Any
     dilations: tuple[int, int]
+    data_format: DataFormat  # of the caller, for messages
 
     def for_native(self) -> dict[str, Any]:
         return {
@@ -573,7 +571,7 @@ def _levels(spatial_shapes: Any) -> tuple[tuple[tuple[int, ...], ...] | None, An
             sizes = sizes.astype(np.int64)
     if not jnp.issubdtype(sizes.dtype, jnp.integer):
         raise TypeError(f"{_ATTENTION}: spatial_shapes must be integers, got {sizes.dtype.name}")
-    Checks(_ATTENTION).rank("spatial_shapes", "[levels,2]", 2, sizes)
+    Checks(_ATTENTION, {"spatial_shapes": "[levels,2]"}).rank("spatial_shapes", sizes)
     known = None if isinstance(sizes, jax.core.Tracer) else tuple(map(tuple, sizes.tolist()))
     return known, _as_int32(sizes)
 
@@ -598,12 +596,9 @@ def _dcn(
         op, kernel_size, strides, padding, dilations, offset_scale, remove_center, data_format
     )
     tensors = _arrays(inputs=inputs, offsets=offsets, mask=mask)
-    for name, tensor in tensors.items():
-        Checks(op).rank(name, axes_text(name, window.layout), 4, tensor)
-        if window.layout == "NCHW":
-            tensors[name] = jnp.moveaxis(tensor, 1, 3)
+    tensors = dcnv3_checks(op, window.data_format).channels_last(tensors, jnp.transpose)
     output = _sum_of_taps(op, window, **tensors)
-    return jnp.moveaxis(output, 3, 1) if window.layout == "NCHW" else output
+    return jnp.transpose(output, TO_NCHW) if window.data_format == "NCHW" else output
 
 
 def _sum_of_taps(op: str, window: Window, inputs: Any, offsets: Any, mask: Any) -> jax.Array:

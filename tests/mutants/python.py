@@ -204,6 +204,8 @@ FILES: tuple[File, ...] = (
         ("if math.prod(«max(size, 1)» for size in sizes if isinstance(size, int)) >", "size"),
         ("if isinstance(size, int)) «>» _MOST_ELEMENTS:", ">="),
         ("return any(«known(a, b)» and a != b", "True"),
+        ("is_map = name in self._maps« and len(axes) == 4»", ""),
+        ("return in_format(axes, self._data_format) if «is_map» else list(axes)", "len(axes) == 4"),
         ("if len(unknown) == 1 and «0 not in (size for size in sizes if known(size))»:", "True"),
     ),
     file(

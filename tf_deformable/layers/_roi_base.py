@@ -11,6 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_deformable._geometry.data_format import in_format
 from tf_deformable._geometry.roi_pool import MOST_SAMPLES_PER_BIN
 from tf_deformable.layers._base import OperatorLayer, as_integer, as_output_shape
 from tf_deformable.layers._offset_branch import scale_gradient
@@ -161,8 +162,7 @@ class RoILayer(OperatorLayer):
         shapes = [tensor.shape for tensor in maps]
         shape, *_ = self._input_shapes([shapes[0], boxes.shape, *shapes[1:]])
         self._output_channels(shape[3])
-        if self.data_format == "channels_first":
-            maps = [tf.transpose(tensor, [0, 2, 3, 1]) for tensor in maps]
+        maps = [self._channels_last(tensor) for tensor in maps]
         features = maps[0]
         if boxes.dtype in (tf.float16, tf.bfloat16):
             raise self._error(
@@ -227,9 +227,7 @@ class RoILayer(OperatorLayer):
 
     def _per_image(self, pooled: tf.Tensor, regions: Regions) -> tf.Tensor:
         """`[B*R, ph, pw, C]` to what the layer returns."""
-        if self.data_format == "channels_first":
-            pooled = tf.transpose(pooled, [0, 3, 1, 2])
-        return regions.per_image(pooled)
+        return regions.per_image(self._in_data_format(pooled))
 
 
 class DeformableRoILayer(RoILayer):
@@ -287,11 +285,13 @@ class DeformableRoILayer(RoILayer):
     def _known_channels(self, input_shape: Any) -> int:
         """The channels of what the branch reads; the layer is then built for those of all maps."""
         features, _, *others = self._input_shapes(input_shape)
+        first = self.data_format == "channels_first"
         names = ("features", "offset_features")
         for name, shape in zip(names, (features, *others), strict=False):
             if shape[3] is None:
-                raise self._error(name, "must have a known number of channels", shape)
-        axis = 1 if self.data_format == "channels_first" else 3
+                given = in_format(shape, "NCHW") if first else shape
+                raise self._error(name, "must have a known number of channels", tuple(given))
+        axis = 1 if first else 3
         of_features, *of_others = (
             tf.keras.layers.InputSpec(ndim=4, axes={axis: shape[3]})
             for shape in (features, *others)

@@ -454,7 +454,11 @@ class DeformableConv2D(ConvolutionLayer):
         values = inputs if len(names) > 1 else [inputs]
         if not isinstance(values, (list, tuple)) or len(values) != len(names):
             raise self._error("inputs", f"must be [{', '.join(names)}]", type(inputs).__name__)
-        given = {name: self._channels_last(v) for name, v in zip(names, values, strict=True)}
+        tensors = [tf.convert_to_tensor(value) for value in values]
+        shapes = [tensor.shape for tensor in tensors]
+        if len(names) > 1 and all(shape.rank is not None for shape in shapes):
+            self.compute_output_shape(shapes)  # Refuses what does not fit, in the layer's terms.
+        given = {name: self._channels_last(t) for name, t in zip(names, tensors, strict=True)}
         features = self._cast(given["inputs"])
         if self.offset_source == "given":
             offsets = self._cast_sampling(given["offsets"])

@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from tf_deformable import _native, config
 from tf_deformable._calls import Calls
-from tf_deformable._geometry.roi_pool import OPERATORS
+from tf_deformable._geometry.boxes import check_box_indices
+from tf_deformable._geometry.roi_pool import OPERATORS, roi_pool_checks, roi_pool_geometry
 from tf_deformable._geometry.sizes import Pair
 from tf_deformable._registration import (
     register_gradient,
@@ -22,6 +23,7 @@ from tf_deformable._registration import (
     register_vectorization,
 )
 from tf_deformable.ops import _arguments
+from tf_deformable.ops._refusals import refusing_as_given
 from tf_deformable.ops._second_order import hessian_product, vector_jacobian_product
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.reference.roi_pool import roi_pool
@@ -135,10 +137,10 @@ def deformable_roi_pool(
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: dtypes differ or are not supported; in a graph, and with the reference backend,
-            shapes that are known and do not fit, and attributes out of their range. Messages of the
-            compiled operator write `offsets` as `[R, part_h, part_w, 1, 2]`.
-        tf.errors.InvalidArgumentError: a box index is neither -1 nor in [0, N); from the compiled
-            operator also the same as before, in eager mode or for shapes that only the run shows.
+            shapes that are known and do not fit, and attributes out of their range.
+        tf.errors.InvalidArgumentError: a box index is neither -1 nor in [0, N). The same as before,
+            from the compiled operator in eager mode, and for shapes that only the run of a graph
+            shows: its messages show `offsets` as `[R, part_h, part_w, 1, 2]`.
         tf_deformable.NativeLibraryError: the compiled operator is wanted and cannot be loaded.
     """
     with tf.name_scope(name or _ROI_POOL):
@@ -149,7 +151,7 @@ def deformable_roi_pool(
             optional=("offsets", "mask"),
         )
         if values["offsets"] is not None:
-            _arguments.check_rank(_ROI_POOL, "offsets", "[R,part_h,part_w,2]", values["offsets"])
+            roi_pool_checks(_ROI_POOL).rank("offsets", values["offsets"])
             values["offsets"] = tf.expand_dims(values["offsets"], 3)
         return _pool(
             _ROI_POOL,
@@ -224,11 +226,11 @@ def deformable_psroi_pool(
         `[R, ph, pw, D]`, in the dtype of `inputs`.
 
     Raises:
-        TypeError: as `tf_deformable.deformable_roi_pool`. Messages of the compiled operator begin
-            with that name.
+        TypeError: as `tf_deformable.deformable_roi_pool`.
         ValueError: likewise; also channels that are not a multiple of k*k, and output channels that
             are not a multiple of the classes.
-        tf.errors.InvalidArgumentError: likewise.
+        tf.errors.InvalidArgumentError: likewise. Where `group_size` is 1, messages of what only the
+            run of a graph shows begin with the name of `deformable_roi_pool`.
         tf_deformable.NativeLibraryError: the compiled operator is wanted and cannot be loaded.
     """
     with tf.name_scope(name or _PSROI_POOL):
@@ -304,9 +306,11 @@ def _pool(
     positions_dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32
     boxes = _arguments.boxes(op, boxes, positions_dtype)
     box_indices = _arguments.indices(op, "box_indices", box_indices)
+    arguments = inputs, boxes, box_indices, offsets, mask
     if config.get_backend() == "reference":
-        return roi_pool(op, inputs, boxes, box_indices, offsets, mask, **attributes.for_reference())
-    return _native_forward(
+        return roi_pool(op, *arguments, **attributes.for_reference())
+    forward = functools.partial(
+        _native_forward,
         inputs,
         boxes,
         box_indices,
@@ -314,6 +318,17 @@ def _pool(
         [] if mask is None else [mask],
         attributes,
     )
+    if attributes.group_size > 1:
+        return forward()
+
+    # With one map the registered operator cannot tell which function was called, and whether it
+    # was with offsets of classes.
+    def check() -> None:
+        geometry = roi_pool_geometry(op, *arguments, **attributes.for_reference())
+        if tf.executing_eagerly():
+            check_box_indices(op, box_indices, geometry.batch)
+
+    return refusing_as_given(forward, check)
 
 
 def _native_forward(
