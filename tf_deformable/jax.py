@@ -41,7 +41,7 @@ from tf_deformable._geometry.deformable_conv2d import (
     deformable_conv2d_checks,
     deformable_conv2d_geometry,
 )
-from tf_deformable._geometry.padding import padding_attributes
+from tf_deformable._geometry.padding import padding_attributes, window_starts
 from tf_deformable._geometry.roi_pool import OPERATORS, roi_pool_checks, roi_pool_geometry
 from tf_deformable._geometry.sizes import Checks
 
@@ -617,8 +617,9 @@ def _sum_of_taps(op: str, window: Window, inputs: Any, offsets: Any, mask: Any) 
 
     def along(i: int) -> jax.Array:  # [Ho, K] or [Wo, K]
         axis = g.axes[i]
-        starts = jnp.arange(axis.output) * window.strides[i] - axis.pad_before + window.center(i)
-        return starts.astype(dtype)[:, None] + jnp.asarray(window.distances(i), dtype)
+        starts = window_starts(jnp.arange(axis.output), window.strides[i], axis.pad_before)
+        centers = (starts + window.center(i)).astype(dtype)
+        return centers[:, None] + jnp.asarray(window.distances(i), dtype)
 
     y, x = along(0)[:, None, None, :], along(1)[None, :, None, :]
     grid = jnp.stack(jnp.broadcast_arrays(y, x), axis=-1)  # [Ho, Wo, 1, K, 2]

@@ -197,6 +197,8 @@ FILES: tuple[File, ...] = (
             "padded <= extent",
         ),
         ("floor_divide(size + (added - whole * stride), stride) + whole + «1»", "0"),
+        ("return «pixels * stride» - pad_before", "pixels"),
+        ("return pixels * stride «- pad_before»", ""),
     ),
     file(
         "tf_deformable/_geometry/sizes.py",
@@ -291,7 +293,7 @@ FILES: tuple[File, ...] = (
             "floor has no gradient with or without it",
         ),
         ("tap_rows = tf.range(g.kernel_height, dtype=tf.int64) * g.dilations[«0»]", "1"),
-        ("return tf.expand_dims(tf.range(output, dtype=tf.int64) * stride - «pad», 1)", "0"),
+        ("window_starts(tf.range(output, dtype=tf.int64), stride, «pad»), 1)", "0"),
     ),
     file(
         "tf_deformable/reference/roi_pool.py",
@@ -326,7 +328,7 @@ FILES: tuple[File, ...] = (
         "tf_deformable/ops/sampling.py",
         ["py_positions"],
         ("taps = tf.range(kernel_size[axis]) * «dilations[axis]»", "dilations[0]"),
-        ("starts -= «tf.cast(pads[axis], starts.dtype)»", "0"),
+        ("strides[axis], «tf.cast(pads[axis], pixels.dtype)»)", "0"),
         ("pads = tf.constant([«before» for before, _ in padding])", "_"),
         ("low, size = («low + 0.5») / spatial_scale", "low"),
         (

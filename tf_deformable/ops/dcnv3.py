@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tf_deformable._geometry.data_format import TO_NCHW
 from tf_deformable._geometry.dcnv3 import Window, dcnv3_checks, dcnv3_geometry, dcnv3_window
-from tf_deformable._geometry.padding import Axis, resolve_axes
+from tf_deformable._geometry.padding import Axis, resolve_axes, window_starts
 from tf_deformable._geometry.sizes import Dim, dims, shape_of
 from tf_deformable.ops import _arguments
 from tf_deformable.ops._symbolic import accepts_keras_tensors
@@ -241,8 +241,9 @@ def _positions(
 
     def along(i: int) -> tf.Tensor:  # [Ho, K] or [Wo, K]
         pixels = tf.range(axes[i].output, dtype=tf.int64)
-        starts = pixels * window.strides[i] - axes[i].pad_before + window.center(i)
-        return tf.cast(starts, dtype)[:, None] + tf.constant(window.distances(i), dtype)
+        starts = window_starts(pixels, window.strides[i], axes[i].pad_before)
+        centers = tf.cast(starts + window.center(i), dtype)
+        return centers[:, None] + tf.constant(window.distances(i), dtype)
 
     y, x = along(0)[:, None, None, :], along(1)[None, :, None, :]
     grid = tf.stack([y + tf.zeros_like(x), x + tf.zeros_like(y)], axis=-1)

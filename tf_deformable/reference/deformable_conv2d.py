@@ -17,7 +17,7 @@ from tf_deformable._geometry.deformable_conv2d import (
     DeformableConv2DGeometry,
     deformable_conv2d_geometry,
 )
-from tf_deformable._geometry.padding import Padding
+from tf_deformable._geometry.padding import Padding, window_starts
 from tf_deformable._geometry.sizes import Dim, Pair, known, shape_of
 
 
@@ -85,7 +85,7 @@ def _sampling_positions(
     dtype = offsets.dtype
 
     def starts(output: Dim, stride: int, pad: Dim) -> tf.Tensor:
-        return tf.expand_dims(tf.range(output, dtype=tf.int64) * stride - pad, 1)
+        return tf.expand_dims(window_starts(tf.range(output, dtype=tf.int64), stride, pad), 1)
 
     tap_rows = tf.range(g.kernel_height, dtype=tf.int64) * g.dilations[0]
     tap_rows = tf.repeat(tap_rows, g.kernel_width * g.offset_groups)  # [kh*kw*G]
