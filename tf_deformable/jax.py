@@ -34,6 +34,7 @@ import numpy as np
 
 from tf_deformable import _native
 from tf_deformable._geometry import attributes as _attributes
+from tf_deformable._geometry.convolution_attributes import ConvolutionAttributes
 from tf_deformable._geometry.data_format import TO_NCHW, DataFormat
 from tf_deformable._geometry.dcnv3 import Window, dcnv3_checks, dcnv3_geometry, dcnv3_window
 from tf_deformable._geometry.deformable_attention import deformable_attention_geometry
@@ -41,8 +42,13 @@ from tf_deformable._geometry.deformable_conv2d import (
     deformable_conv2d_checks,
     deformable_conv2d_geometry,
 )
-from tf_deformable._geometry.padding import padding_attributes, window_starts
-from tf_deformable._geometry.roi_pool import OPERATORS, roi_pool_checks, roi_pool_geometry
+from tf_deformable._geometry.padding import window_starts
+from tf_deformable._geometry.roi_pool import (
+    OPERATORS,
+    RoIPoolAttributes,
+    roi_pool_checks,
+    roi_pool_geometry,
+)
 from tf_deformable._geometry.sizes import Checks
 
 __all__ = [
@@ -106,15 +112,10 @@ def deformable_conv2d(
         tf_deformable.NativeLibraryError: the library is missing.
     """
     layout = _attributes.data_format(_CONV2D, data_format)
-    attributes = _Conv2DAttributes(
-        strides=_attributes.pair(_CONV2D, "strides", strides),
-        padding=_attributes.padding(_CONV2D, padding, layout),
-        dilations=_attributes.pair(_CONV2D, "dilations", dilations),
-        data_format=layout,
-    )
+    attributes = ConvolutionAttributes.normalised(_CONV2D, strides, padding, dilations, layout)
     tensors = _arrays(inputs=inputs, filters=filters, offsets=offsets, mask=mask, bias=bias)
     tensors = deformable_conv2d_checks(layout).channels_last(tensors, jnp.transpose)
-    output = _conv2d(attributes, tensors)
+    output = _conv2d(attributes, layout, tensors)
     return jnp.transpose(output, TO_NCHW) if layout == "NCHW" else output
 
 
@@ -351,24 +352,14 @@ def dcnv4(
 # --- The convolution -----------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Conv2DAttributes:
-    strides: tuple[int, int]
-    padding: Any
-    dilations: tuple[int, int]
-    data_format: DataFormat  # of the caller, for messages
-
-    def for_native(self) -> dict[str, Any]:
-        return {
-            "strides": self.strides,
-            "dilations": self.dilations,
-            **padding_attributes(self.padding),
-        }
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _conv2d(attributes: _Conv2DAttributes, tensors: dict[str, Any]) -> jax.Array:
-    geometry = deformable_conv2d_geometry(**tensors, **dataclasses.asdict(attributes))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _conv2d(
+    attributes: ConvolutionAttributes, data_format: DataFormat, tensors: dict[str, Any]
+) -> jax.Array:
+    """The operator of maps with channels last, which messages show in the caller's format."""
+    geometry = deformable_conv2d_geometry(
+        **tensors, **attributes.for_reference(), data_format=data_format
+    )
     shape = (geometry.batch, geometry.output_height, geometry.output_width, geometry.filters)
     (output,) = _call(
         "conv2d",
@@ -381,12 +372,17 @@ def _conv2d(attributes: _Conv2DAttributes, tensors: dict[str, Any]) -> jax.Array
     return output
 
 
-def _conv2d_forward(attributes: _Conv2DAttributes, tensors: dict[str, Any]) -> tuple[Any, Any]:
-    return _conv2d(attributes, tensors), tensors
+def _conv2d_forward(
+    attributes: ConvolutionAttributes, data_format: DataFormat, tensors: dict[str, Any]
+) -> tuple[Any, Any]:
+    return _conv2d(attributes, data_format, tensors), tensors
 
 
 def _conv2d_backward(
-    attributes: _Conv2DAttributes, tensors: dict[str, Any], grad_output: jax.Array
+    attributes: ConvolutionAttributes,
+    data_format: DataFormat,
+    tensors: dict[str, Any],
+    grad_output: jax.Array,
 ) -> tuple[dict[str, Any]]:
     differentiated = _present(tensors, "inputs", "filters", "offsets", "mask")
     results = _call(
@@ -410,16 +406,6 @@ _conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 # --- RoI pooling ---------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _RoIPoolAttributes:
-    output_size: tuple[int, int]
-    group_size: int
-    spatial_scale: float
-    samples_per_bin: int
-    gamma: float
-    aligned: bool
-
-
 def _pool(
     op: str,
     tensors: dict[str, Any],
@@ -432,13 +418,8 @@ def _pool(
     gamma: Any,
     aligned: Any,
 ) -> jax.Array:
-    attributes = _RoIPoolAttributes(
-        output_size=_attributes.pair(op, "output_size", output_size),
-        group_size=_attributes.integer(op, "group_size", group_size),
-        spatial_scale=_attributes.number(op, "spatial_scale", spatial_scale),
-        samples_per_bin=_attributes.integer(op, "samples_per_bin", samples_per_bin),
-        gamma=_attributes.number(op, "gamma", gamma),
-        aligned=_attributes.boolean(op, "aligned", aligned),
+    attributes = RoIPoolAttributes.normalised(
+        op, output_size, group_size, spatial_scale, samples_per_bin, gamma, aligned
     )
     is_double = tensors["inputs"].dtype == jnp.float64
     regions = _arrays(boxes=boxes, box_indices=box_indices)
@@ -449,9 +430,9 @@ def _pool(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _roi_pool(
-    op: str, attributes: _RoIPoolAttributes, tensors: dict[str, Any], regions: dict[str, Any]
+    op: str, attributes: RoIPoolAttributes, tensors: dict[str, Any], regions: dict[str, Any]
 ) -> jax.Array:
-    geometry = roi_pool_geometry(op, **tensors, **regions, **dataclasses.asdict(attributes))
+    geometry = roi_pool_geometry(op, **tensors, **regions, **attributes.for_reference())
     shape = (geometry.boxes, *attributes.output_size, geometry.depth)
     (output,) = _call(
         "roi_pool",
@@ -463,13 +444,13 @@ def _roi_pool(
 
 
 def _roi_pool_forward(
-    op: str, attributes: _RoIPoolAttributes, tensors: dict[str, Any], regions: dict[str, Any]
+    op: str, attributes: RoIPoolAttributes, tensors: dict[str, Any], regions: dict[str, Any]
 ) -> tuple[Any, Any]:
     return _roi_pool(op, attributes, tensors, regions), (tensors, regions)
 
 
 def _roi_pool_backward(
-    op: str, attributes: _RoIPoolAttributes, residuals: Any, grad_output: jax.Array
+    op: str, attributes: RoIPoolAttributes, residuals: Any, grad_output: jax.Array
 ) -> tuple[dict[str, Any], None]:
     tensors, regions = residuals
     results = _call(
@@ -490,11 +471,11 @@ def _regions_among(tensors: dict[str, Any], regions: dict[str, Any]) -> list[Any
     return [inputs, regions["boxes"], regions["box_indices"], *others]
 
 
-def _roi_pool_attributes(attributes: _RoIPoolAttributes, tensors: dict[str, Any]) -> dict[str, Any]:
+def _roi_pool_attributes(attributes: RoIPoolAttributes, tensors: dict[str, Any]) -> dict[str, Any]:
     return {
         "num_offsets": _count(tensors["offsets"]),
         "num_masks": _count(tensors["mask"]),
-        **dataclasses.asdict(attributes),
+        **attributes.for_native(),
     }
 
 

@@ -258,7 +258,7 @@ FILES: tuple[File, ...] = (
             "differ(mask_dims[1:], list(output_size))",
         ),
         (
-            '    check.at_run_time("box_indices", "[R]", «[indices_count]», boxes_dims[:1])',
+            '    check.at_run_time("box_indices", «[indices_count]», boxes_dims[:1])',
             "boxes_dims[:1]",
         ),
     ),
@@ -277,7 +277,10 @@ FILES: tuple[File, ...] = (
     file(
         "tf_deformable/reference/_bilinear.py",
         ["py_reference_conv2d"],
-        ("y = tf.where((y < -1) | («y >= tf.cast(height, dtype)»), far, y)", "y > tf.cast(height, dtype)"),
+        (
+            "y = tf.where((y < -1) | («y >= tf.cast(height, dtype)»), far, y)",
+            "y > tf.cast(height, dtype)",
+        ),
         ("y = tf.where((«y < -1») | (y >= tf.cast(height, dtype)), far, y)", "y <= -1"),
         ("is_nan = «tf.math.is_nan(y) | tf.math.is_nan(x)»", "tf.math.is_nan(y)"),
         (

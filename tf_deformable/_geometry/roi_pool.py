@@ -7,10 +7,12 @@ same messages, checked wherever the static shapes allow it.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from tf_deformable._geometry import attributes
 from tf_deformable._geometry.sizes import (
     AT_MOST_LARGEST,
     LARGEST_INTEGER,
@@ -36,6 +38,52 @@ _AXES = {
     "mask": "[R,ph,pw]",
 }
 _WITHOUT_CLASSES = "[R,part_h,part_w,2]"
+
+
+@dataclasses.dataclass(frozen=True)
+class RoIPoolAttributes:
+    """What is not a tensor of a call, normalised."""
+
+    output_size: Pair
+    group_size: int
+    spatial_scale: float
+    samples_per_bin: int
+    gamma: float
+    aligned: bool
+
+    @classmethod
+    def normalised(
+        cls,
+        op: str,
+        output_size: int | Sequence[int],
+        group_size: int,
+        spatial_scale: float,
+        samples_per_bin: int,
+        gamma: float,
+        aligned: bool,
+    ) -> RoIPoolAttributes:
+        """Returns the attributes of a call of one of `OPERATORS`.
+
+        Raises:
+            TypeError: one is of the wrong kind.
+            ValueError: `output_size` are not two, or a number is beyond float32.
+        """
+        return cls(
+            output_size=attributes.pair(op, "output_size", output_size),
+            group_size=attributes.integer(op, "group_size", group_size),
+            spatial_scale=attributes.number(op, "spatial_scale", spatial_scale),
+            samples_per_bin=attributes.integer(op, "samples_per_bin", samples_per_bin),
+            gamma=attributes.number(op, "gamma", gamma),
+            aligned=attributes.boolean(op, "aligned", aligned),
+        )
+
+    def for_native(self) -> dict[str, Any]:
+        """As the compiled operators and handlers take them."""
+        return {**dataclasses.asdict(self), "output_size": list(self.output_size)}
+
+    def for_reference(self) -> dict[str, Any]:
+        """As the functions of `tf_deformable.reference`, and those of the geometry, take them."""
+        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tf_deformable import _native, config
 from tf_deformable._calls import Calls
+from tf_deformable._geometry.convolution_attributes import ConvolutionAttributes
 from tf_deformable._geometry.data_format import TO_NCHW
 from tf_deformable._geometry.deformable_conv2d import (
     deformable_conv2d_checks,
@@ -22,7 +23,7 @@ from tf_deformable._registration import (
     register_vectorization,
 )
 from tf_deformable.ops import _arguments
-from tf_deformable.ops._convolution_attributes import ConvolutionAttributes
+from tf_deformable.ops._convolution_attributes import convolution_attributes_of
 from tf_deformable.ops._refusals import refusing_as_given
 from tf_deformable.ops._second_order import (
     hessian_product,
@@ -125,11 +126,7 @@ def deformable_conv2d(
         tf_deformable.NativeLibraryError: the compiled operator is wanted and cannot be loaded.
     """
     layout = _arguments.data_format(_OP, data_format)
-    attributes = ConvolutionAttributes(
-        strides=_arguments.pair(_OP, "strides", strides),
-        padding=_arguments.padding(_OP, padding, layout),
-        dilations=_arguments.pair(_OP, "dilations", dilations),
-    )
+    attributes = ConvolutionAttributes.normalised(_OP, strides, padding, dilations, layout)
     with tf.name_scope(name or _OP):
         values = _arguments.tensors(
             _OP,
@@ -170,7 +167,7 @@ def deformable_conv2d(
 
 
 def _attributes_of(op: tf.Operation) -> ConvolutionAttributes:
-    return ConvolutionAttributes(**ConvolutionAttributes.arguments_of(op))
+    return ConvolutionAttributes(**convolution_attributes_of(op))
 
 
 def _native_forward(
