@@ -372,14 +372,20 @@ FILES: tuple[File, ...] = (
         ),
     ),
     file(
+        "tf_deformable/layers/_offset_branch.py",
+        ["py_layer_conv2d", "py_layers"],
+        (
+            "if «self.offset_learning_rate_multiplier == 1.0»:",
+            "self.offset_learning_rate_multiplier <= 1.0",
+        ),
+        ("shape=«kernel_shape[-1:]»,", "kernel_shape[:1]"),
+        ("if mask_initial_value not in «(0.5, 1.0)»:", "(0.5,)"),
+    ),
+    file(
         "tf_deformable/layers/deformable_conv2d.py",
         ["py_layer_conv2d", "py_layers"],
         ("largest_mask=«2 * self.mask_initial_value»,", "self.mask_initial_value"),
-        (
-            "if «self.offset_learning_rate_multiplier != 1.0»:",
-            "self.offset_learning_rate_multiplier > 1.0",
-        ),
-        ("mask = None if mask is None else «scale_gradient(mask, factor)»", "mask"),
+        ("mask = None if mask is None else «self._scaled_gradient(mask)»", "mask"),
         ("offsets = «self.max_offset * tf.tanh(offsets)»", "tf.tanh(offsets)"),
         ("            offsets «+=» tf.tile(", "-="),
         ('"mask": with_channels(new_spatial, «self._taps»),', "2 * self._taps"),

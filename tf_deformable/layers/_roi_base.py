@@ -14,7 +14,7 @@ import tensorflow as tf
 from tf_deformable._geometry.data_format import in_format
 from tf_deformable._geometry.roi_pool import MOST_SAMPLES_PER_BIN
 from tf_deformable.layers._base import OperatorLayer, as_integer, as_output_shape
-from tf_deformable.layers._offset_branch import scale_gradient
+from tf_deformable.layers._offset_branch import OffsetBranchLayer
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.ops.sampling import bin_boxes
 
@@ -230,57 +230,16 @@ class RoILayer(OperatorLayer):
         return regions.per_image(self._in_data_format(pooled))
 
 
-class DeformableRoILayer(RoILayer):
+class DeformableRoILayer(OffsetBranchLayer, RoILayer):
     """A pooling layer that owns the branch which moves its bins."""
 
-    def __init__(
-        self,
-        output_size: int | tuple[int, int],
-        *,
-        spatial_scale: float,
-        samples_per_bin: int,
-        aligned: bool,
-        gamma: float,
-        offset_kernel_initializer: Any,
-        offset_bias_initializer: Any,
-        offset_kernel_regularizer: Any,
-        offset_bias_regularizer: Any,
-        offset_learning_rate_multiplier: float,
-        data_format: str | None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            output_size,
-            spatial_scale=spatial_scale,
-            samples_per_bin=samples_per_bin,
-            aligned=aligned,
-            data_format=data_format,
-            **kwargs,
-        )
+    def __init__(self, output_size: int | tuple[int, int], *, gamma: float, **kwargs: Any) -> None:
+        super().__init__(output_size, **kwargs)
         self.gamma = self._finite_number("gamma", gamma)
-        self.offset_kernel_initializer = tf.keras.initializers.get(offset_kernel_initializer)
-        self.offset_bias_initializer = tf.keras.initializers.get(offset_bias_initializer)
-        self.offset_kernel_regularizer = tf.keras.regularizers.get(offset_kernel_regularizer)
-        self.offset_bias_regularizer = tf.keras.regularizers.get(offset_bias_regularizer)
-        self.offset_learning_rate_multiplier = self._finite_number(
-            "offset_learning_rate_multiplier", offset_learning_rate_multiplier, at_least=0
-        )
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, serialised."""
-        return {
-            **super().get_config(),
-            "gamma": self.gamma,
-            "offset_learning_rate_multiplier": self.offset_learning_rate_multiplier,
-            **{
-                name: tf.keras.initializers.serialize(getattr(self, name))
-                for name in ("offset_kernel_initializer", "offset_bias_initializer")
-            },
-            **{
-                name: tf.keras.regularizers.serialize(getattr(self, name))
-                for name in ("offset_kernel_regularizer", "offset_bias_regularizer")
-            },
-        }
+        return {**super().get_config(), "gamma": self.gamma}
 
     def _known_channels(self, input_shape: Any) -> int:
         """The channels of what the branch reads; the layer is then built for those of all maps."""
@@ -300,8 +259,3 @@ class DeformableRoILayer(RoILayer):
         channels = (features, *others)[-1][3]
         assert channels is not None
         return channels
-
-    def _scaled_gradient(self, branch_outputs: tf.Tensor) -> tf.Tensor:
-        if self.offset_learning_rate_multiplier == 1.0:
-            return branch_outputs
-        return scale_gradient(branch_outputs, self.offset_learning_rate_multiplier)

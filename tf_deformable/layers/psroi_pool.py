@@ -285,18 +285,7 @@ class DeformablePSRoIPool(DeformableRoILayer):
                     regularizer=self.bias_regularizer,
                     constraint=self.bias_constraint,
                 )
-        self.offset_kernel = self._add_branch_weight(
-            name="offset_kernel",
-            shape=(1, 1, branch_channels, offset_fields),
-            initializer=self.offset_kernel_initializer,
-            regularizer=self.offset_kernel_regularizer,
-        )
-        self.offset_bias = self._add_branch_weight(
-            name="offset_bias",
-            shape=(offset_fields,),
-            initializer=self.offset_bias_initializer,
-            regularizer=self.offset_bias_regularizer,
-        )
+        self._add_offset_weights((1, 1, branch_channels, offset_fields))
         self.built = True
 
     def call(self, inputs: Any) -> tf.Tensor:
