@@ -49,13 +49,13 @@ class OperatorLayer(tf.keras.layers.Layer):
         return super().__call__(inputs, **kwargs)
 
     @property
-    def _input_names(self) -> tuple[str, ...]:
-        """What the layer is called with."""
+    def names_of_inputs(self) -> tuple[str, ...]:
+        """What the layer is called with, in the order of its list."""
         raise NotImplementedError
 
     def gather_inputs(self, inputs: Any, others: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Returns the inputs as `call` takes them; removes them from `kwargs`."""
-        names = self._input_names
+        names = self.names_of_inputs
         if len(names) == 1:
             return inputs if not others else [inputs, *others]
         if isinstance(inputs, dict):

@@ -114,13 +114,14 @@ class RoILayer(OperatorLayer):
         return {**super().get_config(), **self._geometry(), "data_format": self.data_format}
 
     @property
-    def _input_names(self) -> tuple[str, ...]:
+    def names_of_inputs(self) -> tuple[str, ...]:
+        """What the layer is called with, in the order of its list."""
         return "features", "boxes"
 
     def gather_inputs(self, inputs: Any, others: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Returns `[features, boxes]`, boxes that are ragged padded with zeros."""
         inputs = super().gather_inputs(inputs, others, kwargs)
-        if isinstance(inputs, (tuple, list)) and len(inputs) == len(self._input_names):
+        if isinstance(inputs, (tuple, list)) and len(inputs) == len(self.names_of_inputs):
             features, boxes, *rest = inputs
             if hasattr(boxes, "to_tensor"):  # of tf.RaggedTensor, and of what tf-keras traces with
                 return [features, boxes.to_tensor(shape=[None, None, 4]), *rest]
@@ -155,7 +156,7 @@ class RoILayer(OperatorLayer):
 
     def as_regions(self, inputs: Any) -> Regions:
         """Checks what the layer is called with and brings it into the operators' form."""
-        if not isinstance(inputs, (tuple, list)) or len(inputs) != len(self._input_names):
+        if not isinstance(inputs, (tuple, list)) or len(inputs) != len(self.names_of_inputs):
             raise self._error("inputs", self._inputs_rule, type(inputs).__name__)
         boxes = tf.convert_to_tensor(inputs[1])
         maps = [self._cast(value) for value in (inputs[0], *inputs[2:])]
@@ -197,7 +198,7 @@ class RoILayer(OperatorLayer):
 
     @property
     def _inputs_rule(self) -> str:
-        return f"must be [{', '.join(self._input_names)}]"
+        return f"must be [{', '.join(self.names_of_inputs)}]"
 
     def _input_shapes(self, input_shape: Any) -> list[Shape]:
         """Checks the shapes of all inputs; returns those of maps with channels last."""
@@ -206,7 +207,7 @@ class RoILayer(OperatorLayer):
             features, boxes, *others = shapes
         except (TypeError, ValueError):
             raise self._error("inputs", self._inputs_rule, input_shape) from None
-        if len(shapes) != len(self._input_names):
+        if len(shapes) != len(self.names_of_inputs):
             raise self._error("inputs", self._inputs_rule, input_shape)
         layout = "[B,C,H,W]" if self.data_format == "channels_first" else "[B,H,W,C]"
         for name, shape in zip(("features", "offset_features"), (features, *others), strict=False):

@@ -226,14 +226,14 @@ class DeformableConv2D(OffsetBranchLayer, ConvolutionLayer):
                     "max_offset", 'must be None with offset_source="given"', max_offset
                 )
             self.max_offset = self._finite_number("max_offset", max_offset, above=0)
-        specs = [tf.keras.layers.InputSpec(ndim=4) for _ in self._input_names]
+        specs = [tf.keras.layers.InputSpec(ndim=4) for _ in self.names_of_inputs]
         self.input_spec = specs if len(specs) > 1 else specs[0]
 
     def build(self, input_shape: Any) -> None:
         """Creates the weights for inputs of this shape, whose channels must be known."""
         if self.built:
             return
-        shapes = dict(zip(self._input_names, self._input_shapes(input_shape), strict=True))
+        shapes = dict(zip(self.names_of_inputs, self._input_shapes(input_shape), strict=True))
         channel_axis = 1 if self.data_format == "channels_first" else 3
         channels = self._known_channels("inputs", shapes)
         if channels % self.groups:
@@ -342,7 +342,7 @@ class DeformableConv2D(OffsetBranchLayer, ConvolutionLayer):
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the shape of the output for inputs of this shape, None where it is unknown."""
-        shapes = dict(zip(self._input_names, self._input_shapes(input_shape), strict=True))
+        shapes = dict(zip(self.names_of_inputs, self._input_shapes(input_shape), strict=True))
         shape = shapes["inputs"]
         spatial = shape[2:] if self.data_format == "channels_first" else shape[1:3]
         new_spatial = self._output_size(spatial)
@@ -409,7 +409,8 @@ class DeformableConv2D(OffsetBranchLayer, ConvolutionLayer):
         return self.offset_groups * math.prod(self.kernel_size)
 
     @property
-    def _input_names(self) -> tuple[str, ...]:
+    def names_of_inputs(self) -> tuple[str, ...]:
+        """What the layer is called with, in the order of its list."""
         names = ["inputs"]
         if self.offset_source == "features":
             names.append("offset_features")
@@ -423,7 +424,7 @@ class DeformableConv2D(OffsetBranchLayer, ConvolutionLayer):
         Features are in the compute dtype, the others in the dtype of positions.
         """
         self._check_is_built()
-        names = self._input_names
+        names = self.names_of_inputs
         values = inputs if len(names) > 1 else [inputs]
         if not isinstance(values, (list, tuple)) or len(values) != len(names):
             raise self._error("inputs", f"must be [{', '.join(names)}]", type(inputs).__name__)
@@ -462,8 +463,8 @@ class DeformableConv2D(OffsetBranchLayer, ConvolutionLayer):
         return offsets, mask
 
     def _input_shapes(self, input_shape: Any) -> list[Shape]:
-        """Checks the shapes of what the layer is called with, in the order of `_input_names`."""
-        names = self._input_names
+        """Checks the shapes of what the layer is called with, in the order of `names_of_inputs`."""
+        names = self.names_of_inputs
         try:
             of_inputs = list(input_shape) if len(names) > 1 else [input_shape]
             shapes = [tuple(tf.TensorShape(shape).as_list()) for shape in of_inputs]

@@ -351,8 +351,9 @@ class DeformablePSRoIPool(DeformableRoILayer):
         return super().from_config(config)
 
     @property
-    def _input_names(self) -> tuple[str, ...]:
-        names = super()._input_names
+    def names_of_inputs(self) -> tuple[str, ...]:
+        """What the layer is called with, in the order of its list."""
+        names = super().names_of_inputs
         return (*names, "offset_features") if self.offset_source == "features" else names
 
     def _output_channels(self, channels: int | None) -> int | None:
