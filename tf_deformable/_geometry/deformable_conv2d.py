@@ -167,8 +167,8 @@ def deformable_conv2d_geometry(
         raise check.wrong_shape("offsets", [*output_map, f"G*{text(2 * taps)}"], offsets)
     check.at_run_time("offsets", offsets_dims[:3], inputs_map)
     offset_groups = offsets_dims[3] // (2 * taps)
-    if not known(offset_groups) and known(mask_dims[3], taps) and mask_dims[3] % taps == 0:
-        offset_groups = max(mask_dims[3] // taps, 1)
+    if not known(offset_groups) and known(mask_dims[3], taps):
+        offset_groups = max(mask_dims[3] // taps, 1)  # checked below
     if known(channels, offset_groups) and channels % offset_groups:
         raise check.error(rules.offset_groups_do_not_divide(channels, offset_groups))
     expected_mask = [*output_map, offset_groups * taps]
