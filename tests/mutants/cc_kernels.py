@@ -155,8 +155,11 @@ FILES: tuple[File, ...] = (
         ),
         ("«products[j] += d * Load(x[j] + c);»", "products[j] = d * Load(x[j] + c);"),
         ("Store(dx[j] + c, «Load(dx[j] + c) + weight[j] * d»);", "(weight[j] * d)"),
-        ("«dots[j] += ds[c] * ToCompute(x[j][c]);»", "dots[j] = ds[c] * ToCompute(x[j][c]);"),
-        ("«dx[j][c] += samples.weight[j][i] * ds[c];»", "dx[j][c] = samples.weight[j][i] * ds[c];"),
+        ("«dots[j] += d * ToCompute(x[j][c]);»", "dots[j] = d * ToCompute(x[j][c]);"),
+        ("«dx[j][c] += samples.weight[j][i] * d;»", "dx[j][c] = samples.weight[j][i] * d;"),
+        ("*corner = at ^ («(at ^ zeros) & off_map»);", "at ^ at"),
+        ("const Indices at = pixel * bytes + «first»;", "first - first"),
+        ("Row of(int64_t i) const { return {first + «i * row»}; }", "0"),
         ("«dots[j] += sums[j];»", "dots[j] = sums[j];"),
         (
             "MakePointGradients(samples.fraction_y[i], samples.fraction_x[i], «samples.mask[i]», dots",

@@ -91,6 +91,18 @@ CASES = {
     "slabs of groups, the last one with fewer": Case(
         batch=1, size=(8, 10), channels=1536, filters=768, groups=3, offset_groups=1, **SQUARE
     ),
+    "depthwise, taps in parts": Case(
+        batch=2,
+        size=(9, 10),
+        channels=50,
+        filters=50,
+        groups=50,
+        offset_groups=2,
+        kernel=(7, 7),
+        strides=(1, 1),
+        dilations=(1, 1),
+        padding="SAME",
+    ),
     "depthwise, empty batch": Case(
         batch=0, size=(6, 7), channels=40, filters=40, groups=40, offset_groups=2, **SQUARE
     ),
@@ -157,6 +169,25 @@ CASES = {
     ),
     "depthwise with a multiplier": Case(
         batch=1, size=(6, 7), channels=12, filters=24, groups=12, offset_groups=3, **SQUARE
+    ),
+    # Groups that are sampled together.
+    "groups that fill vectors, some together": Case(
+        batch=2, size=(17, 13), channels=512, filters=512, groups=32, offset_groups=2, **SQUARE
+    ),
+    "groups that fill no vectors, some together": Case(
+        batch=1, size=(19, 13), channels=120, filters=72, groups=24, offset_groups=2, **SQUARE
+    ),
+    "blocks of several groups, the last one with fewer": Case(
+        batch=1, size=(12, 11), channels=216, filters=45, groups=9, offset_groups=3, **SQUARE
+    ),
+    "groups of one tile": Case(
+        batch=1, size=(4, 5), channels=40, filters=80, groups=10, offset_groups=5, **SQUARE
+    ),
+    "groups together, several blocks of rows": Case(
+        batch=1, size=(9, 8), channels=256, filters=256, groups=2, offset_groups=1, **SQUARE
+    ),
+    "groups together, more filters than are packed": Case(
+        batch=1, size=(1, 2), channels=9216, filters=9216, groups=288, offset_groups=1, **SQUARE
     ),
 }
 

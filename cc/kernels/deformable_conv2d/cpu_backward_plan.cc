@@ -38,22 +38,29 @@ int64_t BackwardPlan<T>::PlanFilters(const Geometry& g, bool depthwise, int num_
   f.row_blocks = CeilDiv(depth, std::max(most_rows / row_unit * row_unit, row_unit));
   f.rows_per_block = std::min(RoundUp(CeilDiv(depth, f.row_blocks), row_unit), depth);
   f.row_blocks = CeilDiv(depth, f.rows_per_block);
-  const int64_t packed_row = depthwise ? g.channels : f.sums_row;
-  f.tile_pixels = TilePixels(kernels_, g.output_pixels(), 1, packed_row);
+  f.tile_pixels = TilePixels(kernels_, g.output_pixels(), 1, f.sums_row);
+  f.panel_row = PanelRow<A>(std::min(f.rows_per_block, kLargestPanel));
   const int64_t blocks = g.groups * f.row_blocks * f.filter_blocks;
+  const Together together(kernels_, g);
+  f.groups_together = blocks == g.groups ? together.groups : 1;
+  if (f.groups_together > 1) {
+    f.part_row = together.part_row;
+    f.panel_row = together.panel_row;
+    f.tile_pixels = std::min(f.tile_pixels, together.tile_pixels);
+  }
   f.sums_size = f.rows_per_block * f.sums_row;
   const int64_t room = std::max<int64_t>(
       kPartialsBytes / (blocks * f.sums_size * static_cast<int64_t>(sizeof(A))), 1);
   const int64_t tiles = CeilDiv(g.output_pixels(), f.tile_pixels);
-  f.splits = std::clamp<int64_t>(std::min({CeilDiv(2 * kUnitsWanted, blocks), room, tiles}), 1,
-                                 2 * kUnitsWanted);
+  f.splits = std::clamp<int64_t>(
+      std::min({CeilDiv(2 * kUnitsWanted, blocks / f.groups_together), room, tiles}), 1,
+      2 * kUnitsWanted);
   f.pixels_per_split = std::max<int64_t>(CeilDiv(tiles, f.splits), 1) * f.tile_pixels;
   f.splits = std::max<int64_t>(CeilDiv(g.output_pixels(), f.pixels_per_split), 1);
-  f.panel_row = PanelRow<A>(std::min(f.rows_per_block, kLargestPanel));
   Layout<A> filters_worker;
-  f.panel_at = filters_worker.Add(f.tile_pixels * f.panel_row);
-  f.packed_at = filters_worker.Add(f.tile_pixels * packed_row);
-  f.sums_at = filters_worker.Add(f.splits > 1 ? 0 : f.sums_size);
+  f.panel_at = filters_worker.Add(depthwise ? 0 : f.tile_pixels * f.panel_row);
+  f.packed_at = filters_worker.Add(depthwise ? 0 : f.tile_pixels * f.sums_row);
+  f.sums_at = filters_worker.Add(f.splits > 1 ? 0 : f.groups_together * f.sums_size);
   f.pixels_at = filters_worker.AddBytes(RoundUp(f.tile_pixels, kernels_.lanes) * kPixelBytes<A>);
   f.samples_at = filters_worker.AddBytes(PanelSamples(g, lanes) * kSampleBytes<A>);
   filters_worker_size_ = filters_worker.size();
@@ -74,23 +81,33 @@ int64_t BackwardPlan<T>::PlanInputs(const Geometry& g, bool depthwise, int num_w
   job.depthwise = depthwise;
   const int64_t widest = std::clamp<int64_t>(
       RoundUp(CeilDiv(g.batch * g.channels, kUnitsWanted), lanes), 64, kLargestPanel / 2);
-  const int64_t block_filters = depthwise ? 1 : g.group_filters();
   const int64_t most_packed = kPackedBytes / static_cast<int64_t>(sizeof(A));
-  int64_t packed = 0, largest_slab = 0, widest_block = 0;
+  int64_t packed = 0, largest_slab = 0, widest_block = 0, most_filters = 0;
   for (int64_t first = 0; first < g.channels;) {
     ChannelBlock block;
     block.first = first;
     block.group = first / g.group_channels();
     block.offset_group = first / g.offset_group_channels();
-    block.width = std::min({widest, (block.group + 1) * g.group_channels() - first,
-                            (block.offset_group + 1) * g.offset_group_channels() - first});
+    const int64_t most =
+        std::min(widest, (block.offset_group + 1) * g.offset_group_channels() - first);
+    const int64_t left = (block.group + 1) * g.group_channels() - first;
+    block.width = std::min(most, left);
+    block.groups = 1;
+    if (left == g.group_channels() && left < most) {
+      block.groups = std::clamp<int64_t>(kLargestPanel / std::max<int64_t>(g.group_filters(), 1), 1,
+                                         most / left);
+      block.width = block.groups * left;
+    }
     block.packed_at = packed;
-    const int64_t size = g.taps() * block_filters * RoundUp(block.width, lanes);
+    const int64_t group_columns = RoundUp(block.width / block.groups, lanes);
+    const int64_t block_filters = block.groups * g.group_filters();
+    const int64_t size = depthwise ? 0 : g.taps() * block_filters * group_columns;
     const int64_t index = blocks_.size();
     const int64_t slab_start = slabs_.empty() ? 0 : blocks_[slabs_.back().first_block].packed_at;
     if (slabs_.empty() || packed + size - slab_start > most_packed) {
       // A block too large for a slab is packed some taps at a time.
-      const int64_t taps = std::clamp<int64_t>(most_packed / (size / g.taps()), 1, g.taps());
+      const int64_t taps =
+          std::clamp<int64_t>(most_packed / std::max<int64_t>(size / g.taps(), 1), 1, g.taps());
       for (int64_t tap = 0; tap < g.taps(); tap += taps) {
         slabs_.push_back({index, index + 1, tap, std::min(tap + taps, g.taps())});
       }
@@ -101,7 +118,10 @@ int64_t BackwardPlan<T>::PlanInputs(const Geometry& g, bool depthwise, int num_w
     }
     packed += size;
     blocks_.push_back(block);
-    widest_block = std::max(widest_block, RoundUp(block.width, lanes));
+    // The last group's columns may fill up a vector.
+    const int64_t block_columns = block.width - block.width / block.groups + group_columns;
+    widest_block = std::max(widest_block, RoundUp(block_columns, lanes));
+    most_filters = std::max(most_filters, depthwise ? 1 : block_filters);
     first += block.width;
   }
   job.num_blocks = blocks_.size();
@@ -115,8 +135,7 @@ int64_t BackwardPlan<T>::PlanInputs(const Geometry& g, bool depthwise, int num_w
       std::max(pixels / size, CeilDiv(kUnitsWanted, job.num_blocks)), 1, images);
   pixels_per_step_ = std::clamp<int64_t>(pixels / images_per_step_, 1, size);
 
-  job.tile_pixels =
-      TilePixels(kernels_, pixels_per_step_, 1, std::max(widest_block, block_filters));
+  job.tile_pixels = TilePixels(kernels_, pixels_per_step_, 1, std::max(widest_block, most_filters));
   if (pixels_per_step_ < size) {
     pixels_per_step_ = RoundUp(pixels_per_step_, job.tile_pixels);
   }
@@ -136,9 +155,9 @@ int64_t BackwardPlan<T>::PlanInputs(const Geometry& g, bool depthwise, int num_w
   constexpr bool kRounds = !std::is_same_v<T, A>;
   job.columns_row = widest_block;
   Layout<A> inputs_worker;
-  job.upstream_row = PanelRow<A>(std::max(widest_block, block_filters));
-  job.upstream_at = inputs_worker.Add(job.tile_pixels * job.upstream_row);
-  job.columns_at = inputs_worker.Add(job.tile_pixels * job.columns_row);
+  job.upstream_row = PanelRow<A>(std::max(widest_block, most_filters));
+  job.upstream_at = inputs_worker.Add(depthwise ? 0 : job.tile_pixels * job.upstream_row);
+  job.columns_at = inputs_worker.Add(depthwise ? 0 : job.tile_pixels * job.columns_row);
   job.discard_at = inputs_worker.Add(widest_block);
   job.pixels_at = inputs_worker.AddBytes(RoundUp(job.tile_pixels, kernels_.lanes) * kPixelBytes<A>);
   job.samples_at = inputs_worker.AddBytes(lanes * kSampleBytes<A>);
@@ -219,12 +238,16 @@ void BackwardPlan<T>::RunFilters(const BackwardTensors<T>& tensors, Executor& ex
   job.tensors = tensors;
   job.sums = workspace;
   A* const worker_space = workspace + filters_worker_at_;
+  const auto gradient = job.depthwise             ? kernels_.depthwise_filters_gradient
+                        : job.groups_together > 1 ? kernels_.filters_gradient_together
+                                                  : kernels_.filters_gradient;
   const int64_t blocks = g.groups * job.row_blocks * job.filter_blocks;
-  ForEach(executor, blocks * job.splits,
-          2 * job.pixels_per_split * job.rows_per_block * job.filters_per_block,
-          [&](int64_t unit, int worker) {
-            kernels_.filters_gradient(job, unit, worker_space + worker * filters_worker_size_);
-          });
+  ForEach(
+      executor, blocks / job.groups_together * job.splits,
+      2 * job.pixels_per_split * job.groups_together * job.rows_per_block * job.filters_per_block,
+      [&](int64_t unit, int worker) {
+        gradient(job, unit, worker_space + worker * filters_worker_size_);
+      });
   if (job.splits == 1) return;
   ForEach(executor, blocks, job.splits * job.rows_per_block * job.filters_per_block,
           [&](int64_t block, int) { kernels_.reduce_splits(job, block); });
@@ -276,6 +299,7 @@ void BackwardPlan<T>::PackSlab(const Slab& slab, int64_t first_block, int64_t la
   job->first_tap = slab.first_tap;
   job->last_tap = slab.last_tap;
   job->packed_from = blocks_[first_block].packed_at;
+  if (job->depthwise) return;  // its filters are read where they are
   ForEach(executor, last_block - first_block, BlockProducts(*job),
           [&](int64_t unit, int) { kernels_.pack_transposed_filters(*job, first_block + unit); });
 }
@@ -287,6 +311,8 @@ void BackwardPlan<T>::SumPart(InputsGradientJob<T>* part, Executor& executor,
   InputsGradientJob<T>& job = *part;
   const Geometry& g = job.geometry;
   const int64_t images = job.last_image - job.first_image;
+  const auto gradient =
+      job.depthwise ? kernels_.depthwise_inputs_gradient : kernels_.inputs_gradient;
   job.split_size = images * g.height * g.width * job.sums_channels;
   const auto clear = [&](A* sums, int64_t size) {
     ForEachPiece(executor, size, [&](int64_t first, int64_t count) {
@@ -308,7 +334,7 @@ void BackwardPlan<T>::SumPart(InputsGradientJob<T>* part, Executor& executor,
       ForEach(executor, images * job.splits * (last_block - first_block),
               2 * BlockProducts(job) * (job.last_pixel - job.first_pixel) / job.splits,
               [&](int64_t unit, int worker) {
-                kernels_.inputs_gradient(job, unit, worker_space + worker * inputs_worker_size_);
+                gradient(job, unit, worker_space + worker * inputs_worker_size_);
               });
     }
     ForEach(executor, images * CeilDiv(job.last_pixel - job.first_pixel, kReducedPixels),

@@ -1,6 +1,7 @@
 #include "kernels/deformable_conv2d/cpu_forward_plan.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cpu/driver.h"
 #include "kernels/deformable_conv2d/cpu_tiles.h"
@@ -14,10 +15,48 @@ ForwardPlan<T>::ForwardPlan(const Geometry& geometry, int num_workers)
   job_.geometry = g;
   if (g.output_pixels() == 0) return;
   job_.depthwise = geometry.is_depthwise();
+  if (job_.depthwise) {
+    PlanDepthwise(num_workers);
+    return;
+  }
   job_.depth = g.taps() * g.group_channels();
   job_.panels = CeilDiv(job_.depth, kLargestPanel);
   job_.panel_row = PanelRow<ComputeType<T>>(std::min(job_.depth, kLargestPanel));
-  if (!PlanFewPixels(num_workers)) PlanTiles(num_workers);
+  if (PlanTogether(num_workers) || PlanFewPixels(num_workers)) return;
+  PlanTiles(num_workers);
+}
+
+// Groups of few channels, if all filters fit into one slab.
+template <typename T>
+bool ForwardPlan<T>::PlanTogether(int num_workers) {
+  using A = ComputeType<T>;
+  const Geometry& g = job_.geometry;
+  const Together together(kernels_, g);
+  job_.groups_together = 1;
+  if (together.groups == 1) return false;
+  job_.packed_group_size = job_.depth * RoundUp(g.group_filters(), kernels_.lanes);
+  const int64_t packed_groups =
+      kPackedBytes / (job_.packed_group_size * static_cast<int64_t>(sizeof(A)));
+  if (g.groups > packed_groups) return false;
+  job_.groups_together = together.groups;
+  job_.last_group = g.groups;
+  job_.last_filter = g.group_filters();
+  job_.part_row = together.part_row;
+  job_.panel_row = together.panel_row;
+  // The last group's columns may fill up a vector.
+  job_.sums_row = RoundUp(together.groups * g.group_filters() + kernels_.lanes - 1, kernels_.lanes);
+  job_.tile_pixels = std::min({together.tile_pixels, SharedPixels(kernels_.block_rows),
+                               TilePixels(kernels_, g.output_pixels(), 1, job_.sums_row)});
+  Layout<A> worker;
+  job_.panel_at = worker.Add(job_.tile_pixels * job_.panel_row);
+  job_.sums_at = worker.Add(job_.tile_pixels * job_.sums_row);
+  AddTile(worker, kernels_.lanes);
+  worker_size_ = worker.size();
+  Layout<A> all;
+  all.Add(g.groups * job_.packed_group_size);
+  worker_at_ = all.Add(num_workers * worker_size_);
+  workspace_bytes_ = all.size() * sizeof(A);
+  return true;
 }
 
 // All pixels make one tile, if what they sample fits.
@@ -33,8 +72,8 @@ bool ForwardPlan<T>::PlanFewPixels(int num_workers) {
   job_.sums_row = job_.filters_per_block;
   job_.tile_pixels = TilePixels(kernels_, g.output_pixels(), 1, job_.sums_row);
   const int64_t pixel_bytes = g.groups * job_.panels * job_.panel_row * sizeof(A);
-  job_.few_pixels = !job_.depthwise && job_.tile_pixels == g.output_pixels() &&
-                    g.output_pixels() <= kFewPixelsBytes / pixel_bytes;
+  job_.few_pixels =
+      job_.tile_pixels == g.output_pixels() && g.output_pixels() <= kFewPixelsBytes / pixel_bytes;
   if (!job_.few_pixels) return false;
 
   Layout<A> worker;
@@ -57,10 +96,8 @@ void ForwardPlan<T>::PlanTiles(int num_workers) {
   const int64_t column_bytes = depth * sizeof(A);
   const int64_t columns = RoundUp(g.group_filters(), kernels_.lanes);
   // If not even one panel of packed filters fits into a slab, a worker packs what a sampled panel
-  // is multiplied by, each time a tile needs it. So it does with depthwise filters, which it only
-  // widens.
-  job_.packs_per_panel =
-      job_.depthwise || column_bytes * std::min(columns, kernels_.panel_columns) > kPackedBytes;
+  // is multiplied by, each time a tile needs it.
+  job_.packs_per_panel = column_bytes * std::min(columns, kernels_.panel_columns) > kPackedBytes;
   const int64_t packed_columns =
       job_.packs_per_panel ? kPanelFiltersBytes / (kLargestPanel * static_cast<int64_t>(sizeof(A)))
                            : kPackedBytes / column_bytes;
@@ -68,7 +105,7 @@ void ForwardPlan<T>::PlanTiles(int num_workers) {
       kSumsBytes / (kernels_.block_rows * static_cast<int64_t>(sizeof(A)));
   const int64_t most_columns = std::min(packed_columns, summed_columns);
   filters_per_slab_ = g.group_filters();
-  if (!job_.depthwise && columns > most_columns) {
+  if (columns > most_columns) {
     filters_per_slab_ = most_columns / kernels_.panel_columns * kernels_.panel_columns;
   }
   const int64_t slab_columns = RoundUp(filters_per_slab_, kernels_.lanes);
@@ -82,14 +119,10 @@ void ForwardPlan<T>::PlanTiles(int num_workers) {
   const int64_t block_samples = RoundUp(kernels_.block_rows, kernels_.lanes) * group_samples;
   job_.all_samples = g.groups > 1 && block_samples * kSampleBytes<A> <= kMostSamplesBytes;
   const int64_t pixel_samples = job_.all_samples ? group_samples : 1;
-  const int64_t shared_pixels =
-      std::max(RoundUp(CeilDiv(g.output_pixels(), kUnitsWanted), kernels_.block_rows),
-               kFewestTileBlocks * kernels_.block_rows);
-  job_.tile_pixels =
-      std::min(TilePixels(kernels_, g.output_pixels(), pixel_samples, slab_columns), shared_pixels);
+  job_.tile_pixels = std::min(TilePixels(kernels_, g.output_pixels(), pixel_samples, slab_columns),
+                              SharedPixels(kernels_.block_rows));
   job_.sums_row = slab_columns;
-  const int64_t panel_filters =
-      std::min(depth, kLargestPanel) * (job_.depthwise ? 1 : slab_columns);
+  const int64_t panel_filters = std::min(depth, kLargestPanel) * slab_columns;
   Layout<A> worker;
   job_.panel_at = worker.Add(job_.tile_pixels * job_.panel_row);
   job_.sums_at = worker.Add(job_.tile_pixels * job_.sums_row);
@@ -102,6 +135,28 @@ void ForwardPlan<T>::PlanTiles(int num_workers) {
   all.Add(groups_per_slab_ * job_.packed_group_size);
   worker_at_ = all.Add(num_workers * worker_size_);
   workspace_bytes_ = all.size() * sizeof(A);
+}
+
+// Few enough pixels for a tile, in blocks of so many, that there are some tiles for the threads.
+template <typename T>
+int64_t ForwardPlan<T>::SharedPixels(int64_t block) const {
+  return std::max(RoundUp(CeilDiv(job_.geometry.output_pixels(), kUnitsWanted), block),
+                  kFewestTileBlocks * block);
+}
+
+template <typename T>
+void ForwardPlan<T>::PlanDepthwise(int num_workers) {
+  using A = ComputeType<T>;
+  const Geometry& g = job_.geometry;
+  const int64_t lanes = kernels_.lanes;
+  job_.tile_pixels = std::min(kTileBlocks * lanes, SharedPixels(lanes));
+  job_.taps_together = CeilDiv(g.taps(), CeilDiv(g.taps(), kTapsTogether));
+  job_.sums_row = std::min(g.channels, kLargestPanel);
+  Layout<A> worker;
+  job_.sums_at = worker.Add(std::is_same_v<T, A> ? 0 : lanes * job_.sums_row);
+  AddTile(worker, job_.taps_together * lanes);
+  worker_size_ = worker.size();
+  workspace_bytes_ = num_workers * worker_size_ * sizeof(A);
 }
 
 // A tile's pixels, and of its samples so many.
@@ -120,13 +175,35 @@ void ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, Executor& executor,
   ForwardJob<T> job = job_;
   job.tensors = tensors;
   A* const shared = static_cast<A*>(workspace);
-  if (job.few_pixels) {
+  if (job.depthwise) {
+    const Geometry& g = job.geometry;
+    ForEach(executor, CeilDiv(g.output_pixels(), job.tile_pixels),
+            8 * job.tile_pixels * g.taps() * g.channels, [&](int64_t unit, int worker) {
+              kernels_.depthwise_forward(job, unit, shared + worker * worker_size_);
+            });
+  } else if (job.groups_together > 1) {
+    job.packed_filters = shared;
+    RunTogether(job, executor, shared + worker_at_);
+  } else if (job.few_pixels) {
     job.sampled = shared;
     RunFewPixels(job, executor, shared + worker_at_);
   } else {
     job.packed_filters = shared;
     RunTiles(job, executor, shared + worker_at_);
   }
+}
+
+template <typename T>
+void ForwardPlan<T>::RunTogether(const ForwardJob<T>& job, Executor& executor,
+                                 ComputeType<T>* workers) const {
+  const Geometry& g = job.geometry;
+  ForEach(executor, g.groups * job.panels, kLargestPanel * g.group_filters(),
+          [&](int64_t unit, int) { kernels_.pack_filters(job, unit); });
+  ForEach(executor, CeilDiv(g.output_pixels(), job.tile_pixels) * (g.groups / job.groups_together),
+          2 * job.groups_together * job.depth * g.group_filters() * job.tile_pixels,
+          [&](int64_t unit, int worker) {
+            kernels_.forward_together(job, unit, workers + worker * worker_size_);
+          });
 }
 
 template <typename T>
@@ -161,7 +238,7 @@ void ForwardPlan<T>::RunTiles(ForwardJob<T>& job, Executor& executor,
         ForEach(executor, groups * job.panels, kLargestPanel * columns,
                 [&](int64_t unit, int) { kernels_.pack_filters(job, unit); });
       }
-      const int64_t products = groups * job.depth * (job.depthwise ? 1 : columns);
+      const int64_t products = groups * job.depth * columns;
       ForEach(executor, tiles, 2 * products * job.tile_pixels, [&](int64_t unit, int worker) {
         kernels_.forward(job, unit, workers + worker * worker_size_);
       });

@@ -23,9 +23,13 @@ class ForwardPlan {
   void Run(const ForwardTensors<T>& tensors, Executor& executor, void* workspace) const;
 
  private:
+  bool PlanTogether(int num_workers);
   bool PlanFewPixels(int num_workers);
   void PlanTiles(int num_workers);
+  void PlanDepthwise(int num_workers);
+  int64_t SharedPixels(int64_t block) const;
   void AddTile(Layout<ComputeType<T>>& worker, int64_t samples);
+  void RunTogether(const ForwardJob<T>& job, Executor& executor, ComputeType<T>* workers) const;
   void RunFewPixels(const ForwardJob<T>& job, Executor& executor, ComputeType<T>* workers) const;
   void RunTiles(ForwardJob<T>& job, Executor& executor, ComputeType<T>* workers) const;
 

@@ -17,7 +17,7 @@ namespace tf_deformable::deformable_conv2d::cpu {
 // The bytes that a tile keeps of an output pixel and of a sample, whole vectors of which are a
 // PixelVector and a SampleVector.
 template <typename A>
-inline constexpr int64_t kPixelBytes = 2 * sizeof(int64_t) + 2 * sizeof(A);
+inline constexpr int64_t kPixelBytes = 3 * sizeof(int64_t) + 2 * sizeof(A);
 template <typename A>
 inline constexpr int64_t kSampleBytes = 4 * sizeof(int64_t) + 7 * sizeof(A);
 
@@ -60,6 +60,11 @@ struct ForwardJob {
   bool few_pixels;
   A* sampled;  // [groups, panels, tile_pixels, panel_row]
   int64_t filters_per_block, filter_blocks;
+  // Groups of few channels are sampled together, and a unit has some: so many, else 1. Their
+  // sampled values in a panel are part_row apart.
+  int64_t groups_together, part_row;
+  // Depthwise: the samples of so many taps are worked out at a time, for one vector of pixels.
+  int64_t taps_together;
 };
 
 template <typename T>
@@ -73,22 +78,23 @@ struct FiltersGradientJob {
   int64_t pixels_per_split, splits;
   int64_t rows_per_block, row_blocks;
   int64_t filters_per_block, filter_blocks;
+  // Of groups that are sampled together, a unit has one block each: see ForwardJob.
+  int64_t groups_together, part_row;
   int64_t tile_pixels;
-  A* sums;  // [units, sums_size]; only used if there is more than one split
+  A* sums;  // [units, groups_together, sums_size]; only used if there is more than one split
   int64_t sums_row, sums_size;
   // Workspace of one worker, as element offsets from its start.
   int64_t panel_at, panel_row;    // sampled values [tile_pixels, panel_row]
-  int64_t packed_at;              // packed grad_output [tile_pixels, filters_per_block]; depthwise:
-                                  // [tile_pixels, channels]
-  int64_t sums_at;                // [rows_per_block, sums_row], if there is one split
+  int64_t packed_at;              // packed grad_output [tile_pixels, sums_row]
+  int64_t sums_at;                // [groups_together, sums_size], if there is one split
   int64_t pixels_at, samples_at;  // PixelVectors of a tile, SampleVectors of a panel's columns
 };
 
-// A channel block: channels whose input gradient a unit owns. They share a group and an offset
-// group.
+// A channel block: channels whose input gradient a unit owns. They share an offset group, and have
+// one group, a part of one, or some whole groups from `group` on.
 struct ChannelBlock {
   int64_t first, width;
-  int64_t group, offset_group;
+  int64_t group, groups, offset_group;
   int64_t packed_at;  // where its packed filters begin, in elements
 };
 
@@ -109,7 +115,7 @@ struct InputsGradientJob {
   int64_t first_pixel, last_pixel;
   // The filters that are multiplied by: some blocks of the part and some taps.
   int64_t first_block, last_block, first_tap, last_tap;
-  A* packed_filters;    // per block and tap: panels [group_filters, width]
+  A* packed_filters;    // per block, tap and group: panels [group_filters, width / groups]
   int64_t packed_from;  // what packed_filters begin with, as packed_at of blocks
   // Where images and blocks are too few for the threads, the pixels are cut into splits, each with
   // sums of its own.
@@ -235,10 +241,15 @@ struct Kernels {
   void (*forward)(const ForwardJob<T>& job, int64_t tile, A* workspace);
   void (*sample_few_pixels)(const ForwardJob<T>& job, int64_t unit, A* workspace);
   void (*multiply_few_pixels)(const ForwardJob<T>& job, int64_t unit, A* workspace);
+  void (*forward_together)(const ForwardJob<T>& job, int64_t unit, A* workspace);
+  void (*depthwise_forward)(const ForwardJob<T>& job, int64_t tile, A* workspace);
   void (*filters_gradient)(const FiltersGradientJob<T>& job, int64_t unit, A* workspace);
+  void (*filters_gradient_together)(const FiltersGradientJob<T>& job, int64_t unit, A* workspace);
+  void (*depthwise_filters_gradient)(const FiltersGradientJob<T>& job, int64_t unit, A* workspace);
   void (*reduce_splits)(const FiltersGradientJob<T>& job, int64_t block);
   void (*pack_transposed_filters)(const InputsGradientJob<T>& job, int64_t block);
   void (*inputs_gradient)(const InputsGradientJob<T>& job, int64_t unit, A* workspace);
+  void (*depthwise_inputs_gradient)(const InputsGradientJob<T>& job, int64_t unit, A* workspace);
   void (*reduce_partials)(const InputsGradientJob<T>& job, int64_t unit);
   void (*add_splits)(const InputsGradientJob<T>& job, int64_t unit);
   void (*round)(const A* from, int64_t size, T* to);

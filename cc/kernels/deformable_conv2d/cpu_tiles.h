@@ -25,6 +25,8 @@ inline constexpr int64_t kMostSamplesBytes = 2 << 20;
 inline constexpr int64_t kFewPixelsBytes = 4 << 20;
 // The sums of a tile, or of a block of the filters' gradient, stay in the second-level cache.
 inline constexpr int64_t kSumsBytes = 512 << 10;
+// The panel of groups that are sampled together stays there, too, if a tile is not too high.
+inline constexpr int64_t kPanelBytes = 144 << 10;
 // Gradients that wait to be added up.
 inline constexpr int64_t kPartialsBytes = 4 << 20;
 // The inputs' gradients of all splits but the first.
@@ -34,6 +36,8 @@ inline constexpr int64_t kSplitsBytes = 4 << 20;
 inline constexpr int64_t kTileBlocks = 16;
 // and at least so many, if that leaves tiles for some threads.
 inline constexpr int64_t kFewestTileBlocks = 4;
+// The samples of a depthwise convolution are worked out for so many taps at a time.
+inline constexpr int64_t kTapsTogether = 32;
 // A split of the inputs' gradient has at least so many tiles, or to add it up would take too long.
 inline constexpr int64_t kSplitTiles = 8;
 // So many units keep some threads busy.
@@ -70,6 +74,32 @@ int64_t TilePixels(const Kernels<T>& kernels, int64_t pixels, int64_t samples_pe
 inline int64_t PanelSamples(const Geometry& g, int64_t lanes) {
   return std::min(g.offset_groups * g.taps(), kLargestPanel) * lanes;
 }
+
+// Groups of few channels are sampled together: as many as a panel has room for, beside a tile of a
+// few register blocks.
+struct Together {
+  int64_t groups = 1;  // a divisor of all
+  int64_t part_row = 0, panel_row = 0;
+  int64_t tile_pixels = 0;  // at most
+
+  template <typename T>
+  Together(const Kernels<T>& kernels, const Geometry& g) {
+    using A = ComputeType<T>;
+    // They share samples only if they have their offsets in common.
+    if (g.offset_group_channels() == g.group_channels()) return;
+    if (g.offset_group_channels() % g.group_channels() != 0) return;
+    const int64_t depth = g.taps() * g.group_channels(), rows = kernels.block_rows;
+    // Behind the columns of a group lies what its last vector has too much.
+    part_row = RoundUp(depth + kernels.lanes - 1, kernels.lanes);
+    const int64_t panel_size = kPanelBytes / static_cast<int64_t>(sizeof(A));
+    groups = std::min({panel_size / (2 * rows) / part_row,
+                       kLargestPanel / std::max(g.group_channels(), g.group_filters()), g.groups});
+    while (groups > 1 && g.groups % groups != 0) --groups;
+    groups = std::max<int64_t>(groups, 1);
+    panel_row = PanelRow<A>(groups * part_row);
+    tile_pixels = std::max<int64_t>(panel_size / panel_row / rows, 1) * rows;
+  }
+};
 
 // The geometry that the kernels are given: to them, a depthwise convolution has one group.
 inline Geometry KernelGeometry(const Geometry& geometry) {
