@@ -11,15 +11,13 @@
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/deformable_conv2d/geometry.h"
 #include "kernels/deformable_conv2d/tensors.h"
+#include "kernels/sampling/bilinear.h"
 
 namespace tf_deformable::deformable_conv2d::cpu {
 
-// The bytes that a tile keeps of an output pixel and of a sample, whole vectors of which are a
-// PixelVector and a SampleVector.
+// The bytes that a tile keeps of an output pixel, whole vectors of which are a PixelVector.
 template <typename A>
 inline constexpr int64_t kPixelBytes = 2 * sizeof(int64_t) + 2 * sizeof(A);
-template <typename A>
-inline constexpr int64_t kSampleBytes = 4 * sizeof(int64_t) + 7 * sizeof(A);
 
 // A sampled panel has at most so many columns.
 inline constexpr int64_t kLargestPanel = 256;
