@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <random>
 #include <utility>
 #include <vector>
 
@@ -21,17 +22,17 @@ namespace {
 // Runs units in reverse order, each on some worker: no order may be relied on.
 class Backwards : public Executor {
  public:
-  Backwards(int workers, Choices* choices) : workers_(workers), choices_(choices) {}
+  Backwards(int workers, uint32_t seed) : workers_(workers), noise_(seed) {}
   int num_workers() const override { return workers_; }
   void Run(int64_t units, int64_t, Task task, const void* context) override {
     for (int64_t unit = units; unit-- > 0;) {
-      task(context, unit, static_cast<int>(choices_->Noise() % workers_));
+      task(context, unit, static_cast<int>(noise_() % workers_));
     }
   }
 
  private:
   int workers_;
-  Choices* choices_;
+  std::minstd_rand noise_;
 };
 
 // Runs units at once, each on some thread.
@@ -74,9 +75,12 @@ class Cases {
   bool Chance(int one_in) { return choices_->Chance(one_in); }
   int Divisor(int number);
 
+  // Takes as much of the choices for a pool as for none, so that the results can be compared.
   std::unique_ptr<Executor> MakeExecutor() {
-    if (pool_ != nullptr) return std::make_unique<Threaded>(Between(2, 8), pool_);
-    return std::make_unique<Backwards>(Between(1, 4), choices_);
+    const int workers = Between(1, 4);
+    const uint32_t seed = choices_->Noise();
+    if (pool_ != nullptr) return std::make_unique<Threaded>(2 * workers, pool_);
+    return std::make_unique<Backwards>(workers, seed);
   }
 
   Tensor<T> Features(int64_t size) { return Tensor<T>(choices_, size, {1, AllHostile()}); }

@@ -1,5 +1,5 @@
 // What the kernels computed, checked against the scalar operators, kept in a file, or compared with
-// what another instruction set has kept there.
+// what another instruction set, or one thread, has kept there.
 #ifndef TF_DEFORMABLE_TESTS_NATIVE_RESULTS_H_
 #define TF_DEFORMABLE_TESTS_NATIVE_RESULTS_H_
 
@@ -41,7 +41,7 @@ inline constexpr double kLargest<double> = 1e300;
 template <>
 inline constexpr double kLargest<Half> = 65000;
 
-// For another instruction set: relative to a tensor's largest number.
+// For another instruction set or number of threads: relative to a tensor's largest number.
 template <typename T>
 inline constexpr double kTolerance = 2e-5;
 template <>
