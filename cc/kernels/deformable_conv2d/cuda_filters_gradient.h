@@ -358,8 +358,8 @@ Status BackwardPlan<T>::RunFilters(const BackwardTensors<T>& tensors, void* work
         UsesFma<T>(options_), vectorised, [&](auto small) {
           using Small = decltype(small);
           if constexpr (!Small::kFma && Small::kVectors) {
-            using Medium = Tile<T, false, 2 * kSlotChannels, 128, 64, 32, true>;
-            using Large = Tile<T, false, 2 * kSlotChannels, 256, 64, 64, true>;
+            using Medium = Tile<typename Small::T, false, 2 * kSlotChannels, 128, 64, 32, true>;
+            using Large = Tile<typename Small::T, false, 2 * kSlotChannels, 256, 64, 64, true>;
             if (c.group_filters > 128) return launch(Large());
             if (c.group_filters > 64) return launch(Medium());
           }

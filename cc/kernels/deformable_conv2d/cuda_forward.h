@@ -90,15 +90,15 @@ class ForwardSamples {
 // Starts to copy the filters of a turn.
 template <typename Tile>
 TF_DEFORMABLE_DEVICE void CopyFilters(const Convolution& g, const typename Tile::T* filters,
-                                      const ForwardBlock& block, const HeldTaps& held, int32_t turn,
+                                      const ForwardBlock& block, const HeldTaps& held,
+                                      const ChunkTap& of, int32_t turn,
                                       const ForwardShared<Tile>& shared) {
   using T = typename Tile::T;
   using Shared = ForwardShared<Tile>;
-  const int32_t chunk = turn / held.count, tap = held.first + turn - chunk * held.count;
-  const int64_t row =
-      static_cast<int64_t>(tap) * g.group_channels + held.segment * g.segment + chunk * kChunk<T>;
+  const int64_t tap = held.first + of.tap;
+  const int64_t row = tap * g.group_channels + held.segment * g.segment + of.chunk * kChunk<T>;
   CopyTile<T, kChunk<T>, Tile::kColumns, Tile::kVectors>(
-      filters + row * g.filters + block.filter, g.filters, g.segment - chunk * kChunk<T>,
+      filters + row * g.filters + block.filter, g.filters, g.segment - of.chunk * kChunk<T>,
       block.filters, shared.filters + turn % Tile::kStages * kChunk<T> * Shared::kFiltersRow,
       Shared::kFiltersRow);
 }
@@ -115,9 +115,11 @@ TF_DEFORMABLE_DEVICE void MultiplyHeldTaps(const Convolution& g,
   using Shared = ForwardShared<Tile>;
   using Samples = ForwardSamples<Tile>;
   const int32_t turns = CeilDiv(g.segment, kChunk<T>) * held.count;
+  ChunkTap copied;
   const auto copy_filters = [&](int32_t turn) {
-    if (turn < turns) CopyFilters<Tile>(g, tensors.filters, block, held, turn, shared);
+    if (turn < turns) CopyFilters<Tile>(g, tensors.filters, block, held, copied, turn, shared);
     CommitCopies();
+    copied.Advance(held.count);
   };
 #pragma unroll
   for (int stage = 0; stage < Tile::kStages - 1; ++stage) copy_filters(stage);
