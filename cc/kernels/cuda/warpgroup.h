@@ -28,7 +28,7 @@ class SwizzledTile {
   TF_DEFORMABLE_DEVICE explicit SwizzledTile(const void* tile)
       : bits_(static_cast<uint64_t>((SharedAddress(tile) & 0x3ffff) >> 4) | uint64_t{1} << 16 |
               uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62) {}
-  // The descriptor of columns of 32 bytes, number `step` of four.
+  // The descriptor of the 32 bytes of each row that a depth step multiplies, one of four.
   TF_DEFORMABLE_DEVICE uint64_t Columns(int step) const { return bits_ + 2 * step; }
 
  private:

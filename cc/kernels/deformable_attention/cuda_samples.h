@@ -2,7 +2,7 @@
 //
 //   y[n,q,h] = sum over levels l, points p of weight[n,q,h,l,p] * x_l(location[n,q,h,l,p])
 //
-// A row is a head of a query of an image. A team of threads, part of a warp, has a row and shares
+// A row is a head of a query of an image. A team of threads of a warp has a row and shares
 // its channels. The samples of the warp's rows are worked out by all its threads, a thread each,
 // and wait in shared memory for the teams.
 #ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_ATTENTION_CUDA_SAMPLES_H_

@@ -139,9 +139,9 @@ struct GridAxis {
   int64_t taps, tap_step, first_tap, taps_apart;  // tap_step is positive
 };
 
-// A convolution on a regular grid, cut into tiles of some rows of results, or of a part of one row.
+// A convolution on a regular grid, cut into tiles of some rows of results, or of some of one row.
 //
-// What a tile reads is copied, for some channels at a time: for each row of taps the source's rows,
+// What a tile reads is copied, a chunk of the channels at a time: for each row of taps the source's rows,
 // with zeros around them, so that all taps of the row read the same copy, each a little further on.
 // The results of a tile are numbered as their first taps lie there: of row_pitch from one row to
 // the next, width are results, and the others are computed for nothing. Where these would be many,

@@ -131,8 +131,8 @@ void PlaceListsKernel(CellLists<A> lists, int64_t size) {
   SyncThreads();
   int from = 0;
 #pragma unroll
-  for (int step = 1; step < kThreads; step *= 2) {
-    const int32_t before = thread >= step ? counts[from + thread - step] : 0;
+  for (int distance = 1; distance < kThreads; distance *= 2) {
+    const int32_t before = thread >= distance ? counts[from + thread - distance] : 0;
     counts[kThreads - from + thread] = counts[from + thread] + before;
     from = kThreads - from;
     SyncThreads();

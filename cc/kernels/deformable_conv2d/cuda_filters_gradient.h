@@ -148,8 +148,8 @@ class SlotSamples {
   static constexpr int kRowThreads = kSlotChannels / Tile::kLanes;  // of one slot
   static constexpr int kRowsAtOnce = kThreads / (2 * kRowThreads);
   static constexpr int kThreadRows = Shared::kPixels / kRowsAtOnce;
-  static_assert(kThreadRows <= Tile::kSteps,
-                "a row of each thread is sampled during a step of the product");
+  static_assert(kThreadRows <= Tile::kDepthSteps,
+                "a row of each thread is sampled during a depth step");
 
   TF_DEFORMABLE_DEVICE SlotSamples(const Convolution& g, const T* inputs,
                                    const FiltersGradientBlock& block, int32_t slots,

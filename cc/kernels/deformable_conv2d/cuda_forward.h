@@ -44,8 +44,8 @@ class ForwardSamples {
   static constexpr int kRowThreads = kChunk<T> / Tile::kLanes;
   static constexpr int kRowsAtOnce = kThreads / kRowThreads;
   static constexpr int kThreadRows = Tile::kRows / kRowsAtOnce;
-  static_assert(kThreadRows <= Tile::kSteps,
-                "a row of each thread is sampled during a step of the product");
+  static_assert(kThreadRows <= Tile::kDepthSteps,
+                "a row of each thread is sampled during a depth step");
 
   TF_DEFORMABLE_DEVICE ForwardSamples(const Convolution& g, const T* inputs, const HeldTaps& held,
                                       const Shared& shared)

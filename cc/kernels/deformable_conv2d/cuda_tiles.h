@@ -108,7 +108,7 @@ struct Tile {
   using Product = std::conditional_t<kFma, FmaProduct<T, kWarpRows, kWarpColumns>,
                                      WarpProduct<T, kWarpRows, kWarpColumns>>;
   static constexpr int kLanes = 16 / sizeof(T);
-  static constexpr int kSteps = kChunkBytes / 32;  // a chunk takes so many steps of the product
+  static constexpr int kDepthSteps = kChunkBytes / 32;  // of a chunk
   // How many tiles of an operand are in shared memory: the one in use, and those that are copied in
   // the background. The product of large ones takes so long that one ahead is enough, and two
   // blocks fit on a multiprocessor.
@@ -124,7 +124,7 @@ struct Tile {
 };
 
 // Adds the product of two tiles of kChunkBytes of depth to what the warp has of a block's product:
-// a [kRows, depth], b [depth, kColumns]. Calls before(k) and after(k) around each of its steps, for
+// a [kRows, depth], b [depth, kColumns]. Calls before(k) and after(k) around each depth step, for
 // what is to be done meanwhile.
 template <typename Tile, Contiguous kA, Contiguous kB, bool kRoundedA, bool kRoundedB,
           typename Before, typename After>
@@ -137,7 +137,7 @@ TF_DEFORMABLE_DEVICE void MultiplyTiles(const typename Tile::T* a, int a_row,
   a += Tile::FirstRow(warp) * (kDepthOfA ? a_row : 1);
   b += Tile::FirstColumn(warp) * (kDepthOfB ? b_row : 1);
 #pragma unroll
-  for (int k = 0; k < Tile::kSteps; ++k) {
+  for (int k = 0; k < Tile::kDepthSteps; ++k) {
     before(k);
     product->template Step<kA, kB, kRoundedA, kRoundedB>(
         a + k * kDepth * (kDepthOfA ? 1 : a_row), a_row, b + k * kDepth * (kDepthOfB ? 1 : b_row),
