@@ -30,19 +30,20 @@ struct BinDots {
 
 // Adds to the gradient of the inputs, if it is not null, what kLanes channels of a class bin add to
 // it, and to the dots their products with the inputs, if these are not null. Both begin at the
-// first channel of the class bin; the first of the kLanes is `channel`.
+// first channel of the class bin; the first of the kLanes is `channel`. Of the lines there are so
+// many rows and columns.
 template <typename T, int kLanes>
 TF_DEFORMABLE_DEVICE void AddChannels(const Geometry& g, const ClassBinLines<ComputeType<T>>& lines,
-                                      ComputeType<T> scale, ComputeType<T> mask, int32_t channel,
+                                      int rows, int columns, ComputeType<T> scale,
+                                      ComputeType<T> mask, int32_t channel,
                                       const ComputeType<T> (&upstream)[kLanes], const T* inputs,
                                       ComputeType<T>* grad_inputs, BinDots<ComputeType<T>>* dots) {
   using A = ComputeType<T>;
-  const int y_size = lines.axes[0].size, x_size = lines.axes[1].size;
-  for (int a = 0; a < y_size; ++a) {
+  for (int a = 0; a < rows; ++a) {
     const Line<A> row = lines.lines[0][a];
     const A row_scale = row.weight * scale * mask;
     A row_dot = 0, row_slope = 0;
-    for (int b = 0; b < x_size; ++b) {
+    for (int b = 0; b < columns; ++b) {
       const Line<A> column = lines.lines[1][b];
       const int64_t at = (row.at * g.width + column.at) * g.channels + channel;
       if (inputs != nullptr) {
@@ -95,8 +96,8 @@ void BackwardKernel(Job job, BackwardTensors<T> tensors, Gradients<ComputeType<T
           for (int32_t c = lane * kLanes; reads && c < channels; c += job.lanes * kLanes) {
             A upstream[kLanes];
             LoadRun<T, kLanes>(tensors.grad_output + index * channels + c, upstream);
-            AddChannels<T, kLanes>(g, class_bin, scale, mask, c, upstream, inputs, grad_inputs,
-                                   &dots);
+            AddChannels<T, kLanes>(g, class_bin, y.size, x.size, scale, mask, c, upstream, inputs,
+                                   grad_inputs, &dots);
           }
           dots.value *= scale;
           dots.slope_y *= y.shift * scale * mask;

@@ -59,7 +59,7 @@ struct ClassBin {
   int64_t box;
   int32_t i, j, cls;
   int32_t image;  // of a box that is to be left alone: -1
-  bool in_step;   // the box is of one of the images of the job
+  bool in_step;   // the box is of one of the job's images
   bool finite;    // and with an image that there is
 };
 
