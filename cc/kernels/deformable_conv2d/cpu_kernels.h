@@ -147,11 +147,11 @@ struct GridAxis {
 
 // A convolution on a regular grid, cut into tiles of some rows of results, or of some of one row.
 //
-// What a tile reads is copied, a chunk of the channels at a time: for each row of taps the source's rows,
-// with zeros around them, so that all taps of the row read the same copy, each a little further on.
-// The results of a tile are numbered as their first taps lie there: of row_pitch from one row to
-// the next, width are results, and the others are computed for nothing. Where these would be many,
-// each tap has a copy of its own (shares_rows is false).
+// What a tile reads is copied, a chunk of the channels at a time: for each row of taps the source's
+// rows, with zeros around them, so that all taps of the row read the same copy, each a little
+// further on. The results of a tile are numbered as their first taps lie there: of row_pitch from
+// one row to the next, width are results, and the others are computed for nothing. Where these
+// would be many, each tap has a copy of its own (shares_rows is false).
 struct Grid {
   GridAxis y, x;
   int64_t images;
