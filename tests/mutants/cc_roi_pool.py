@@ -90,7 +90,6 @@ FILES: tuple[File, ...] = (
             "return «pixels > largest ? largest : pixels < -largest ? -largest : pixels»;",
             "pixels > largest ? largest : pixels",
         ),
-        ("return «offset == 0 ? V{} : offset * pixels_per_offset»;", "offset * pixels_per_offset"),
         (
             "return «i * g.part_height / g.pooled_height» * g.part_width +",
             "i * g.part_height / g.pooled_width",
@@ -179,7 +178,7 @@ FILES: tuple[File, ...] = (
         ("box.y = MakeBoxAxis(g, «c[0]», c[2], g.pooled_height);", "c[1]"),
         ("box.x = MakeBoxAxis(g, c[1], c[3], «g.pooled_width»);", "g.pooled_height"),
         ("dx = LoadSampling(tensors.offsets, «at + 1»);", "at"),
-        ("OffsetPixels(dx, «bin.shift_x»), g.width", "bin.shift_y"),
+        ("dx * «bin.shift_x», g.width", "bin.shift_y"),
         ("«g.width», lines + capacity);", "g.height"),
         ("g.width, lines + «capacity»);", "capacity / 2"),
         ("LoadSampling(tensors.mask, «box * g.bins() + bin») : ComputeType<T>{1};", "bin"),

@@ -206,7 +206,7 @@ void CheckLanes(const Geometry& g, A low, A high, int64_t limit, int64_t bin) {
   for (size_t first = 0; first < offsets.size(); first += kLanes) {
     Vector<A> shift = {};
     for (int i = 0; i < kLanes; ++i) {
-      shift[i] = OffsetPixels(offsets[(first + i) % offsets.size()], PixelsPerOffset(g, box));
+      shift[i] = offsets[(first + i) % offsets.size()] * PixelsPerOffset(g, box);
     }
     LaneAxis<A> lanes;
     if (!MakeLaneAxis<A>(g, box, bin, shift, limit, 1, &lanes)) continue;

@@ -103,8 +103,7 @@ TF_DEFORMABLE_DEVICE BinSamples<ComputeType<T>> SamplesOf(const Geometry& g,
   axis->samples = 0;
   axis->shift = PixelsPerOffset(g, of_box);
   axis->offset = OffsetOf<T>(g, tensors.offsets, u, which);
-  return MakeBinSamples<A>(g, of_box, which == 0 ? u.i : u.j,
-                           OffsetPixels(axis->offset, axis->shift),
+  return MakeBinSamples<A>(g, of_box, which == 0 ? u.i : u.j, axis->offset * axis->shift,
                            which == 0 ? g.height : g.width);
 }
 
