@@ -23,7 +23,7 @@ inline constexpr int64_t kSamplesBytes = 512 << 10;
 inline constexpr int64_t kMostSamplesBytes = 2 << 20;
 // The sampled values of few pixels, all of them, have at most so many.
 inline constexpr int64_t kFewPixelsBytes = 4 << 20;
-// The sums of a tile, or of a block of the filters' gradient, have at most so many: they stay in the
+// The sums of a tile, or of a block of the filters' gradient, have at most so many, and stay in the
 // second-level cache.
 inline constexpr int64_t kSumsBytes = 512 << 10;
 // The panel of groups that are sampled together stays there, too, if a tile is not too high.

@@ -135,9 +135,7 @@ void ReducePartialsKernel(Job job, BackwardTensors<T> tensors, const ComputeType
   if (is_mask) i -= pairs;
   const int64_t per_box = is_mask ? g.bins() : g.offsets_per_box() / 2;
   const int64_t box = i / per_box;
-  const int32_t image = tensors.box_indices[first_box + box];
-  const bool on_batch = image >= 0 && image < g.batch;
-  if (on_batch ? image < job.first_image || image >= job.last_image : job.first_image != 0) return;
+  if (!IsInStep(job, tensors.box_indices[first_box + box])) return;
   const A* const of_box = partials + box * g.bins() * g.classes * 3;
   if (is_mask) {
     A total = 0;

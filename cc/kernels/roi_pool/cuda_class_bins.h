@@ -63,6 +63,17 @@ struct ClassBin {
   bool finite;    // and with an image that there is
 };
 
+// Whether there is such an image; a box may name any.
+TF_DEFORMABLE_DEVICE bool HasImage(const Geometry& g, int32_t image) {
+  return image >= 0 && image < g.batch;
+}
+
+// Whether a box of that image is one of the step's.
+TF_DEFORMABLE_DEVICE bool IsInStep(const Job& job, int32_t image) {
+  if (!HasImage(job.geometry, image)) return job.first_image == 0;
+  return image >= job.first_image && image < job.last_image;
+}
+
 template <typename T>
 TF_DEFORMABLE_DEVICE ClassBin MakeClassBin(const Job& job, const InputTensors<T>& tensors,
                                            int64_t class_bin) {
@@ -74,10 +85,10 @@ TF_DEFORMABLE_DEVICE ClassBin MakeClassBin(const Job& job, const InputTensors<T>
   u.i = static_cast<int32_t>(bin / g.pooled_width % g.pooled_height);
   u.box = bin / g.bins();
   const int32_t image = tensors.box_indices[u.box];
-  const bool on_batch = image >= 0 && image < g.batch;
-  u.in_step = on_batch ? image >= job.first_image && image < job.last_image : job.first_image == 0;
-  u.image = image == -1 ? -1 : on_batch ? image : 0;
-  u.finite = (on_batch || image == -1) && IsFiniteBox(tensors.boxes + 4 * u.box);
+  const bool has_image = HasImage(g, image);
+  u.in_step = IsInStep(job, image);
+  u.image = image == -1 ? -1 : has_image ? image : 0;
+  u.finite = (has_image || image == -1) && IsFiniteBox(tensors.boxes + 4 * u.box);
   return u;
 }
 
