@@ -212,7 +212,8 @@ void Cases<T>::Branch() {
   const int taps_y = Between(1, 4), taps_x = Between(1, 4);
   const int samples = taps_y * taps_x * Between(1, Chance(4) ? 40 : 4);
   const int filters = samples * (has_mask ? 3 : 2);
-  // Some fill vectors, some are more than a copy has, and with many filters there are several blocks.
+  // Some fill vectors, some are more than a copy has, and with many filters there are several
+  // blocks.
   const int channels = Chance(2) ? 16 * Between(1, Chance(3) ? 20 : 3) : Between(1, 40);
 
   deformable_conv2d::Arguments a;
