@@ -373,7 +373,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "tf_deformable/layers/_offset_branch.py",
-        ["py_layer_conv2d", "py_layers"],
+        ["py_branch_gradients", "py_layer_conv2d"],
         (
             "if «self.offset_learning_rate_multiplier == 1.0»:",
             "self.offset_learning_rate_multiplier <= 1.0",

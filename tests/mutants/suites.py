@@ -120,6 +120,10 @@ PACKAGE = {
         "layers/test_mixed_precision",
     ),
     "py_layers": _files("layers/test_explicit_padding", "layers/test_roi_pool", "layers/test_dcn"),
+    "py_branch_gradients": _files(
+        "layers/test_deformable_conv2d_training",
+        "layers/test_roi_pool_training",
+    ),
     "py_layer_dcn": _files("layers/test_dcn"),
     "py_layer_roi_pool": _files("layers/test_roi_pool"),
     "py_graphs": _files("graphs/test_strides", "analysis/test_sampling_locations"),
