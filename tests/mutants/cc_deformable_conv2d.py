@@ -176,7 +176,16 @@ FILES: tuple[File, ...] = (
         ("«f.row_blocks = CeilDiv(depth, f.rows_per_block);»\n  f.tile_pixels", ""),
         ("f.groups_together = «blocks == g.groups» ? together.groups : 1;", "true"),
         ("«f.panel_row = together.panel_row;»", ""),
-        ("«f.tile_pixels = std::min(f.tile_pixels, together.tile_pixels);»", ""),
+        (
+            "«f.tile_pixels = std::min(f.tile_pixels, 2 * together.tile_pixels);»",
+            "",
+            "taller tiles add up the same pixels in the same order",
+        ),
+        (
+            "job.tile_pixels = «std::min(job.tile_pixels, kDepthwiseTileVectors * lanes)»;",
+            "kDepthwiseTileVectors * lanes",
+            "tiles past the last pixel are cut where they are set",
+        ),
         (
             "filters.Add(«f.splits > 1 ? blocks * f.splits * f.sums_size : 0»);",
             "f.splits > 1 ? blocks * f.sums_size : 0",
@@ -300,8 +309,8 @@ FILES: tuple[File, ...] = (
             "readable - whole[-1].channel <= kLanes",
             "a whole vector, read as the first elements of one, is the same",
         ),
-        ("«channel / group_channels» * job.part_row + c};", "0"),
-        ("panel + «(run.first - first) / group_channels» * job.part_row;", "0"),
+        ("«channel / group_channels» * job.group_row + c};", "0"),
+        ("panel + «(run.first - first) / group_channels» * job.group_row;", "0"),
         ("Indices{} + «channel * kBytes»,", "0"),
     ),
     file(
@@ -318,7 +327,7 @@ FILES: tuple[File, ...] = (
             "job.tile_pixels",
         ),
         ("const int64_t first_group = «unit % units_of_tile» * job.groups_together;", "0"),
-        ("panel + «j * job.part_row»,\n                job.panel_row, 1,", "0"),
+        ("panel + «j * job.group_row»,\n                job.panel_row, 1,", "0"),
         ("job.packed_filters + «(first_group + j)» * job.packed_group_size,", "j"),
         ("sums + «j * g.group_filters()», job.sums_row, false);", "0"),
         ("bias != nullptr ? «Load(in + f) + Load(bias + f)» : Load(in + f));", "Load(in + f)"),
