@@ -3,7 +3,8 @@
     python benchmarks/report.py [RESULTS.json]...
 
 Without arguments: what `make bench` left in build/benchmarks. The text between the markers of a
-benchmark in docs/benchmarks.md is replaced, all other text stays.
+benchmark in docs/benchmarks.md is replaced, all other text stays. Where the page has markers for
+processors without AVX-512 beside those of a benchmark, what such a processor gave goes there.
 """
 
 from __future__ import annotations
@@ -48,6 +49,14 @@ class Results:
             elif "seconds" in r and "error" not in r:
                 self._times[(*key, r["mode"], r["threads"])] = r
 
+    @property
+    def place(self) -> str:
+        """The name of the markers and of the pictures."""
+        name: str = self.all["benchmark"]
+        narrower = f"{name}_avx2"
+        has_avx512 = "avx512f" in self.all["machine"]["instruction_sets"]
+        return name if has_avx512 or _markers(narrower)[0] not in PAGE.read_text() else narrower
+
     def time(self, section: str, case: str, framework: str, mode: str, threads: int) -> Any:
         """Returns a record, or None."""
         return self._times.get((section, case, framework, mode, threads))
@@ -60,6 +69,10 @@ class Results:
         """Returns the different values of a key in a section, in the order they were measured."""
         records = self.all["records"]
         return list(dict.fromkeys(r[key] for r in records if r["section"] == section))
+
+
+def _markers(place: str) -> tuple[str, str]:
+    return f"<!-- {place}: begin -->\n", f"<!-- {place}: end -->\n"
 
 
 def milliseconds(record: Record) -> float:
@@ -216,12 +229,17 @@ def scaling_table(results: Results) -> str:
 
 def small_table(results: Results) -> str:
     """Returns the times of small cases in microseconds."""
-    names = results.values("framework", "small")
+    cases, modes = results.values("case", "small"), results.values("mode", "small")
+    names = [
+        name
+        for name in results.values("framework", "small")
+        if any(results.time("small", case, name, mode, 1) for case in cases for mode in modes)
+    ]
     if not names:
         return ""
     rows = []
-    for case in results.values("case", "small"):
-        for mode in results.values("mode", "small"):
+    for case in cases:
+        for mode in modes:
             found = [results.time("small", case, n, mode, 1) for n in names]
             if any(found):
                 cells = [f"{1e3 * milliseconds(r):.0f}" if r else "–" for r in found]
@@ -384,13 +402,15 @@ def conv_report(results: Results) -> str:
         shapes = [[c.name, c.description] for c in deformable_conv2d.SHAPES]
         text += "\n" + table(["", "N,H,W,C→F"], shapes)
         text += conv_table(results, "forward") + conv_table(results, "step")
-        conv_plot(results, PICTURES / "deformable_conv2d.png")
-        text += "\n![Ratios to tf.nn.conv2d](benchmarks/deformable_conv2d.png)\n"
+        picture = PICTURES / f"{results.place}.png"
+        conv_plot(results, picture)
+        text += f"\n![Ratios to tf.nn.conv2d]({PICTURES.name}/{picture.name})\n"
         text += scaling_table(results) + memory_table(results)
     text += small_table(results) + dtypes_table(results)
     if "growth" in sections:
-        growth_plot(results, PICTURES / "deformable_conv2d_growth.png")
-        text += "\n### Growth\n\n![Growth](benchmarks/deformable_conv2d_growth.png)\n"
+        picture = PICTURES / f"{results.place}_growth.png"
+        growth_plot(results, picture)
+        text += f"\n### Growth\n\n![Growth]({PICTURES.name}/{picture.name})\n"
     return text + agreement(results) + failures(results)
 
 
@@ -517,12 +537,12 @@ def main() -> None:
     page = PAGE.read_text()
     for path in files or [harness.RESULTS / f"{name}.json" for name in REPORTS]:
         results = Results(path)
-        name = results.all["benchmark"]
-        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+        begin, end = _markers(results.place)
         if begin not in page or end not in page:
-            sys.exit(f"{PAGE} lacks the markers of {name}")
+            sys.exit(f"{PAGE} lacks the markers of {results.place}")
+        text = REPORTS[results.all["benchmark"]](results)
         before, rest = page.split(begin)
-        page = before + begin + "\n" + REPORTS[name](results) + "\n" + end + rest.split(end)[1]
+        page = before + begin + "\n" + text + "\n" + end + rest.split(end)[1]
     PAGE.write_text(page)
     print(f"Wrote {PAGE.relative_to(ROOT)} and {PICTURES.relative_to(ROOT)}/*.png")
 

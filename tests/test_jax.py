@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import subprocess
 import sys
@@ -232,6 +233,35 @@ def test_wrong_arguments_of_the_convolution(changes, message):
     arguments = dict(zip(("inputs", "filters", "offsets", "mask"), tensors(), strict=True))
     with pytest.raises(ValueError, match=f"^deformable_conv2d: {message}"):
         for_jax.deformable_conv2d(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"offsets": [2, 17, 6, 5]}, r"offsets .* \[N,G\*kh\*kw\*2,Ho,Wo\] .* \[2,17,6,5\]$"),
+        ({"mask": [2, 6, 5, 9]}, r"mask .* \[N,G\*kh\*kw,Ho,Wo\] = \[2,9,6,5\], .* \[2,6,5,9\]$"),
+        ({"inputs": [6, 5, 4]}, r"inputs must have rank 4 \[N,C,H,W\], got shape \[6,5,4\]$"),
+    ],
+)
+def test_messages_show_channels_first_as_they_were_given(changes, message):
+    shapes = {"inputs": [2, 4, 6, 5], "offsets": [2, 18, 6, 5], "mask": [2, 9, 6, 5], **changes}
+    arrays = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    call = functools.partial(for_jax.deformable_conv2d, data_format="NCHW")
+    for function in (call, jax.jit(call)):
+        # JAX adds lines of its own.
+        with pytest.raises(ValueError, match=f"(?m)^deformable_conv2d: {message}"):
+            function(filters=tensors()[1], **arrays)
+
+
+@pytest.mark.parametrize("name", ["dcnv3", "dcnv4"])
+def test_messages_of_dcnv3_show_channels_first_as_they_were_given(name):
+    shapes = {"inputs": [2, 4, 6, 5], "offsets": [2, 18, 6, 5], "mask": [2, 8, 6, 5]}
+    message = r"mask .* \[N,G\*K,Ho,Wo\] = \[2,9,6,5\], got shape \[2,8,6,5\]$"
+    with pytest.raises(ValueError, match=f"^{name}: {message}"):
+        getattr(for_jax, name)(
+            **{argument: jnp.zeros(shape) for argument, shape in shapes.items()},
+            data_format="NCHW",
+        )
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,17 @@ class GraphCall(NamedTuple):
     outputs: list[Any]
     node: Any
 
+    @property
+    def only_argument(self) -> Any:
+        """What the layer is called with, Keras tensors in any structure, None if that is more.
+
+        For Keras 3 alone.
+        """
+        arguments = self.node.arguments
+        if len(arguments.args) != 1 or any(v is not None for v in arguments.kwargs.values()):
+            return None
+        return arguments.args[0]
+
     def run(self, values: dict[int, Any]) -> list[Any]:
         """Makes the call with tensors in place of Keras tensors, by the `id` of these."""
         if IS_KERAS_3:
@@ -105,6 +116,28 @@ def is_plain_model(model: Any) -> bool:
 def sublayers(layer: Any) -> list[Any]:
     """Returns the layer and all layers inside it, a layer before those that it holds."""
     return list(layer._flatten_layers(include_self=True, recursive=True))
+
+
+def name_of_input(tensor: Any) -> str:
+    """Returns the name that `tf.keras.Input` gave to an input of a model, for Keras 3 alone."""
+    return str(tensor._keras_history.operation.name)
+
+
+def composite_spec(tensor: Any) -> Any:
+    """Returns the type of an input that is ragged or sparse, None for other inputs.
+
+    Keras tensors know it in tf-keras alone.
+    """
+    spec = getattr(tensor, "type_spec", None)
+    return None if isinstance(spec, tf.TensorSpec) else spec
+
+
+def set_dtype_policy(model: Any, policy: Any) -> None:
+    """Sets the dtype policy of a model, which takes none in its constructor."""
+    if IS_KERAS_3:
+        model.dtype_policy = policy
+    else:
+        model._set_dtype_policy(policy)
 
 
 def is_compiled(model: Any) -> bool:

@@ -34,11 +34,21 @@ import numpy as np
 
 from tf_deformable import _native
 from tf_deformable._geometry import attributes as _attributes
-from tf_deformable._geometry.dcnv3 import Window, axes_text, dcnv3_geometry, dcnv3_window
+from tf_deformable._geometry.convolution_attributes import ConvolutionAttributes
+from tf_deformable._geometry.data_format import TO_NCHW, DataFormat
+from tf_deformable._geometry.dcnv3 import Window, dcnv3_checks, dcnv3_geometry, dcnv3_window
 from tf_deformable._geometry.deformable_attention import deformable_attention_geometry
-from tf_deformable._geometry.deformable_conv2d import deformable_conv2d_geometry
-from tf_deformable._geometry.padding import padding_attributes
-from tf_deformable._geometry.roi_pool import OPERATORS, roi_pool_geometry
+from tf_deformable._geometry.deformable_conv2d import (
+    deformable_conv2d_checks,
+    deformable_conv2d_geometry,
+)
+from tf_deformable._geometry.padding import window_starts
+from tf_deformable._geometry.roi_pool import (
+    OPERATORS,
+    RoIPoolAttributes,
+    roi_pool_checks,
+    roi_pool_geometry,
+)
 from tf_deformable._geometry.sizes import Checks
 
 __all__ = [
@@ -97,28 +107,16 @@ def deformable_conv2d(
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: shapes or attributes break a rule. Shapes in messages are those of NHWC.
+        ValueError: shapes or attributes break a rule.
         jax.errors.JaxRuntimeError: dtypes do not fit.
         tf_deformable.NativeLibraryError: the library is missing.
     """
     layout = _attributes.data_format(_CONV2D, data_format)
-    attributes = _Conv2DAttributes(
-        strides=_attributes.pair(_CONV2D, "strides", strides),
-        padding=_attributes.padding(_CONV2D, padding, layout),
-        dilations=_attributes.pair(_CONV2D, "dilations", dilations),
-    )
+    attributes = ConvolutionAttributes.normalised(_CONV2D, strides, padding, dilations, layout)
     tensors = _arrays(inputs=inputs, filters=filters, offsets=offsets, mask=mask, bias=bias)
-    if layout == "NCHW":
-        for name, axes in (
-            ("inputs", "[N,C,H,W]"),
-            ("offsets", "[N,G*kh*kw*2,Ho,Wo]"),
-            ("mask", "[N,G*kh*kw,Ho,Wo]"),
-        ):
-            if tensors[name] is not None:
-                Checks(_CONV2D).rank(name, axes, 4, tensors[name])
-                tensors[name] = jnp.moveaxis(tensors[name], 1, 3)
-    output = _conv2d(attributes, tensors)
-    return jnp.moveaxis(output, 3, 1) if layout == "NCHW" else output
+    tensors = deformable_conv2d_checks(layout).channels_last(tensors, jnp.transpose)
+    output = _conv2d(attributes, layout, tensors)
+    return jnp.transpose(output, TO_NCHW) if layout == "NCHW" else output
 
 
 def deformable_roi_pool(
@@ -160,7 +158,7 @@ def deformable_roi_pool(
     """
     tensors = _arrays(inputs=inputs, offsets=offsets, mask=mask)
     if tensors["offsets"] is not None:
-        Checks(_ROI_POOL).rank("offsets", "[R,part_h,part_w,2]", 4, tensors["offsets"])
+        roi_pool_checks(_ROI_POOL).rank("offsets", tensors["offsets"])
         tensors["offsets"] = jnp.expand_dims(tensors["offsets"], 3)
     return _pool(
         _ROI_POOL, tensors, boxes, box_indices,
@@ -296,7 +294,7 @@ def dcnv3(
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: shapes, dtypes or attributes break a rule. Shapes in messages are those of NHWC.
+        ValueError: shapes, dtypes or attributes break a rule.
         jax.errors.JaxRuntimeError: inputs have another dtype.
         tf_deformable.NativeLibraryError: the library is missing.
     """
@@ -354,23 +352,14 @@ def dcnv4(
 # --- The convolution -----------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Conv2DAttributes:
-    strides: tuple[int, int]
-    padding: Any
-    dilations: tuple[int, int]
-
-    def for_native(self) -> dict[str, Any]:
-        return {
-            "strides": self.strides,
-            "dilations": self.dilations,
-            **padding_attributes(self.padding),
-        }
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _conv2d(attributes: _Conv2DAttributes, tensors: dict[str, Any]) -> jax.Array:
-    geometry = deformable_conv2d_geometry(**tensors, **dataclasses.asdict(attributes))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _conv2d(
+    attributes: ConvolutionAttributes, data_format: DataFormat, tensors: dict[str, Any]
+) -> jax.Array:
+    """The operator of maps with channels last, which messages show in the caller's format."""
+    geometry = deformable_conv2d_geometry(
+        **tensors, **attributes.for_reference(), data_format=data_format
+    )
     shape = (geometry.batch, geometry.output_height, geometry.output_width, geometry.filters)
     (output,) = _call(
         "conv2d",
@@ -383,12 +372,17 @@ def _conv2d(attributes: _Conv2DAttributes, tensors: dict[str, Any]) -> jax.Array
     return output
 
 
-def _conv2d_forward(attributes: _Conv2DAttributes, tensors: dict[str, Any]) -> tuple[Any, Any]:
-    return _conv2d(attributes, tensors), tensors
+def _conv2d_forward(
+    attributes: ConvolutionAttributes, data_format: DataFormat, tensors: dict[str, Any]
+) -> tuple[Any, Any]:
+    return _conv2d(attributes, data_format, tensors), tensors
 
 
 def _conv2d_backward(
-    attributes: _Conv2DAttributes, tensors: dict[str, Any], grad_output: jax.Array
+    attributes: ConvolutionAttributes,
+    data_format: DataFormat,
+    tensors: dict[str, Any],
+    grad_output: jax.Array,
 ) -> tuple[dict[str, Any]]:
     differentiated = _present(tensors, "inputs", "filters", "offsets", "mask")
     results = _call(
@@ -412,16 +406,6 @@ _conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 # --- RoI pooling ---------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _RoIPoolAttributes:
-    output_size: tuple[int, int]
-    group_size: int
-    spatial_scale: float
-    samples_per_bin: int
-    gamma: float
-    aligned: bool
-
-
 def _pool(
     op: str,
     tensors: dict[str, Any],
@@ -434,13 +418,8 @@ def _pool(
     gamma: Any,
     aligned: Any,
 ) -> jax.Array:
-    attributes = _RoIPoolAttributes(
-        output_size=_attributes.pair(op, "output_size", output_size),
-        group_size=_attributes.integer(op, "group_size", group_size),
-        spatial_scale=_attributes.number(op, "spatial_scale", spatial_scale),
-        samples_per_bin=_attributes.integer(op, "samples_per_bin", samples_per_bin),
-        gamma=_attributes.number(op, "gamma", gamma),
-        aligned=_attributes.boolean(op, "aligned", aligned),
+    attributes = RoIPoolAttributes.normalised(
+        op, output_size, group_size, spatial_scale, samples_per_bin, gamma, aligned
     )
     is_double = tensors["inputs"].dtype == jnp.float64
     regions = _arrays(boxes=boxes, box_indices=box_indices)
@@ -451,9 +430,9 @@ def _pool(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _roi_pool(
-    op: str, attributes: _RoIPoolAttributes, tensors: dict[str, Any], regions: dict[str, Any]
+    op: str, attributes: RoIPoolAttributes, tensors: dict[str, Any], regions: dict[str, Any]
 ) -> jax.Array:
-    geometry = roi_pool_geometry(op, **tensors, **regions, **dataclasses.asdict(attributes))
+    geometry = roi_pool_geometry(op, **tensors, **regions, **attributes.for_reference())
     shape = (geometry.boxes, *attributes.output_size, geometry.depth)
     (output,) = _call(
         "roi_pool",
@@ -465,13 +444,13 @@ def _roi_pool(
 
 
 def _roi_pool_forward(
-    op: str, attributes: _RoIPoolAttributes, tensors: dict[str, Any], regions: dict[str, Any]
+    op: str, attributes: RoIPoolAttributes, tensors: dict[str, Any], regions: dict[str, Any]
 ) -> tuple[Any, Any]:
     return _roi_pool(op, attributes, tensors, regions), (tensors, regions)
 
 
 def _roi_pool_backward(
-    op: str, attributes: _RoIPoolAttributes, residuals: Any, grad_output: jax.Array
+    op: str, attributes: RoIPoolAttributes, residuals: Any, grad_output: jax.Array
 ) -> tuple[dict[str, Any], None]:
     tensors, regions = residuals
     results = _call(
@@ -492,11 +471,11 @@ def _regions_among(tensors: dict[str, Any], regions: dict[str, Any]) -> list[Any
     return [inputs, regions["boxes"], regions["box_indices"], *others]
 
 
-def _roi_pool_attributes(attributes: _RoIPoolAttributes, tensors: dict[str, Any]) -> dict[str, Any]:
+def _roi_pool_attributes(attributes: RoIPoolAttributes, tensors: dict[str, Any]) -> dict[str, Any]:
     return {
         "num_offsets": _count(tensors["offsets"]),
         "num_masks": _count(tensors["mask"]),
-        **dataclasses.asdict(attributes),
+        **attributes.for_native(),
     }
 
 
@@ -573,7 +552,7 @@ def _levels(spatial_shapes: Any) -> tuple[tuple[tuple[int, ...], ...] | None, An
             sizes = sizes.astype(np.int64)
     if not jnp.issubdtype(sizes.dtype, jnp.integer):
         raise TypeError(f"{_ATTENTION}: spatial_shapes must be integers, got {sizes.dtype.name}")
-    Checks(_ATTENTION).rank("spatial_shapes", "[levels,2]", 2, sizes)
+    Checks(_ATTENTION, {"spatial_shapes": "[levels,2]"}).rank("spatial_shapes", sizes)
     known = None if isinstance(sizes, jax.core.Tracer) else tuple(map(tuple, sizes.tolist()))
     return known, _as_int32(sizes)
 
@@ -598,12 +577,9 @@ def _dcn(
         op, kernel_size, strides, padding, dilations, offset_scale, remove_center, data_format
     )
     tensors = _arrays(inputs=inputs, offsets=offsets, mask=mask)
-    for name, tensor in tensors.items():
-        Checks(op).rank(name, axes_text(name, window.layout), 4, tensor)
-        if window.layout == "NCHW":
-            tensors[name] = jnp.moveaxis(tensor, 1, 3)
+    tensors = dcnv3_checks(op, window.data_format).channels_last(tensors, jnp.transpose)
     output = _sum_of_taps(op, window, **tensors)
-    return jnp.moveaxis(output, 3, 1) if window.layout == "NCHW" else output
+    return jnp.transpose(output, TO_NCHW) if window.data_format == "NCHW" else output
 
 
 def _sum_of_taps(op: str, window: Window, inputs: Any, offsets: Any, mask: Any) -> jax.Array:
@@ -622,8 +598,9 @@ def _sum_of_taps(op: str, window: Window, inputs: Any, offsets: Any, mask: Any) 
 
     def along(i: int) -> jax.Array:  # [Ho, K] or [Wo, K]
         axis = g.axes[i]
-        starts = jnp.arange(axis.output) * window.strides[i] - axis.pad_before + window.center(i)
-        return starts.astype(dtype)[:, None] + jnp.asarray(window.distances(i), dtype)
+        starts = window_starts(jnp.arange(axis.output), window.strides[i], axis.pad_before)
+        centers = (starts + window.center(i)).astype(dtype)
+        return centers[:, None] + jnp.asarray(window.distances(i), dtype)
 
     y, x = along(0)[:, None, None, :], along(1)[None, :, None, :]
     grid = jnp.stack(jnp.broadcast_arrays(y, x), axis=-1)  # [Ho, Wo, 1, K, 2]

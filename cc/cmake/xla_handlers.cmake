@@ -12,6 +12,6 @@ function(add_xla_handlers include)
     LINKER:--version-script,${PROJECT_SOURCE_DIR}/cmake/xla.map)
   # The version is part of its name for the reason that holds for the kernels.
   set_target_properties(tf_deformable_xla PROPERTIES
-    OUTPUT_NAME tf_deformable_xla-${PROJECT_VERSION}
+    OUTPUT_NAME tf_deformable_xla-${TF_DEFORMABLE_VERSION}
     LINK_DEPENDS ${PROJECT_SOURCE_DIR}/cmake/xla.map)
 endfunction()

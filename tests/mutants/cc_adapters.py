@@ -39,7 +39,7 @@ FILES: tuple[File, ...] = (
         ("if («num_masks_ > 0») arguments.mask = inputs[MaskInput()].shape;", "false"),
         ("if («is_gradient») arguments.grad_output = inputs[GradOutputInput()].shape;", "false"),
         ("if («num_offsets_ > 0») arguments.offsets = inputs[3].shape;", "false"),
-        ("for (size_t i = «3»; status.ok() && i < GradOutputInput(); ++i) {", "4"),
+        ("for (size_t i = «3»; i < GradOutputInput(); ++i) sampling", "4"),
     ),
     file(
         "cc/adapters/common/deformable_attention_call.cc",
@@ -52,8 +52,11 @@ FILES: tuple[File, ...] = (
         "cc/adapters/common/rules.cc",
         ["raw_operators", "attention_native", "branch"],
         ("if («count == 0 || count == 1») return Status();", "count >= 0"),
-        ("if («type == features || type == positions») return Status();", "true"),
-        ("if («type == features || type == positions») return Status();", "type == positions"),
+        ("if («first.type != features.type && first.type != positions») {", "false"),
+        (
+            "if («first.type != features.type && first.type != positions») {",
+            "first.type != positions",
+        ),
         (
             "if («type == expected») return Status();\n"
             '  return Invalid(op, std::string(name) + " must have the dtype of',

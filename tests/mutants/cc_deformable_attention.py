@@ -9,7 +9,7 @@ from tests.mutants.mutant import File, file
 FILES: tuple[File, ...] = (
     file(
         "cc/kernels/deformable_attention/geometry.cc",
-        ["raw_operators", "shapes", "attention", "attention_native"],
+        ["raw_operators", "shapes", "attention", "attention_native", "attention_errors"],
         ("if («error.empty() && a.grad_output») {", "false"),
         (
             "for (size_t i = 0; «i < expected.size()»; ++i) {\n    if (Differ",
@@ -86,7 +86,6 @@ FILES: tuple[File, ...] = (
             "job.last_image = «std::min(image + images_per_step_, images_)»;",
             "image + images_per_step_",
         ),
-        ("job.grad_value = «tensors.grad_value + image * image_size»;", "tensors.grad_value"),
         ("«std::memset(job.grad_value + first, 0, count * sizeof(A));»", ""),
         (
             "job.last_query = «std::min(query + queries_per_step_, job.queries)»;",

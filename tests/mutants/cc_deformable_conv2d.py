@@ -80,7 +80,6 @@ FILES: tuple[File, ...] = (
         ),
         ("if («channels_wrong» || MapDiffers(a.offsets, g)) {", "false"),
         ("if (channels_wrong || «MapDiffers(a.offsets, g)») {", "false"),
-        ("Known(taps) && «mask.dim(3) % taps == 0») {", "true"),
         ("g.offset_groups = «std::max<int64_t>(mask.dim(3) / taps, 1)»;", "mask.dim(3) / taps"),
         ("Known(g.offset_groups) && «g.channels % g.offset_groups != 0») {", "false"),
         ("(«Differ(mask.dim(3), mask_channels)» || MapDiffers(mask, g))", "false"),
@@ -173,7 +172,11 @@ FILES: tuple[File, ...] = (
             "f.sums_at = filters_worker.Add(«f.splits > 1 ? 0 : f.groups_together * f.sums_size»);",
             "f.splits > 1 ? 0 : f.sums_size",
         ),
-        ("«f.row_blocks = CeilDiv(depth, f.rows_per_block);»\n  f.tile_pixels", ""),
+        (
+            "«f.row_blocks = CeilDiv(depth, f.rows_per_block);»\n  f.tile_pixels",
+            "",
+            "blocks past the last row are empty: they only take time",
+        ),
         ("f.groups_together = «blocks == g.groups» ? together.groups : 1;", "true"),
         ("«f.panel_row = together.panel_row;»", ""),
         (
@@ -227,7 +230,11 @@ FILES: tuple[File, ...] = (
             "worker_space",
         ),
         ("«if (job.splits == 1) return;»", "return;"),
-        ("«if (g.batch == 0) return;»  // without images", ""),
+        (
+            "«if (g.batch == 0) return;»  // without images",
+            "",
+            "no loop runs; a product that nothing reads may overflow, which sanitizers tell",
+        ),
         (
             "job.last_pixel = «std::min(pixel + pixels_per_step_, g.output_size())»;",
             "pixel + pixels_per_step_",
@@ -497,7 +504,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/deformable_conv2d/cpu_branch_plan.cc",
-        ["branch_quick", "fuzz", "branch"],
+        ["branch_quick", "fuzz", "branch", "corpus", "more_fuzz", "threads"],
         ("return {output, 0, 1, stride, «-pad», input, kernel,", "pad"),
         ("for (int64_t tap = 0; tap < «std::min(apart, forward.taps)»; ++tap) {", "apart"),
         ("const int64_t apart = «stride / std::gcd(stride, dilation)»;", "stride"),
@@ -542,7 +549,11 @@ FILES: tuple[File, ...] = (
         ("job.first_column = «first»;", "0"),
         ("ForEach(executor, «products», job.depth * width", "products - 1"),
         ("kernels_.branch(slab, unit, «worker_space + worker * worker_size_»);", "worker_space"),
-        ("«job.product_blocks = CeilDiv(grid.products(), job.products_per_block);»", ""),
+        (
+            "«job.product_blocks = CeilDiv(grid.products(), job.products_per_block);»",
+            "",
+            "blocks past the last product are empty: they only take time",
+        ),
         ("«job.splits = CeilDiv(grid.tiles(), job.tiles_per_split);»", ""),
         (
             "job.sums_size = RoundUp(job.filters_per_block * («job.sums_row + 1»), kernels_.lanes);",
@@ -561,7 +572,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/deformable_conv2d/cpu_branch.inc",
-        ["branch_quick", "fuzz", "branch"],
+        ["branch_quick", "fuzz", "branch", "corpus", "more_fuzz", "threads"],
         ("x = «x > largest ? largest : x»;", "x"),
         ("x = «x < -largest ? -largest : x»;", "x"),
         ("powers + («powers < 0 ? -half : half»), Integers<A>);", "half"),
@@ -637,6 +648,7 @@ FILES: tuple[File, ...] = (
         (
             "b.last_product = «Min(b.first_product + job.products_per_block, job.grid.products())»;",
             "b.first_product + job.products_per_block",
+            "products past the last one have no channels",
         ),
         (
             "b.filters = «Min(job.filters_per_block, job.geometry.filters - b.first_filter)»;",
@@ -657,6 +669,7 @@ FILES: tuple[File, ...] = (
         (
             "const int64_t last = «Min(first + job.tiles_per_split, grid.tiles())»;",
             "first + job.tiles_per_split",
+            "tiles past the last one have no rows",
         ),
         ("to[j] = «j < used ? from[j * g.filters + d] : A{0}»;", "from[j * g.filters + d]"),
         ("(tap * g.channels + job.first_column + «column») * g.filters + product.channel;", "0"),

@@ -272,7 +272,7 @@ FILES: tuple[File, ...] = (
 BASELINE: tuple[File, ...] = (
     file(
         "cc/kernels/cpu/simd.inc",
-        ["baseline"],
+        ["baseline", "sampling_rules"],
         ("if («bits > 0x7f800000») return Half", "false"),
         ("if («bits >= 0x477ff000») return Half", "bits > 0x48000000"),
         ("if («bits < 0x38800000») {", "bits < 0x38000000"),

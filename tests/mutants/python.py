@@ -42,8 +42,8 @@ FILES: tuple[File, ...] = (
         ["py_analysis"],
         ("return np.all((«points > -1») & (points < size), axis=-1)", "points >= -1"),
         ("return np.all((points > -1) & («points < size»), axis=-1)", "points <= size - 1"),
-        ("weight = weight * «_inside(read, samples.input_size)»", "1"),
-        ("weight = (weight * «_inside(points, samples.output_size)»)[..., np.newaxis]", "1"),
+        ("weight = weight * «sees_map(read, samples.input_size)»", "1"),
+        ("weight = (weight * «sees_map(points, samples.output_size)»)[..., np.newaxis]", "1"),
         (
             "low = «np.minimum(np.floor(clipped).astype(int), size - 1)»",
             "np.round(clipped).astype(int)",
@@ -62,7 +62,6 @@ FILES: tuple[File, ...] = (
     file(
         "tf_deformable/analysis/health.py",
         ["py_analysis"],
-        ("return ~np.all((«positions > -1») & (positions < size), axis=-1)", "positions >= 0"),
         ("return ~np.all((middle >= 0) & («middle <= size»), axis=-1)", "middle <= size - 1"),
         ("middle = («boxes[..., :2] + boxes[..., 2:]») / 2", "boxes[..., :2]"),
         ("limit = self.max_mean * («min(layer.map_size)» if layer.unit", "max(layer.map_size)"),
@@ -197,6 +196,8 @@ FILES: tuple[File, ...] = (
             "padded <= extent",
         ),
         ("floor_divide(size + (added - whole * stride), stride) + whole + «1»", "0"),
+        ("return «pixels * stride» - pad_before", "pixels"),
+        ("return pixels * stride «- pad_before»", ""),
     ),
     file(
         "tf_deformable/_geometry/sizes.py",
@@ -204,6 +205,8 @@ FILES: tuple[File, ...] = (
         ("if math.prod(«max(size, 1)» for size in sizes if isinstance(size, int)) >", "size"),
         ("if isinstance(size, int)) «>» _MOST_ELEMENTS:", ">="),
         ("return any(«known(a, b)» and a != b", "True"),
+        ("is_map = name in self._maps« and len(axes) == 4»", ""),
+        ("return in_format(axes, self._data_format) if «is_map» else list(axes)", "len(axes) == 4"),
         ("if len(unknown) == 1 and «0 not in (size for size in sizes if known(size))»:", "True"),
     ),
     file(
@@ -255,7 +258,7 @@ FILES: tuple[File, ...] = (
             "differ(mask_dims[1:], list(output_size))",
         ),
         (
-            '    check.at_run_time("box_indices", "[R]", «[indices_count]», boxes_dims[:1])',
+            '    check.at_run_time("box_indices", «[indices_count]», boxes_dims[:1])',
             "boxes_dims[:1]",
         ),
     ),
@@ -272,24 +275,33 @@ FILES: tuple[File, ...] = (
         ("(along * self.dilations[i] - self.center(i)) * «self.scale»", "1"),
     ),
     file(
-        "tf_deformable/reference/deformable_conv2d.py",
+        "tf_deformable/reference/_bilinear.py",
         ["py_reference_conv2d"],
-        ("y = tf.where((y < -1) | («y >= height»), far, y)", "y > height"),
-        ("y = tf.where((«y < -1») | (y >= height), far, y)", "y <= -1"),
-        ("is_nan = «tf.math.is_nan(y) | tf.math.is_nan(x)»", "tf.math.is_nan(y)"),
-        ("per_row = (g.width + «3») * g.offset_groups", "2"),
         (
-            "origins = tf.range(g.batch, dtype=tf.int64) * per_image + 2 * per_row + «2 * g.offset_groups»",
-            "2",
+            "y = tf.where((y < -1) | («y >= tf.cast(height, dtype)»), far, y)",
+            "y > tf.cast(height, dtype)",
         ),
-        ("+ corner(«per_row + g.offset_groups», down * right)", "per_row"),
+        ("y = tf.where((«y < -1») | (y >= tf.cast(height, dtype)), far, y)", "y <= -1"),
+        ("is_nan = «tf.math.is_nan(y) | tf.math.is_nan(x)»", "tf.math.is_nan(y)"),
         (
             "top = tf.floor(«tf.stop_gradient(tf.where(is_nan, far, y))»)",
             "tf.where(is_nan, far, y)",
             "floor has no gradient with or without it",
         ),
+        ("+ (1 - down) * right * «pixels(0, 1)»", "pixels(0, 0)"),
+        ("+ «down * (1 - right)» * pixels(1, 0)", "down"),
+    ),
+    file(
+        "tf_deformable/reference/deformable_conv2d.py",
+        ["py_reference_conv2d"],
+        ("per_row = (g.width + «3») * g.offset_groups", "2"),
+        (
+            "origins = tf.range(g.batch, dtype=tf.int64) * per_image + 2 * per_row + «2 * g.offset_groups»",
+            "2",
+        ),
+        ("index + (down * per_row + «right * g.offset_groups»))", "right"),
         ("tap_rows = tf.range(g.kernel_height, dtype=tf.int64) * g.dilations[«0»]", "1"),
-        ("return tf.expand_dims(tf.range(output, dtype=tf.int64) * stride - «pad», 1)", "0"),
+        ("window_starts(tf.range(output, dtype=tf.int64), stride, «pad»), 1)", "0"),
     ),
     file(
         "tf_deformable/reference/roi_pool.py",
@@ -324,7 +336,7 @@ FILES: tuple[File, ...] = (
         "tf_deformable/ops/sampling.py",
         ["py_positions"],
         ("taps = tf.range(kernel_size[axis]) * «dilations[axis]»", "dilations[0]"),
-        ("starts -= «tf.cast(pads[axis], starts.dtype)»", "0"),
+        ("strides[axis], «tf.cast(pads[axis], pixels.dtype)»)", "0"),
         ("pads = tf.constant([«before» for before, _ in padding])", "_"),
         ("low, size = («low + 0.5») / spatial_scale", "low"),
         (
@@ -360,14 +372,20 @@ FILES: tuple[File, ...] = (
         ),
     ),
     file(
+        "tf_deformable/layers/_offset_branch.py",
+        ["py_layer_conv2d", "py_layers"],
+        (
+            "if «self.offset_learning_rate_multiplier == 1.0»:",
+            "self.offset_learning_rate_multiplier <= 1.0",
+        ),
+        ("shape=«kernel_shape[-1:]»,", "kernel_shape[:1]"),
+        ("if mask_initial_value not in «(0.5, 1.0)»:", "(0.5,)"),
+    ),
+    file(
         "tf_deformable/layers/deformable_conv2d.py",
         ["py_layer_conv2d", "py_layers"],
         ("largest_mask=«2 * self.mask_initial_value»,", "self.mask_initial_value"),
-        (
-            "if «self.offset_learning_rate_multiplier != 1.0»:",
-            "self.offset_learning_rate_multiplier > 1.0",
-        ),
-        ("mask = None if mask is None else «scale_gradient(mask, factor)»", "mask"),
+        ("mask = None if mask is None else «self._scaled_gradient(mask)»", "mask"),
         ("offsets = «self.max_offset * tf.tanh(offsets)»", "tf.tanh(offsets)"),
         ("            offsets «+=» tf.tile(", "-="),
         ('"mask": with_channels(new_spatial, «self._taps»),', "2 * self._taps"),

@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
@@ -95,6 +96,7 @@ class Runner:
         self.jobs = jobs
         self.seconds: dict[str, float] = {}  # that suites take without a mutant
         self.results: dict[str, str] = {}
+        self.lock = threading.Lock()  # of the results, here and in their file
 
     def check(self, workers: Sequence[Worker], chosen: Sequence[Chosen]) -> None:
         """Runs the suites of mutants without one.
@@ -233,11 +235,12 @@ def run_package(chosen: Sequence[Chosen], runner: PackageRunner) -> None:
 
 def finish(runner: Runner, file: File, mutant: Mutant, result: dict[str, Any]) -> None:
     """Keeps and prints a result."""
-    runner.results[key(file, mutant)] = result["found"]
     state = f"killed by {result['found']}" if result["found"] else "SURVIVED"
     print(f"{describe(file, mutant)}\n    {state} ({result['seconds']:.1f} s)", flush=True)
-    old = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps({**old, **runner.results}, indent=1))
+    with runner.lock:
+        runner.results[key(file, mutant)] = result["found"]
+        old = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        RESULTS.write_text(json.dumps({**old, **runner.results}, indent=1))
 
 
 def main() -> int:

@@ -44,6 +44,9 @@ _SHAPES = ("infer", "whatever_they_know", "that_the_graph_does_not_know")
 # Of C++.
 OPERATORS = {
     "fuzz": Suite(program=("fuzz_kernels", "0", "400")),
+    "more_fuzz": Suite(program=("fuzz_kernels", "400", "1500")),
+    "corpus": Suite(program=("replay_inputs", "tests/native/corpus")),
+    "threads": Suite(program=("fuzz_kernels", "0", "2000", "threads")),
     "parallel_loop": Suite(program=("parallel_loop",)),
     "sampling_rules": Suite(files=("tests/native/test_sampling_rules.py",)),
     "raw_operators": _of_operators("raw_operators"),
@@ -64,6 +67,7 @@ OPERATORS = {
     "attention": _of_operators("deformable_attention"),
     "attention_blocks": _of_operators("deformable_attention_blocks"),
     "attention_native": _of_operators("deformable_attention_native"),
+    "attention_errors": _of_operators("deformable_attention_errors"),
     "baseline": Suite(
         files=("tests/ops/test_deformable_conv2d.py",),
         only=("dtype", "half"),

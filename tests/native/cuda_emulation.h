@@ -29,7 +29,6 @@
 #include "kernels/base/float_types.h"
 #include "kernels/base/status.h"
 #include "kernels/cuda/device_limits.h"
-#include "kernels/cuda/options.h"
 
 #define TF_DEFORMABLE_KERNEL(threads, blocks)
 #define TF_DEFORMABLE_DEVICE inline
@@ -544,12 +543,11 @@ template <typename... Parameters>
   return Status();
 }
 
-[[nodiscard]] inline Status GetDeviceLimits(const char*, const CudaOptions& options,
-                                            DeviceLimits* limits) {
-  limits->multiprocessors = options.multiprocessors > 0 ? options.multiprocessors : 3;
-  limits->shared_bytes_per_block = 227 << 10;
+[[nodiscard]] inline Status ReadDeviceLimits(const char*, DeviceLimits* limits) {
+  limits->multiprocessors = 3;
+  limits->shared_bytes_per_block = emulation::Machine::kMostSharedBytes;
   limits->shared_bytes_per_multiprocessor = 228 << 10;
-  limits->has_warpgroup_products = options.warpgroup_products;
+  limits->has_warpgroup_products = true;
   return Status();
 }
 

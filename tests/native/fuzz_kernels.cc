@@ -1,13 +1,13 @@
 // Runs the kernels on random shapes and hostile values, every tensor between two guard pages, and
 // validation on random shapes and attributes. Usage:
 //
-//   fuzz_kernels FIRST_SEED LAST_SEED [keep FILE | compare FILE | threads]
+//   fuzz_kernels FIRST_SEED LAST_SEED [keep FILE | compare FILE] [threads]
 //   fuzz_kernels workspaces
 //
 // Results are checked against the scalar operators; those that are kept are compared with those of
-// another instruction set. With `threads` units run on several threads at once, for the thread
-// sanitizer; otherwise on one, in reverse order. The second form runs nothing: it checks how much
-// memory lopsided shapes would need.
+// another instruction set, or of other threads. With `threads` units run on several at once;
+// otherwise on one, in reverse order. The second form runs nothing: it checks how much memory
+// lopsided shapes would need.
 //
 // fuzz_one_input.cc makes the same cases of the bytes that a fuzzer thinks of.
 
@@ -172,10 +172,11 @@ int main(int argc, char** argv) {
   if (argc == 2 && std::strcmp(argv[1], "workspaces") == 0) return WorkspacesAreBounded() ? 0 : 1;
   std::unique_ptr<Pool> pool;
   Results results;
-  if (argc == 4 && std::strcmp(argv[3], "threads") == 0) {
+  if (argc > 3 && std::strcmp(argv[argc - 1], "threads") == 0) {
     pool = std::make_unique<Pool>(7);
-    results.checks = false;  // that would take the most time
-  } else if (argc == 5) {
+    --argc;
+  }
+  if (argc == 5) {
     results.Open(argv[3], argv[4]);
   } else if (argc != 3) {
     return 2;

@@ -1,6 +1,7 @@
 // Checks that the vector forms of the sampling rules are these rules: bilinear_simd.inc that of
-// sampling/bilinear.h, and the lanes of RoI pooling those of roi_pool/bins.h. Prints which check
-// failed and exits with 1, or prints how much was compared.
+// sampling/bilinear.h, and the lanes of RoI pooling those of roi_pool/bins.h; and that 16-bit
+// numbers are widened and rounded as IEEE 754 says. Prints which check failed and exits with 1, or
+// prints how much was compared.
 //
 // Compiled once for each instruction set (see test_sampling_rules.py), without contracting products
 // and sums: where a slope has a step, one rounding less would decide.
@@ -205,7 +206,7 @@ void CheckLanes(const Geometry& g, A low, A high, int64_t limit, int64_t bin) {
   for (size_t first = 0; first < offsets.size(); first += kLanes) {
     Vector<A> shift = {};
     for (int i = 0; i < kLanes; ++i) {
-      shift[i] = OffsetPixels(offsets[(first + i) % offsets.size()], PixelsPerOffset(g, box));
+      shift[i] = offsets[(first + i) % offsets.size()] * PixelsPerOffset(g, box);
     }
     LaneAxis<A> lanes;
     if (!MakeLaneAxis<A>(g, box, bin, shift, limit, 1, &lanes)) continue;
@@ -280,6 +281,60 @@ void CheckNumbers() {
   }
 }
 
+// What the bits of a 16-bit number say, with so many bits of exponent and mantissa.
+double ValueOf(uint16_t bits, int exponent_bits, int mantissa_bits) {
+  const int bias = (1 << (exponent_bits - 1)) - 1;
+  const int exponent = (bits >> mantissa_bits) & ((1 << exponent_bits) - 1);
+  const int mantissa = bits & ((1 << mantissa_bits) - 1);
+  double value = std::numeric_limits<double>::quiet_NaN();
+  if (exponent == 0) {
+    value = std::ldexp(mantissa, 1 - bias - mantissa_bits);
+  } else if (exponent < (1 << exponent_bits) - 1) {
+    value = std::ldexp((1 << mantissa_bits) + mantissa, exponent - bias - mantissa_bits);
+  } else if (mantissa == 0) {
+    value = std::numeric_limits<double>::infinity();
+  }
+  return bits & 0x8000 ? -value : value;
+}
+
+// Every number of a 16-bit type, and what is between two of them: that is rounded to the nearer
+// one, half way to the one whose last bit is 0, and half way past the largest one to infinity.
+template <typename T>
+void CheckNarrow(int exponent_bits) {
+  const int mantissa_bits = 15 - exponent_bits;
+  const auto value = [&](int bits) {
+    return ValueOf(static_cast<uint16_t>(bits), exponent_bits, mantissa_bits);
+  };
+  const int infinity = ((1 << exponent_bits) - 1) << mantissa_bits;
+  const auto check = [&](float number, int bits) {
+    for (const int sign : {0, 0x8000}) {
+      const uint16_t got = FromCompute<T>(sign ? -number : number).bits;
+      Check(got == (bits | sign), "a narrowed number", number, got, bits, sign);
+    }
+  };
+  for (int bits = 0; bits < 0x10000; ++bits) {
+    const float wide = ToCompute(T{static_cast<uint16_t>(bits)});
+    Check(Same<double>(wide, value(bits)), "a widened number", wide, value(bits), bits, 0);
+  }
+  for (int bits = 0; bits < infinity; ++bits) {
+    const double low = value(bits);
+    const double step = bits + 1 < infinity ? value(bits + 1) - low : low - value(bits - 1);
+    const float half_way = static_cast<float>(low + step / 2);
+    check(static_cast<float>(low), bits);
+    check(half_way, bits + (bits & 1));
+    check(std::nextafter(half_way, 0.0f), bits);
+    check(std::nextafter(half_way, std::numeric_limits<float>::infinity()), bits + 1);
+  }
+  check(std::numeric_limits<float>::max(), infinity);
+  check(std::numeric_limits<float>::infinity(), infinity);
+  for (const uint32_t nan : {0x7fc00000u, 0x7fffffffu, 0xffffffffu, 0x7f800001u, 0xff802000u}) {
+    float number;
+    __builtin_memcpy(&number, &nan, sizeof(number));
+    const T got = FromCompute<T>(number);
+    Check(std::isnan(value(got.bits)), "a narrowed NaN", nan, got.bits, 0, 0);
+  }
+}
+
 template <typename A>
 void CheckAll() {
   CheckBilinear<A>();
@@ -294,5 +349,7 @@ int main() {
   using namespace tf_deformable::roi_pool;
   CheckAll<float>();
   CheckAll<double>();
+  CheckNarrow<tf_deformable::Half>(5);
+  CheckNarrow<tf_deformable::BFloat16>(8);
   std::printf("%lld values are the same\n", static_cast<long long>(compared));
 }

@@ -79,7 +79,7 @@ BinAxis<A> MakeBinAxis(const roi_pool::Geometry& g, A low, A high, int64_t bins,
                        A offset, int64_t limit) {
   using Exact = long double;
   const roi_pool::BoxAxis<A> box = roi_pool::MakeBoxAxis<A>(g, low, high, bins);
-  const A shift = roi_pool::OffsetPixels(offset, roi_pool::PixelsPerOffset(g, box));
+  const A shift = offset * roi_pool::PixelsPerOffset(g, box);
   const roi_pool::BinSamples<A> samples = roi_pool::MakeBinSamples<A>(g, box, bin, shift, limit);
 
   // The same without a rounding.

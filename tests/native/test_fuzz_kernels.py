@@ -28,6 +28,19 @@ def test_random_shapes_and_hostile_values(program: pathlib.Path, isa: str) -> No
     assert run.stdout == "all cases ran\n"
 
 
+def test_inputs_that_a_fuzzer_has_found(native_programs: pathlib.Path) -> None:
+    """What reached code that others do not, or failed once. `make sanitizers` runs them, too."""
+    corpus = pathlib.Path(__file__).with_name("corpus")
+    run = subprocess.run(
+        [str(native_programs / "replay_inputs"), str(corpus)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, f"status {run.returncode}: {run.stderr[-200:]}"
+    assert run.stdout == f"{len(list(corpus.iterdir()))} inputs ran\n"
+
+
 @pytest.mark.parametrize("isa", ["", "baseline"], ids=["widest", "baseline"])
 def test_no_shape_needs_much_memory(program: pathlib.Path, isa: str) -> None:
     run = subprocess.run(

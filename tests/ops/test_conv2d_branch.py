@@ -135,12 +135,22 @@ CASES = {
     "rows longer than a tile": Case(channels=16, size=(3, 470), batch=1),
     "several blocks of filters": Case(channels=3, offset_groups=12),
     "too many channels to pack at once": Case(
-        channels=170_000, size=(2, 2), batch=1, kernel_size=(1, 1), has_mask=False
+        channels=170_000,
+        size=(2, 2),
+        batch=1,
+        kernel_size=(1, 1),
+        offset_groups=19,
+        has_mask=False,
     ),
     "slabs of filters, one of masks alone": Case(
         channels=4096, size=(2, 3), batch=1, kernel_size=(1, 1), offset_groups=240
     ),
     "strided rows": Case(channels=32, size=(7, 40), strides=(2, 2)),
+    "blocks of products": Case(channels=64, size=(3, 20), offset_groups=9),
+    "blocks of products that begin within a copy": Case(
+        channels=64, size=(3, 40), offset_groups=9, dilations=(1, 2)
+    ),
+    "splits of tiles, the last one with fewer": Case(channels=4, size=(17, 200), batch=1),
 }
 
 

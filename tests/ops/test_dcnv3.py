@@ -258,3 +258,31 @@ def test_errors(changes: dict[str, Any], error: type[Exception], message: str) -
     assert tf_deformable.dcnv3(**good).shape == [2, 5, 6, 8]
     with pytest.raises(error, match="dcnv3: .*" + re.escape(message)):
         tf_deformable.dcnv3(**{**good, **changes})
+
+
+@pytest.mark.parametrize("function", [tf_deformable.dcnv3, tf_deformable.dcnv4])
+@pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inputs": [2, 8, 5]}, "inputs must have rank 4 [N,C,H,W], got shape [2,8,5]"),
+        (
+            {"offsets": [2, 36, 5, 5]},
+            "offsets must have shape [N,G*K*2,Ho,Wo] = [2,G*18,5,6], got shape [2,36,5,5]",
+        ),
+        (
+            {"mask": [2, 9, 5, 6]},
+            "mask must have shape [N,G*K,Ho,Wo] = [2,18,5,6], got shape [2,9,5,6]",
+        ),
+    ],
+)
+def test_errors_show_shapes_with_channels_first(
+    function: Any, in_graph: bool, changes: dict[str, list[int]], message: str
+) -> None:
+    shapes = {"inputs": [2, 8, 5, 6], "offsets": [2, 36, 5, 6], "mask": [2, 18, 5, 6], **changes}
+
+    def call() -> tf.Tensor:
+        return function(**{n: tf.zeros(s) for n, s in shapes.items()}, data_format="NCHW")
+
+    with pytest.raises(ValueError, match=re.escape(f"{function.__name__}: {message}")):
+        (tf.function(call) if in_graph else call)()

@@ -19,6 +19,8 @@ CASES = {
     ),
     "steps of images, the last one with fewer": (Case(batch=4), tf.bfloat16),
     "units of rows, the last one with fewer": (Case(batch=1, queries=701, depth=40), tf.float32),
+    "blocks of channels": (Case(heads=1, depth=700), tf.float32),
+    "blocks of channels, in 16 bits": (Case(heads=1, depth=700), tf.bfloat16),
     "gradients of many pieces": (
         Case(batch=1, levels=((90, 91),), heads=2, depth=9, queries=3, points=1),
         tf.float16,

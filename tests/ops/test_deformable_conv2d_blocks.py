@@ -55,6 +55,9 @@ CASES = {
     "segments that fill no vectors": Case(
         batch=1, size=(48, 47), channels=5, filters=3, groups=1, offset_groups=1, **SQUARE
     ),
+    "sums of splits, one more than a unit adds up": Case(
+        batch=1, size=(65_537, 1), channels=1, filters=2, groups=1, offset_groups=1, **SQUARE
+    ),
     "segments of steps": Case(
         batch=1,
         size=(70, 70),

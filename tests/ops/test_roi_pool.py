@@ -357,6 +357,22 @@ def test_a_box_beyond_float32_on_the_map_is_nowhere(aligned: bool, samples: int)
         assert not np.any(tensor), name
 
 
+def test_boxes_of_less_than_a_tenth_of_a_pixel_are_a_tenth_wide() -> None:
+    case = Case(spatial_scale=1 / 16)
+    arrays = case.arrays()
+    arrays["boxes"][:, :2] = arrays["boxes"][:, 2:] = [37, 58]
+
+    assert_close(evaluate(arrays, **case.attributes()), case.expected(arrays))
+
+
+def test_a_box_of_too_many_pixels_weighs_each_with_nothing() -> None:
+    box = [-(2.0**31), -(2.0**31), 2.0**31, 2.0**31]
+    output = tf_deformable.deformable_roi_pool(
+        tf.ones([1, 6, 7, 3]), [box], [0], output_size=1, samples_per_bin=0, aligned=True
+    )
+    assert not output.numpy().any()
+
+
 @pytest.mark.parametrize("half_size", [10, 1000, 100000])
 def test_a_large_box_with_as_many_samples_as_pixels_reads_each_pixel(half_size: int) -> None:
     inputs = np.random.default_rng(0).normal(size=(1, 6, 7, 3))
@@ -478,6 +494,22 @@ def test_pixels_that_no_sample_touches_do_not_matter(aligned: bool) -> None:
     expected = evaluate(arrays, **case.attributes())
     arrays["inputs"][:, [0, -1]] = np.nan
     arrays["inputs"][:, :, [0, -1]] = np.inf
+
+    for name, tensor in evaluate(arrays, **case.attributes()).items():
+        np.testing.assert_array_equal(tensor, expected[name], name)
+
+
+@pytest.mark.parametrize("aligned", ALIGNED)
+@pytest.mark.parametrize("classes", [1, 3])
+def test_pixels_that_have_no_weight_do_not_matter(classes: int, aligned: bool) -> None:
+    """Classes are pooled side by side; what one of them reads may be another's NaN."""
+    case = Case(classes=classes, aligned=aligned)
+    arrays = case.arrays()
+    arrays["grad_output"][:] = 1
+    expected = evaluate(arrays, **case.attributes())
+    no_weight = expected["inputs"].numpy() == 0
+    assert 0 < no_weight.sum() < no_weight.size
+    arrays["inputs"][no_weight] = np.nan
 
     for name, tensor in evaluate(arrays, **case.attributes()).items():
         np.testing.assert_array_equal(tensor, expected[name], name)
@@ -714,6 +746,7 @@ def test_empty_maps(size: tuple[int, int], aligned: bool) -> None:
     case = Case(size=size, aligned=aligned)
     arrays = case.arrays()
     arrays["boxes"][:] = [0, 0, 3, 4]
+    arrays["offsets"][0] = 0  # half a pixel before the first one, where there would be a sample
 
     got = evaluate(arrays, **case.attributes())
 

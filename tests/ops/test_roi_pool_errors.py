@@ -212,6 +212,60 @@ def test_plain_pooling_is_named_as_it_was_called(backend: str) -> None:
         tf_deformable.deformable_roi_pool(inputs, boxes, [0, 1], output_size=0)
 
 
+# --- What the registered operator cannot tell: which function was called, with which offsets ---
+
+
+@pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"offsets": [4, 2, 3, 2]}, "[R,part_h,part_w,2] = [5,>=1,>=1,2], got shape [4,2,3,2]"),
+        ({"offsets": [5, 0, 3, 2]}, "[R,part_h,part_w,2] = [5,>=1,>=1,2], got shape [5,0,3,2]"),
+        ({"offsets": [5, 2, 3, 1]}, "[R,part_h,part_w,2] = [5,>=1,>=1,2], got shape [5,2,3,1]"),
+    ],
+)
+def test_offsets_without_classes_are_shown_as_they_were_given(
+    backend: str, in_graph: bool, changes: dict[str, list[int]], message: str
+) -> None:
+    def call() -> tf.Tensor:
+        tensors = _tensors(**{"offsets": [5, 2, 3, 2], **changes})
+        return tf_deformable.deformable_roi_pool(**tensors, output_size=(4, 3))
+
+    is_refusal = backend == "native" and not in_graph
+    error = tf.errors.InvalidArgumentError if is_refusal else ValueError
+    message = f"deformable_roi_pool: offsets must have shape {message}"
+    with pytest.raises(error, match=re.escape(message)):
+        (tf.function(call) if in_graph else call)()
+
+
+@pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
+def test_position_sensitive_pooling_of_one_map_is_named_as_it_was_called(
+    backend: str, in_graph: bool
+) -> None:
+    def call(shapes: dict[str, list[int]]) -> tf.Tensor:
+        tensors = _tensors(**{"offsets": [5, 2, 3, 3, 2], **shapes})
+        return tf_deformable.deformable_psroi_pool(**tensors, output_size=(4, 3), group_size=1)
+
+    is_refusal = backend == "native" and not in_graph
+    error = tf.errors.InvalidArgumentError if is_refusal else ValueError
+    message = (
+        "deformable_psroi_pool: offsets must have shape [R,part_h,part_w,classes,2] = "
+        "[5,>=1,>=1,>=1,2], got shape [4,2,3,3,2]"
+    )
+    assert call({}).shape == [5, 4, 3, 24]
+    with pytest.raises(error, match=re.escape(message)):
+        (tf.function(call) if in_graph else call)({"offsets": [4, 2, 3, 3, 2]})
+
+
+def test_a_wrong_index_in_position_sensitive_pooling_of_one_map(backend: str) -> None:
+    tensors = {**_tensors(), "box_indices": tf.constant([0, 1, -1, 2, 7])}
+    message = "box_indices must be -1 (padding) or in [0,N) = [0,2), got 2 at 3"
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=re.escape(f"deformable_psroi_pool: {message}")
+    ):
+        tf_deformable.deformable_psroi_pool(**tensors, output_size=(4, 3), group_size=1)
+
+
 def test_the_good_call_is_good(backend: str) -> None:
     assert _pool(_tensors()).shape == [5, 4, 3, 6]
 

@@ -55,11 +55,14 @@ def test_many_classes_of_odd_boxes_agree_with_the_reference(aligned: bool) -> No
 
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("classes", [1, 2])
-def test_the_last_of_many_pixels(aligned: bool, classes: int) -> None:
-    """float32 rounds the number of rows up: to a pixel that there is not."""
-    height = 2**24 + 4
-    inputs = tf.ones([1, height, 1, classes])
-    boxes = tf.constant([[height - 4.0, 0, height, 1]])
+@pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
+def test_the_last_of_many_pixels(axis: int, aligned: bool, classes: int) -> None:
+    """float32 rounds their number up: to a pixel that there is not."""
+    pixels = 2**24 + 4
+    size = [pixels, 1] if axis == 0 else [1, pixels]
+    inputs = tf.ones([1, *size, classes])
+    box = [pixels - 4.0, 0, pixels, 1] if axis == 0 else [0, pixels - 4.0, 1, pixels]
+    boxes = tf.constant([box])
     with tf.GradientTape() as tape:
         tape.watch(inputs)
         outputs = tf_deformable.deformable_psroi_pool(

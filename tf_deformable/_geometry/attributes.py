@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 
+from tf_deformable._geometry.data_format import DataFormat
 from tf_deformable._geometry.padding import Padding
 from tf_deformable._geometry.sizes import Pair
-
-DataFormat: TypeAlias = Literal["NHWC", "NCHW"]
 
 
 def pair(op: str, argument: str, value: int | Sequence[int]) -> Pair:

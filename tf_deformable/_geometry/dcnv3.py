@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tf_deformable._geometry import attributes, rules
+from tf_deformable._geometry.data_format import DataFormat
 from tf_deformable._geometry.padding import Axis, Padding, resolve_axes
 from tf_deformable._geometry.sizes import (
     Checks,
@@ -18,9 +19,10 @@ from tf_deformable._geometry.sizes import (
     differ,
     dims,
     known,
-    shape_text,
     text,
 )
+
+_AXES = {"inputs": "[N,H,W,C]", "offsets": "[N,Ho,Wo,G*K*2]", "mask": "[N,Ho,Wo,G*K]"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Window:
     dilations: Pair
     scale: float
     taps: tuple[Pair, ...]  # row, column
-    layout: attributes.DataFormat
+    data_format: DataFormat
 
     def center(self, i: int) -> int:
         """Distance of the center from the first tap along an axis."""
@@ -96,11 +98,9 @@ def dcnv3_window(
     return Window(kernel, steps, pads, rates, scale, tuple(taps), layout)
 
 
-def axes_text(argument: str, layout: attributes.DataFormat) -> str:
-    """The axes of an argument, as messages name them."""
-    last = {"inputs": "C", "offsets": "G*K*2", "mask": "G*K"}[argument]
-    size = "H,W" if argument == "inputs" else "Ho,Wo"
-    return f"[N,{last},{size}]" if layout == "NCHW" else f"[N,{size},{last}]"
+def dcnv3_checks(op: str, data_format: DataFormat) -> Checks:
+    """Returns the checks of a call whose maps have this data format; `op` begins messages."""
+    return Checks(op, _AXES, tuple(_AXES), data_format)
 
 
 def dcnv3_geometry(op: str, inputs: Any, offsets: Any, mask: Any, window: Window) -> DCNv3Geometry:
@@ -111,12 +111,15 @@ def dcnv3_geometry(op: str, inputs: Any, offsets: Any, mask: Any, window: Window
         inputs: `[N, H, W, C]`, a tensor of TensorFlow or JAX.
         offsets: `[N, Ho, Wo, G*K*2]`.
         mask: `[N, Ho, Wo, G*K]`.
-        window: the attributes.
+        window: the attributes. The tensors have channels last; messages show them in the window's
+            data format.
 
     Raises:
         ValueError: the static shapes break a rule.
     """
-    check = Checks(op)
+    check = dcnv3_checks(op, window.data_format)
+    for argument, tensor in (("inputs", inputs), ("offsets", offsets), ("mask", mask)):
+        check.rank(argument, tensor)
     batch, height, width, channels = dims(inputs, 4)
     axes = resolve_axes(
         (height, width), window.kernel_size, window.strides, window.dilations, window.padding
@@ -129,14 +132,10 @@ def dcnv3_geometry(op: str, inputs: Any, offsets: Any, mask: Any, window: Window
     g = DCNv3Geometry(batch, height, width, channels, groups, axes)
     for argument, tensor, size in (("offsets", offsets, 2 * count), ("mask", mask, count)):
         got, expected = dims(tensor, 4), [*g.output, groups * size]
-        expected_text = text([*g.output, f"G*{size}"]) if argument == "offsets" else text(expected)
-        layout = axes_text(argument, "NHWC")
         if differ(got, expected):
-            raise check.error(
-                f"{argument} must have shape {layout} = {expected_text}, "
-                f"got shape {shape_text(tensor)}"
-            )
-        check.at_run_time(argument, layout, got, expected)
+            shown = [*g.output, f"G*{size}"] if argument == "offsets" else expected
+            raise check.wrong_shape(argument, shown, tensor)
+        check.at_run_time(argument, got, expected)
     return g
 
 

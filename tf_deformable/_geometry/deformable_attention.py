@@ -22,14 +22,13 @@ from tf_deformable._geometry.sizes import (
     dims,
     first_known,
     known,
-    shape_text,
     text,
 )
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-_check = Checks("multi_scale_deformable_attention")
+_OPERATOR = "multi_scale_deformable_attention"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,18 +74,25 @@ def deformable_attention_geometry(
         ValueError: the static shapes, or constant sizes of levels, break a rule; the message names
             the argument, the rule and what was got.
     """
+    rank, axes = (4, "sum of num_points") if num_points else (5, "levels,points")
+    check = Checks(
+        _OPERATOR,
+        {
+            "value": "[N,S,heads,D]",
+            "spatial_shapes": "[levels,2]",
+            "sampling_locations": f"[N,Q,heads,{axes},2]",
+            "attention_weights": f"[N,Q,heads,{axes}]",
+        },
+    )
     if any(not 0 <= points <= LARGEST_INTEGER for points in num_points):
-        raise _check.error(
+        raise check.error(
             f"num_points must be integers of at least 0{AT_MOST_LARGEST}, "
             f"got {text(tuple(num_points))}"
         )
-    rank, axes = (4, "sum of num_points") if num_points else (5, "levels,points")
-    weights_layout = f"[N,Q,heads,{axes}]"
-    locations_layout = f"[N,Q,heads,{axes},2]"
-    _check.rank("value", "[N,S,heads,D]", 4, value)
-    _check.rank("spatial_shapes", "[levels,2]", 2, spatial_shapes)
-    _check.rank("sampling_locations", locations_layout, rank + 1, sampling_locations)
-    _check.rank("attention_weights", weights_layout, rank, attention_weights)
+    check.rank("value", value)
+    check.rank("spatial_shapes", spatial_shapes)
+    check.rank("sampling_locations", sampling_locations)
+    check.rank("attention_weights", attention_weights)
 
     value_dims = dims(value, 4)
     shapes_dims = dims(spatial_shapes, 2)
@@ -111,59 +117,58 @@ def deformable_attention_geometry(
     )
     samples = [g.batch, g.queries, g.heads, *axes_of_points]
 
-    def check(name: str, layout: str, tensor: Any, got: list[Dim], expected: list[Dim]) -> None:
+    def check_shape(name: str, tensor: Any, got: list[Dim], expected: list[Dim]) -> None:
         if differ(got, expected):
-            raise _check.error(
-                f"{name} must have shape {layout} = {text(expected)}, "
-                f"got shape {shape_text(tensor)}"
-            )
-        _check.at_run_time(name, layout, got, expected)
+            raise check.wrong_shape(name, expected, tensor)
+        check.at_run_time(name, got, expected)
 
-    check("value", "[N,S,heads,D]", value, value_dims, [g.batch, g.pixels, g.heads, g.depth])
+    check_shape("value", value, value_dims, [g.batch, g.pixels, g.heads, g.depth])
     if known(g.depth) and g.depth == 0:
-        raise _check.error(
-            f"value must have at least 1 channel in each head, got shape {shape_text(value)}"
+        raise check.error(
+            "value must have at least 1 channel in each head, "
+            f"got shape {check.shape('value', value)}"
         )
-    check("spatial_shapes", "[levels,2]", spatial_shapes, shapes_dims, [levels, 2])
-    check("sampling_locations", locations_layout, sampling_locations, locations_dims, [*samples, 2])
-    check("attention_weights", weights_layout, attention_weights, weights_dims, samples)
-    _check.output(g.batch, g.queries, g.heads * g.depth)
+    check_shape("spatial_shapes", spatial_shapes, shapes_dims, [levels, 2])
+    check_shape("sampling_locations", sampling_locations, locations_dims, [*samples, 2])
+    check_shape("attention_weights", attention_weights, weights_dims, samples)
+    check.output(g.batch, g.queries, g.heads * g.depth)
     if isinstance(spatial_shapes, np.ndarray):
-        _check_known_levels(spatial_shapes, g)
+        _check_known_levels(check, spatial_shapes, g)
     elif not isinstance(spatial_shapes.shape, tuple):
-        _check_levels(spatial_shapes, g)
+        _check_levels(check, spatial_shapes, g)
     # Else the compiled operator checks them: a program of JAX cannot.
     return g
 
 
-def _check_levels(spatial_shapes: tf.Tensor, g: DeformableAttentionGeometry) -> None:
+_SUMMED_AXES = "[N,S = sum of H*W,heads,D]"  # of value
+
+
+def _check_levels(check: Checks, spatial_shapes: tf.Tensor, g: DeformableAttentionGeometry) -> None:
     import tensorflow as tf
 
     sizes = tf.get_static_value(spatial_shapes)
     if sizes is None:
         tf.debugging.assert_non_negative(
             spatial_shapes,
-            message="multi_scale_deformable_attention: spatial_shapes must be at least 0",
+            message=f"{_OPERATOR}: spatial_shapes must be at least 0",
         )
         areas = tf.reduce_prod(tf.cast(spatial_shapes, tf.int64), axis=1)
-        _check.at_run_time(
-            "value", "[N,S = sum of H*W,heads,D]", [g.pixels], [tf.reduce_sum(areas)]
-        )
+        check.at_run_time("value", [g.pixels], [tf.reduce_sum(areas)], _SUMMED_AXES)
         return
-    _check_known_levels(sizes, g)
+    _check_known_levels(check, sizes, g)
 
 
-def _check_known_levels(sizes: np.ndarray, g: DeformableAttentionGeometry) -> None:
+def _check_known_levels(check: Checks, sizes: np.ndarray, g: DeformableAttentionGeometry) -> None:
     levels = [[int(size) for size in level] for level in sizes]
     if any(not 0 <= size <= LARGEST_INTEGER for level in levels for size in level):
-        raise _check.error(
+        raise check.error(
             f"spatial_shapes must be heights and widths of at least 0{AT_MOST_LARGEST}, "
             f"got {text(levels)}"
         )
     pixels = sum(height * width for height, width in levels)
     if differ([g.pixels], [pixels]):
-        raise _check.error(
+        raise check.error(
             "value must have the pixels of all levels, S = sum of H*W of spatial_shapes, "
             f"got S={g.pixels} and spatial_shapes {text(levels)}"
         )
-    _check.at_run_time("value", "[N,S = sum of H*W,heads,D]", [g.pixels], [pixels])
+    check.at_run_time("value", [g.pixels], [pixels], _SUMMED_AXES)

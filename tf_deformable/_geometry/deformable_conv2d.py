@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tf_deformable._geometry import rules
+from tf_deformable._geometry.data_format import DataFormat
 from tf_deformable._geometry.padding import Padding, resolve_axes
 from tf_deformable._geometry.sizes import (
     AT_MOST_LARGEST,
@@ -22,11 +23,17 @@ from tf_deformable._geometry.sizes import (
     dims,
     first_known,
     known,
-    shape_text,
     text,
 )
 
-_check = Checks("deformable_conv2d")
+_AXES = {
+    "inputs": "[N,H,W,C]",
+    "filters": "[kh,kw,C/groups,F]",
+    "offsets": "[N,Ho,Wo,G*kh*kw*2]",
+    "mask": "[N,Ho,Wo,G*kh*kw]",
+    "bias": "[F]",
+}
+_MAPS = ("inputs", "offsets", "mask", "output")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +68,11 @@ class DeformableConv2DGeometry:
         return self.batch * self.output_height * self.output_width
 
 
+def deformable_conv2d_checks(data_format: DataFormat) -> Checks:
+    """Returns the checks of a call whose maps have this data format."""
+    return Checks("deformable_conv2d", _AXES, _MAPS, data_format)
+
+
 def deformable_conv2d_geometry(
     inputs: Any,
     filters: Any,
@@ -71,6 +83,7 @@ def deformable_conv2d_geometry(
     strides: Pair,
     padding: Padding,
     dilations: Pair,
+    data_format: DataFormat = "NHWC",
 ) -> DeformableConv2DGeometry:
     """Checks the arguments of one call and derives every size from them.
 
@@ -85,6 +98,7 @@ def deformable_conv2d_geometry(
         strides: (y, x), in pixels of the inputs.
         padding: "SAME", "VALID" or ((top, bottom), (left, right)).
         dilations: (y, x), in pixels of the inputs.
+        data_format: of the caller. The tensors have channels last; messages show them so.
 
     Returns:
         The geometry; sizes that the static shapes do not tell are scalar tensors.
@@ -93,12 +107,13 @@ def deformable_conv2d_geometry(
         ValueError: the static shapes or the attributes break a rule; the message names the
             argument, the rule and what was got.
     """
-    _check_attributes(strides, padding, dilations)
-    _check.rank("inputs", "[N,H,W,C]", 4, inputs)
-    _check.rank("filters", "[kh,kw,C/groups,F]", 4, filters)
-    _check.rank("offsets", "[N,Ho,Wo,G*kh*kw*2]", 4, offsets)
-    _check.rank("mask", "[N,Ho,Wo,G*kh*kw]", 4, mask)
-    _check.rank("bias", "[F]", 1, bias)
+    check = deformable_conv2d_checks(data_format)
+    _check_attributes(check, strides, padding, dilations)
+    check.rank("inputs", inputs)
+    check.rank("filters", filters)
+    check.rank("offsets", offsets)
+    check.rank("mask", mask)
+    check.rank("bias", bias)
 
     batch, height, width, channels = dims(inputs, 4)
     kernel_height, kernel_width, group_channels, filter_count = dims(filters, 4)
@@ -106,37 +121,37 @@ def deformable_conv2d_geometry(
     mask_dims = offsets_dims if mask is None else dims(mask, 4)
 
     if any(known(size) and size > LARGEST_INTEGER for size in (height, width)):
-        raise _check.error(
+        raise check.error(
             f"inputs height and width must be at most {LARGEST_INTEGER}, "
-            f"got shape {shape_text(inputs)}"
+            f"got shape {check.shape('inputs', inputs)}"
         )
     if any(known(size) and size > LARGEST_INTEGER for size in (kernel_height, kernel_width)):
-        raise _check.error(
+        raise check.error(
             f"filters height and width must be at most {LARGEST_INTEGER}, "
-            f"got shape {shape_text(filters)}"
+            f"got shape {check.shape('filters', filters)}"
         )
     if _is(0, kernel_height, kernel_width, group_channels, filter_count):
-        raise _check.error(
+        raise check.error(
             "filters must have kernel height, kernel width, input channels and output channels "
-            f"of at least 1, got shape {shape_text(filters)}"
+            f"of at least 1, got shape {check.shape('filters', filters)}"
         )
     if known(channels, group_channels) and (channels == 0 or channels % group_channels):
-        raise _check.error(
+        raise check.error(
             "inputs channels must be a multiple of the filters' input channels "
             f"(C = groups * filters.shape[2]), got C={channels} and filters shape "
-            f"{shape_text(filters)}"
+            f"{check.shape('filters', filters)}"
         )
     groups = channels // group_channels
     filter_count = first_known(filter_count, *([] if bias is None else dims(bias, 1)))
     if known(filter_count, groups) and filter_count % groups:
-        raise _check.error(
+        raise check.error(
             "filters output channels must be a multiple of groups, "
             f"got F={filter_count} and groups={groups}"
         )
 
     y, x = resolve_axes((height, width), (kernel_height, kernel_width), strides, dilations, padding)
     if y.kernel_is_too_large or x.kernel_is_too_large:
-        raise _check.error(rules.kernel_does_not_fit((y.extent, x.extent), (y.padded, x.padded)))
+        raise check.error(rules.kernel_does_not_fit((y.extent, x.extent), (y.padded, x.padded)))
 
     inputs_map = [batch, y.output, x.output]
     batch = first_known(batch, offsets_dims[0], mask_dims[0])
@@ -149,29 +164,21 @@ def deformable_conv2d_geometry(
         offsets_dims[3] == 0 or offsets_dims[3] % (2 * taps) != 0
     )
     if channels_wrong or differ(offsets_dims[:3], output_map):
-        raise _check.error(
-            "offsets must have shape [N,Ho,Wo,G*kh*kw*2] = "
-            f"{text([*output_map, f'G*{text(2 * taps)}'])}, got shape {shape_text(offsets)}"
-        )
-    _check.at_run_time("offsets", "[N,Ho,Wo,G*kh*kw*2]", offsets_dims[:3], inputs_map)
+        raise check.wrong_shape("offsets", [*output_map, f"G*{text(2 * taps)}"], offsets)
+    check.at_run_time("offsets", offsets_dims[:3], inputs_map)
     offset_groups = offsets_dims[3] // (2 * taps)
-    if not known(offset_groups) and known(mask_dims[3], taps) and mask_dims[3] % taps == 0:
-        offset_groups = max(mask_dims[3] // taps, 1)
+    if not known(offset_groups) and known(mask_dims[3], taps):
+        offset_groups = max(mask_dims[3] // taps, 1)  # checked below
     if known(channels, offset_groups) and channels % offset_groups:
-        raise _check.error(rules.offset_groups_do_not_divide(channels, offset_groups))
+        raise check.error(rules.offset_groups_do_not_divide(channels, offset_groups))
     expected_mask = [*output_map, offset_groups * taps]
     if mask is not None and differ(mask_dims, expected_mask):
-        raise _check.error(
-            f"mask must have shape [N,Ho,Wo,G*kh*kw] = {text(expected_mask)}, "
-            f"got shape {shape_text(mask)}"
-        )
+        raise check.wrong_shape("mask", expected_mask, mask)
     if mask is not None:
-        _check.at_run_time("mask", "[N,Ho,Wo,G*kh*kw]", mask_dims[:3], inputs_map)
+        check.at_run_time("mask", mask_dims[:3], inputs_map)
     if bias is not None and differ(dims(bias, 1), [filter_count]):
-        raise _check.error(
-            f"bias must have shape [F] = {text([filter_count])}, got shape {shape_text(bias)}"
-        )
-    _check.output(*output_map, filter_count)
+        raise check.wrong_shape("bias", [filter_count], bias)
+    check.output(*output_map, filter_count)
 
     return DeformableConv2DGeometry(
         batch=batch,
@@ -193,16 +200,16 @@ def deformable_conv2d_geometry(
     )
 
 
-def _check_attributes(strides: Pair, padding: Padding, dilations: Pair) -> None:
+def _check_attributes(check: Checks, strides: Pair, padding: Padding, dilations: Pair) -> None:
     for name, values in (("strides", strides), ("dilations", dilations)):
         if not _all_between(values, 2, 1):
-            raise _check.error(
+            raise check.error(
                 f"{name} must be 2 positive integers (y, x){AT_MOST_LARGEST}, got {text(values)}"
             )
     if not isinstance(padding, str):
         pads = [pad for axis in padding for pad in axis]
         if not _all_between(pads, 4, 0):
-            raise _check.error(
+            raise check.error(
                 "explicit padding must be 4 non-negative integers (top, bottom, left, right)"
                 f"{AT_MOST_LARGEST}, got {text(pads)}"
             )

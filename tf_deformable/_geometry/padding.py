@@ -84,6 +84,19 @@ def resolve_axes(
     return y, x
 
 
+def window_starts(pixels: Any, stride: Any, pad_before: Any) -> Any:
+    """Returns where the windows of output pixels begin along an axis, in pixels of the inputs.
+
+    Tap k of a window lies `k * dilation` behind its start, in every operator of the package.
+
+    Args:
+        pixels: of the output: an array of TensorFlow, JAX or NumPy.
+        stride: in pixels.
+        pad_before: in pixels, as `Axis` has it.
+    """
+    return pixels * stride - pad_before
+
+
 def explicit_padding(padding: Padding) -> str | list[list[int]]:
     """Returns a padding as the operators take it for "NHWC"."""
     if isinstance(padding, str):

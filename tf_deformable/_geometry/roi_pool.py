@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tf_deformable._geometry import attributes
 from tf_deformable._geometry.sizes import (
     AT_MOST_LARGEST,
     LARGEST_INTEGER,
@@ -22,13 +23,67 @@ from tf_deformable._geometry.sizes import (
     dims,
     first_known,
     known,
-    static_shape,
     text,
 )
 
 MOST_SAMPLES_PER_BIN = 1024  # the work of a bin grows with their number, whatever it pools
 
 OPERATORS = ("deformable_roi_pool", "deformable_psroi_pool")
+
+_AXES = {
+    "inputs": "[N,H,W,k*k*D]",
+    "boxes": "[R,4]",
+    "box_indices": "[R]",
+    "offsets": "[R,part_h,part_w,classes,2]",
+    "mask": "[R,ph,pw]",
+}
+_WITHOUT_CLASSES = "[R,part_h,part_w,2]"
+
+
+@dataclasses.dataclass(frozen=True)
+class RoIPoolAttributes:
+    """What is not a tensor of a call, normalised."""
+
+    output_size: Pair
+    group_size: int
+    spatial_scale: float
+    samples_per_bin: int
+    gamma: float
+    aligned: bool
+
+    @classmethod
+    def normalised(
+        cls,
+        op: str,
+        output_size: int | Sequence[int],
+        group_size: int,
+        spatial_scale: float,
+        samples_per_bin: int,
+        gamma: float,
+        aligned: bool,
+    ) -> RoIPoolAttributes:
+        """Returns the attributes of a call of one of `OPERATORS`.
+
+        Raises:
+            TypeError: one is of the wrong kind.
+            ValueError: `output_size` are not two, or a number is beyond float32.
+        """
+        return cls(
+            output_size=attributes.pair(op, "output_size", output_size),
+            group_size=attributes.integer(op, "group_size", group_size),
+            spatial_scale=attributes.number(op, "spatial_scale", spatial_scale),
+            samples_per_bin=attributes.integer(op, "samples_per_bin", samples_per_bin),
+            gamma=attributes.number(op, "gamma", gamma),
+            aligned=attributes.boolean(op, "aligned", aligned),
+        )
+
+    def for_native(self) -> dict[str, Any]:
+        """As the compiled operators and handlers take them."""
+        return {**dataclasses.asdict(self), "output_size": list(self.output_size)}
+
+    def for_reference(self) -> dict[str, Any]:
+        """As the functions of `tf_deformable.reference`, and those of the geometry, take them."""
+        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +105,12 @@ class RoIPoolGeometry:
     samples_per_bin: int  # 0: as many as the bin has pixels
     gamma: float
     aligned: bool
+
+
+def roi_pool_checks(operator: str) -> Checks:
+    """Returns the checks of a call of one of `OPERATORS`."""
+    has_classes = operator != OPERATORS[0]
+    return Checks(operator, _AXES if has_classes else {**_AXES, "offsets": _WITHOUT_CLASSES})
 
 
 def roi_pool_geometry(
@@ -92,17 +153,17 @@ def roi_pool_geometry(
         ValueError: the static shapes or the attributes break a rule; the message names the
             argument, the rule and what was got.
     """
-    check = Checks(operator)
+    check = roi_pool_checks(operator)
     _check_attributes(
         check, output_size, group_size, spatial_scale, samples_per_bin, gamma, aligned
     )
-    check.rank("inputs", "[N,H,W,k*k*D]", 4, inputs)
-    check.rank("boxes", "[R,4]", 2, boxes)
-    check.rank("box_indices", "[R]", 1, box_indices)
-    has_classes = operator != "deformable_roi_pool"
-    offsets_layout = "[R,part_h,part_w,classes,2]" if has_classes else "[R,part_h,part_w,2]"
-    check.rank("offsets", offsets_layout, 5, offsets)
-    check.rank("mask", "[R,ph,pw]", 3, mask)
+    check.rank("inputs", inputs)
+    check.rank("boxes", boxes)
+    check.rank("box_indices", box_indices)
+    has_classes = operator != OPERATORS[0]
+    if has_classes:  # Those of the other operator have got the axis after a check of their own.
+        check.rank("offsets", offsets)
+    check.rank("mask", mask)
 
     batch, height, width, channels = dims(inputs, 4)
     maps = group_size * group_size
@@ -116,36 +177,32 @@ def roi_pool_geometry(
     mask_dims = [boxes_dims[0], *output_size] if mask is None else dims(mask, 3)
     count = first_known(boxes_dims[0], indices_count, offsets_dims[0], mask_dims[0])
     if differ(boxes_dims, [count, 4]):
-        raise _shape_error(check, "boxes", "[R,4]", [count, 4], boxes)
+        raise check.wrong_shape("boxes", [count, 4], boxes)
     if differ([indices_count], [count]):
-        raise _shape_error(check, "box_indices", "[R]", [count], box_indices)
+        raise check.wrong_shape("box_indices", [count], box_indices)
 
     _, part_height, part_width, classes, _ = offsets_dims
     depth = channels // maps
     if offsets is not None:
         empty = any(known(dim) and dim == 0 for dim in (part_height, part_width, classes))
         if empty or differ(offsets_dims, [count, part_height, part_width, classes, 2]):
-            expected = [count, ">=1", ">=1", *[">=1"] * has_classes, 2]
-            raise _shape_error(check, "offsets", offsets_layout, expected, offsets)
+            if has_classes:
+                raise check.wrong_shape("offsets", [count, ">=1", ">=1", ">=1", 2], offsets)
+            raise check.wrong_shape("offsets", [count, ">=1", ">=1", 2], offsets[:, :, :, 0])
         if known(depth, classes) and depth % classes:
             raise check.error(
                 "output channels must be a multiple of the offset classes, "
                 f"got D={depth} and classes={classes}"
             )
     if mask is not None and differ(mask_dims, [count, *output_size]):
-        raise _shape_error(check, "mask", "[R,ph,pw]", [count, *output_size], mask)
+        raise check.wrong_shape("mask", [count, *output_size], mask)
     check.output(count, *output_size, depth)
-    check.at_run_time("inputs", "[N,H,W,k*k*D]", [channels % maps], [0])
-    check.at_run_time("boxes", "[R,4]", boxes_dims, [boxes_dims[0], 4])
+    check.at_run_time("inputs", [channels % maps], [0])
+    check.at_run_time("boxes", boxes_dims, [boxes_dims[0], 4])
     # One box (one part row) for all would be a silent broadcast, not an error.
-    check.at_run_time("box_indices", "[R]", [indices_count], boxes_dims[:1])
-    check.at_run_time(
-        "offsets",
-        offsets_layout,
-        [offsets_dims[0], offsets_dims[4]],
-        [boxes_dims[0], 2],
-    )
-    check.at_run_time("mask", "[R,ph,pw]", mask_dims, [boxes_dims[0], *output_size])
+    check.at_run_time("box_indices", [indices_count], boxes_dims[:1])
+    check.at_run_time("offsets", [offsets_dims[0], offsets_dims[4]], [boxes_dims[0], 2])
+    check.at_run_time("mask", mask_dims, [boxes_dims[0], *output_size])
 
     return RoIPoolGeometry(
         batch=batch,
@@ -198,15 +255,3 @@ def _check_attributes(
 
 def _is_between(value: int, lowest: int) -> bool:
     return lowest <= value <= LARGEST_INTEGER
-
-
-def _shape_error(
-    check: Checks, name: str, layout: str, expected: Sequence[Dim | str], got: Any
-) -> ValueError:
-    shape = static_shape(got)
-    if shape is not None and len(shape) > len(expected):
-        del shape[3]  # The classes of offsets, which the caller did not give.
-    return check.error(
-        f"{name} must have shape {layout} = {text(list(expected))}, "
-        f"got shape {'?' if shape is None else text(shape)}"
-    )

@@ -6,8 +6,10 @@ Sizes that are known need no TensorFlow: those of JAX's arrays always are.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from tf_deformable._geometry.data_format import TO_NHWC, DataFormat, in_format
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 # A size that is known while the graph is built, or a scalar int64 tensor.
 Dim: TypeAlias = "int | tf.Tensor"
 Pair: TypeAlias = tuple[int, int]
+T = TypeVar("T")
 
 LARGEST_INTEGER = 2**31 - 1
 AT_MOST_LARGEST = f", at most {LARGEST_INTEGER}"  # ends the rule of an integer attribute
@@ -22,20 +25,80 @@ _MOST_ELEMENTS = 2**48  # of an output: memory for more cannot be addressed
 
 
 class Checks:
-    """The checks of one operator, whose name begins every message."""
+    """The checks of one operator, whose name begins every message.
 
-    def __init__(self, operator: str) -> None:
+    Maps are checked with their channels last. Messages show them as the caller gave them.
+
+    Args:
+        operator: its name.
+        axes: of its arguments, by their names, as messages write them: `{"boxes": "[R,4]"}`.
+        maps: names of the arguments that callers may give with channels second; their axes are
+            written with channels last.
+        data_format: in which order the caller has the axes of maps.
+    """
+
+    def __init__(
+        self,
+        operator: str,
+        axes: Mapping[str, str] | None = None,
+        maps: Collection[str] = (),
+        data_format: DataFormat = "NHWC",
+    ) -> None:
         self._operator = operator
+        self._axes = axes or {}
+        self._maps = maps
+        self._data_format = data_format
 
     def error(self, rule: str) -> ValueError:
         """Returns the error that says which rule was broken."""
         return ValueError(f"{self._operator}: {rule}")
 
-    def rank(self, name: str, layout: str, rank: int, tensor: Any) -> None:
-        """Raises ValueError if the static rank of a tensor, if there is one, is another one."""
+    def rank(self, name: str, tensor: Any) -> None:
+        """Raises ValueError if a tensor is known to have other axes than the argument, or fewer.
+
+        Args:
+            name: of the argument.
+            tensor: of TensorFlow or JAX, as the caller gave it; None if it was not given.
+        """
         shape = None if tensor is None else static_shape(tensor)
+        rank = self._axes[name].count(",") + 1
         if shape is not None and len(shape) != rank:
-            raise self.error(f"{name} must have rank {rank} {layout}, got shape {text(shape)}")
+            raise self.error(
+                f"{name} must have rank {rank} {self._axes_text(name)}, got shape {text(shape)}"
+            )
+
+    def channels_last(
+        self, tensors: Mapping[str, Any], transpose: Callable[[Any, tuple[int, ...]], Any]
+    ) -> dict[str, Any]:
+        """Returns the arguments with their maps as the operator takes them.
+
+        Args:
+            tensors: as the caller gave them; those that are None stay so.
+            transpose: that of TensorFlow or JAX.
+
+        Raises:
+            ValueError: a map that is to be transposed is known to have another rank.
+        """
+        if self._data_format == "NHWC":
+            return dict(tensors)
+        result = dict(tensors)
+        for name, tensor in tensors.items():
+            if name in self._maps and tensor is not None:
+                self.rank(name, tensor)
+                result[name] = transpose(tensor, TO_NHWC)
+        return result
+
+    def shape(self, name: str, tensor: Any) -> str:
+        """Returns the static shape that the caller gave an argument: `[2,9,?,4]`."""
+        shape = static_shape(tensor)
+        return "?" if shape is None else text(self._as_given(name, shape))
+
+    def wrong_shape(self, name: str, expected: Sequence[Dim | str], tensor: Any) -> ValueError:
+        """Returns the error of an argument that has not the shape expected."""
+        return self.error(
+            f"{name} must have shape {self._axes_text(name)} = "
+            f"{text(self._as_given(name, expected))}, got shape {self.shape(name, tensor)}"
+        )
 
     def output(self, *sizes: Dim) -> None:
         """Raises ValueError if the output is too large, as far as is known.
@@ -44,21 +107,39 @@ class Checks:
         """
         if math.prod(max(size, 1) for size in sizes if isinstance(size, int)) > _MOST_ELEMENTS:
             raise self.error(
-                f"output must have at most {_MOST_ELEMENTS} elements, got shape {text(sizes)}"
+                f"output must have at most {_MOST_ELEMENTS} elements, got shape "
+                f"{text(self._as_given('output', sizes))}"
             )
 
     def at_run_time(
-        self, name: str, layout: str, got: Sequence[Dim], expected: Sequence[Dim]
+        self, name: str, got: Sequence[Dim], expected: Sequence[Dim], axes: str | None = None
     ) -> None:
-        """Asserts sizes that cannot be checked statically."""
+        """Asserts sizes that cannot be checked statically.
+
+        Args:
+            name: of the argument.
+            got: some or all of its sizes.
+            expected: what they must be.
+            axes: in place of the argument's.
+        """
         if not known(*got, *expected):
             import tensorflow as tf
 
             tf.debugging.assert_equal(
-                tf.stack([tf.cast(dim, tf.int64) for dim in got]),
-                tf.stack([tf.cast(dim, tf.int64) for dim in expected]),
-                message=f"{self._operator}: {name} must have shape {layout}",
+                tf.stack([tf.cast(dim, tf.int64) for dim in self._as_given(name, got)]),
+                tf.stack([tf.cast(dim, tf.int64) for dim in self._as_given(name, expected)]),
+                message=(
+                    f"{self._operator}: {name} must have shape {axes or self._axes_text(name)}"
+                ),
             )
+
+    def _as_given(self, name: str, axes: Sequence[T]) -> list[T]:
+        """What belongs to the axes of an argument in the caller's order, if it is all of them."""
+        is_map = name in self._maps and len(axes) == 4
+        return in_format(axes, self._data_format) if is_map else list(axes)
+
+    def _axes_text(self, name: str) -> str:
+        return text(self._as_given(name, self._axes[name].strip("[]").split(",")))
 
 
 def static_shape(tensor: Any) -> list[int | str] | None:

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tf_deformable.analysis import _calls, bins
 from tf_deformable.analysis._calls import Array
+from tf_deformable.analysis.locations import sees_map
 from tf_deformable.graphs.layer_calls import LayerCall
 from tf_deformable.layers.deformable_conv2d import DeformableConv2D
 from tf_deformable.layers.psroi_pool import DeformablePSRoIPool
@@ -289,8 +291,8 @@ def _of_call(call: LayerCall) -> LayerOffsets:
             "px",
             samples.input_size,
             samples.offsets,
-            _outside(samples.positions, samples.input_size),
-            _outside(samples.regular, samples.input_size),
+            ~sees_map(samples.positions, samples.input_size),
+            ~sees_map(samples.regular, samples.input_size),
         )
     (pooled,) = bins.layer_bins([call])
     regular = pooled.regular[pooled.present]  # [boxes, ph, pw, 4]
@@ -317,8 +319,8 @@ def _measured(
     unit: str,
     map_size: tuple[int, int],
     offsets: Array,
-    outside: Array,
-    regular_outside: Array,
+    outside: NDArray[np.bool_],
+    regular_outside: NDArray[np.bool_],
 ) -> LayerOffsets:
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.hypot(offsets[..., 0], offsets[..., 1], dtype=np.float64)
@@ -337,11 +339,6 @@ def _measured(
     )
 
 
-def _outside(positions: Array, size: tuple[int, int]) -> Array:
-    """Which samples see nothing of a map (comparisons with NaN are false)."""
-    return ~np.all((positions > -1) & (positions < size), axis=-1)
-
-
-def _middle_outside(boxes: Array, size: Array) -> Array:
+def _middle_outside(boxes: Array, size: Array) -> NDArray[np.bool_]:
     middle = (boxes[..., :2] + boxes[..., 2:]) / 2
     return ~np.all((middle >= 0) & (middle <= size), axis=-1)

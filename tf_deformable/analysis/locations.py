@@ -241,12 +241,12 @@ def _follow(
             regular = samples.regular[np.newaxis, :, :, np.newaxis]
             positions = np.broadcast_to(regular, samples.positions.shape)
         field = positions.reshape(*positions.shape[:3], -1, 2)
-        weight = (weight * _inside(points, samples.output_size))[..., np.newaxis]
+        weight = (weight * sees_map(points, samples.output_size))[..., np.newaxis]
         if samples.mask is not None and deformed:
             mask = samples.mask.reshape(*field.shape[:4], 1)
             weight = weight * interpolate(mask, points)[..., 0]
         read = interpolate(field, points)  # [N, P, K, 2], in pixels of the layer's input
-        weight = weight * _inside(read, samples.input_size)
+        weight = weight * sees_map(read, samples.input_size)
 
         read, weight = read.reshape(batch, -1, 2), weight.reshape(batch, -1)
         levels.append(to_image[index](read).reshape(*shape, 2))
@@ -256,8 +256,16 @@ def _follow(
     return tuple(levels), tuple(weights)
 
 
-def _inside(points: Array, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Which positions see something of a map, where the bilinear interpolation fades out around."""
+def sees_map(points: Array, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Returns which samples see something of a map: bilinear ones fade out around it.
+
+    Args:
+        points: `[..., 2]`, (y, x) in pixels of the map. What is not a number sees nothing.
+        size: height and width of the map.
+
+    Returns:
+        `[...]`.
+    """
     return np.all((points > -1) & (points < size), axis=-1)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tf_deformable._geometry.sizes import Checks
 from tf_deformable.ops import _arguments
 
 # --- Maps and kernels ---
@@ -277,7 +278,7 @@ def rois_from_boxes(boxes: Any, box_indices: Any) -> tf.Tensor:
     """
     boxes = _rows("rois_from_boxes", "boxes", "[R,4]", boxes, 4)
     box_indices = tf.convert_to_tensor(box_indices)
-    _arguments.check_rank("rois_from_boxes", "box_indices", "[R]", box_indices)
+    Checks("rois_from_boxes", {"box_indices": "[R]"}).rank("box_indices", box_indices)
     y1, x1, y2, x2 = tf.unstack(boxes, num=4, axis=1)
     return tf.stack([tf.cast(box_indices, boxes.dtype), x1, y1, x2, y2], axis=1)
 
@@ -330,8 +331,8 @@ def roi_offsets_from_planes(planes: Any) -> tf.Tensor:
         ValueError: another rank, or an odd number of planes.
     """
     planes = tf.convert_to_tensor(planes)
-    layout = "[R,2*classes,part_h,part_w]"
-    _arguments.check_rank("roi_offsets_from_planes", "planes", layout, planes)
+    axes = {"planes": "[R,2*classes,part_h,part_w]"}
+    Checks("roi_offsets_from_planes", axes).rank("planes", planes)
     count = None if planes.shape.rank is None else planes.shape[1]
     if count is not None and count % 2:
         raise ValueError(
@@ -356,8 +357,8 @@ def planes_from_roi_offsets(offsets: Any) -> tf.Tensor:
     offsets = tf.convert_to_tensor(offsets)
     if offsets.shape.rank == 4:
         offsets = tf.expand_dims(offsets, 3)
-    layout = "[R,part_h,part_w,classes,2]"
-    _arguments.check_rank("planes_from_roi_offsets", "offsets", layout, offsets)
+    axes = {"offsets": "[R,part_h,part_w,classes,2]"}
+    Checks("planes_from_roi_offsets", axes).rank("offsets", offsets)
     planes = tf.transpose(tf.reverse(offsets, axis=[-1]), (0, 3, 4, 1, 2))
     boxes, classes, _, part_height, part_width = tf.unstack(tf.shape(planes), num=5)
     return tf.reshape(planes, [boxes, 2 * classes, part_height, part_width])
@@ -404,7 +405,7 @@ def _transposed(
     op: str, argument: str, layout: str, tensor: Any, axes: tuple[int, ...]
 ) -> tf.Tensor:
     tensor = tf.convert_to_tensor(tensor)
-    _arguments.check_rank(op, argument, layout, tensor)
+    Checks(op, {argument: layout}).rank(argument, tensor)
     return tf.transpose(tensor, axes)
 
 

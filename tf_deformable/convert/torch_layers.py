@@ -460,7 +460,7 @@ def _input_shapes(layer: Any, channels: int, branch_channels: int | None) -> Any
         return (None, depth, None, None) if first else (None, None, None, depth)
 
     depths = {"inputs": channels, "offset_features": branch_channels, "flow": 2}
-    shapes = [shape(depths.get(name)) for name in layer._input_names]
+    shapes = [shape(depths.get(name)) for name in layer.names_of_inputs]
     return shapes if len(shapes) > 1 else shapes[0]
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from tf_deformable._keras import graph_calls, is_graph, sublayers
+from tf_deformable._keras import composite_spec, graph_calls, is_graph, sublayers
 from tf_deformable.graphs.layer_calls import LayerCall, inlined_functions, listening
 from tf_deformable.layers.deformable_conv2d import DeformableConv2D
 
@@ -114,8 +114,8 @@ def _run(model: Any, values: list[Any], prefix: str, found: list[Call]) -> list[
 
 def _specification(tensor: Any, input_size: tuple[int, int] | None, rows: int) -> Any:
     """What stands for an input of a model; `rows` is the axis of an image's height."""
-    given = getattr(tensor, "type_spec", None)  # tf-keras has inputs that are ragged or sparse
-    if given is not None and not isinstance(given, tf.TensorSpec):
+    given = composite_spec(tensor)
+    if given is not None:
         return given
     shape = list(shape_of(tensor))
     if input_size is not None and len(shape) == 4:

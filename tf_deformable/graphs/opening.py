@@ -66,16 +66,15 @@ def _is_custom(layer: Any) -> bool:
 
 def _inside(call: GraphCall) -> Any:
     """Returns a model of what a layer does in a call, None where that cannot be seen."""
-    layer, arguments = call.layer, call.node.arguments
-    if len(arguments.args) != 1 or any(v is not None for v in arguments.kwargs.values()):
+    layer, read = call.layer, call.only_argument
+    if read is None:
         return None
-    (read,) = arguments.args
     names = {id(tensor): key for key, tensor in read.items()} if isinstance(read, dict) else {}
     inputs = {
         id(t): tf.keras.Input(batch_shape=t.shape, dtype=t.dtype, name=names.get(id(t)))
         for t in call.inputs
     }
-    (argument,), _ = arguments.fill_in(inputs)
+    argument = tf.nest.map_structure(lambda tensor: inputs.get(id(tensor), tensor), read)
 
     def model_of(**options: Any) -> Any:
         cast = tf.nest.map_structure(lambda tensor: _autocast(layer, tensor), argument)

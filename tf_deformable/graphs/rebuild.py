@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_deformable._keras import IS_KERAS_3, is_plain_model
+from tf_deformable._keras import IS_KERAS_3, is_plain_model, name_of_input
 
 
 def pyramid_of(model: Any) -> dict[str, Any]:
@@ -53,7 +53,9 @@ def rebuild(model: Any, replace: Callable[[Any], Any]) -> Any:
 
 def _input_like(tensor: Any) -> Any:
     """Returns an input of Keras 3 as another one. `clone_model` would call it by another name."""
-    name = tensor._keras_history.operation.name
     return tf.keras.Input(
-        batch_shape=tensor.shape, dtype=tensor.dtype, sparse=tensor.sparse, name=name
+        batch_shape=tensor.shape,
+        dtype=tensor.dtype,
+        sparse=tensor.sparse,
+        name=name_of_input(tensor),
     )

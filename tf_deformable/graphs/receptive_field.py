@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tf_deformable._geometry.padding import resolve_axis
+from tf_deformable._geometry.padding import resolve_axis, window_starts
 from tf_deformable.graphs.layer_calls import LayerCall
 
 Vector: TypeAlias = NDArray[np.float64]  # [2], y and x
@@ -273,7 +273,7 @@ def _transposed_convolution(operation: Any, known: _Known) -> Sequence[Field | N
         pads = [operation.get_attr("explicit_paddings")[2 * axis] for axis in axes]
     elif padding == "SAME":
         pads = _same(size, kernel, strides, dilations)
-    # p = i*stride - pad + k*dilation, solved for i.
+    # What a tap of window i reads (`window_starts`), p = i*stride - pad + k*dilation, solved for i.
     extent = (np.array(kernel) - 1) * dilations
     step = np.array(strides, np.float64)
     return [field.window(1 / step, (np.array(pads) - extent) / step, np.array(pads) / step)]
@@ -479,7 +479,7 @@ def _of_the_same_size(
 
 
 def _windows(field: Field, kernel: Any, strides: Any, dilations: Any, pads: Any) -> Field:
-    first = -np.array(pads, np.float64)
+    first = window_starts(np.zeros(2), np.array(strides), np.array(pads))  # of pixel 0
     return field.window(strides, first, first + (np.array(kernel) - 1) * dilations)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable import _native, config
+from tf_deformable._geometry.data_format import TO_NCHW, TO_NHWC
 from tf_deformable._keras import IS_KERAS_3, as_output_shape
 
 __all__ = ["IS_KERAS_3", "OperatorLayer", "as_integer", "as_output_shape", "fresh"]
@@ -25,6 +26,7 @@ class OperatorLayer(tf.keras.layers.Layer):
     """
 
     built: bool  # Keras sets it.
+    data_format: str  # of layers that take maps: "channels_last" or "channels_first"
     _supports_jit = True
     _reference_supports_jit = True
 
@@ -47,13 +49,13 @@ class OperatorLayer(tf.keras.layers.Layer):
         return super().__call__(inputs, **kwargs)
 
     @property
-    def _input_names(self) -> tuple[str, ...]:
-        """What the layer is called with."""
+    def names_of_inputs(self) -> tuple[str, ...]:
+        """What the layer is called with, in the order of its list."""
         raise NotImplementedError
 
     def gather_inputs(self, inputs: Any, others: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Returns the inputs as `call` takes them; removes them from `kwargs`."""
-        names = self._input_names
+        names = self.names_of_inputs
         if len(names) == 1:
             return inputs if not others else [inputs, *others]
         if isinstance(inputs, dict):
@@ -114,6 +116,16 @@ class OperatorLayer(tf.keras.layers.Layer):
             tf.keras.backend.image_data_format() if value is None else value,
             ("channels_last", "channels_first"),
         )
+
+    def _channels_last(self, tensor: Any) -> tf.Tensor:
+        """Returns a map, which a layer of this `data_format` is given, as operators take it."""
+        if self.data_format == "channels_first":
+            return tf.transpose(tensor, TO_NHWC)
+        return tf.convert_to_tensor(tensor)
+
+    def _in_data_format(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Returns a map, which an operator has made, as a layer of this `data_format` gives it."""
+        return tf.transpose(tensor, TO_NCHW) if self.data_format == "channels_first" else tensor
 
     def _choice(self, argument: str, value: Any, choices: tuple[str, ...]) -> str:
         if not isinstance(value, str) or value.lower() not in choices:

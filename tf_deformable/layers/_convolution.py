@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import tensorflow as tf
-
 from tf_deformable._geometry import rules
 from tf_deformable._geometry.padding import Padding, resolve_axes
 from tf_deformable._geometry.sizes import Pair
@@ -86,13 +84,3 @@ class ConvolutionLayer(OperatorLayer):
             rule = rules.kernel_does_not_fit([axis.extent for axis in axes], padded)
             raise ValueError(f"{type(self).__name__}: {rule}")
         return [None if pixels is None else axis.output for pixels, axis in sized]
-
-    def _channels_last(self, tensor: Any) -> tf.Tensor:
-        if self.data_format == "channels_first":
-            return tf.transpose(tensor, [0, 2, 3, 1])
-        return tf.convert_to_tensor(tensor)
-
-    def _in_data_format(self, tensor: tf.Tensor) -> tf.Tensor:
-        if self.data_format == "channels_first":
-            return tf.transpose(tensor, [0, 3, 1, 2])
-        return tensor

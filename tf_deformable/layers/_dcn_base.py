@@ -170,7 +170,8 @@ class DCNLayer(ConvolutionLayer, ProjectingLayer):
         }
 
     @property
-    def _input_names(self) -> tuple[str, ...]:
+    def names_of_inputs(self) -> tuple[str, ...]:
+        """What the layer is called with, in the order of its list."""
         return ("inputs",)
 
     @property

@@ -11,9 +11,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_deformable._geometry.data_format import in_format
 from tf_deformable._geometry.roi_pool import MOST_SAMPLES_PER_BIN
 from tf_deformable.layers._base import OperatorLayer, as_integer, as_output_shape
-from tf_deformable.layers._offset_branch import scale_gradient
+from tf_deformable.layers._offset_branch import OffsetBranchLayer
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.ops.sampling import bin_boxes
 
@@ -113,13 +114,14 @@ class RoILayer(OperatorLayer):
         return {**super().get_config(), **self._geometry(), "data_format": self.data_format}
 
     @property
-    def _input_names(self) -> tuple[str, ...]:
+    def names_of_inputs(self) -> tuple[str, ...]:
+        """What the layer is called with, in the order of its list."""
         return "features", "boxes"
 
     def gather_inputs(self, inputs: Any, others: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Returns `[features, boxes]`, boxes that are ragged padded with zeros."""
         inputs = super().gather_inputs(inputs, others, kwargs)
-        if isinstance(inputs, (tuple, list)) and len(inputs) == len(self._input_names):
+        if isinstance(inputs, (tuple, list)) and len(inputs) == len(self.names_of_inputs):
             features, boxes, *rest = inputs
             if hasattr(boxes, "to_tensor"):  # of tf.RaggedTensor, and of what tf-keras traces with
                 return [features, boxes.to_tensor(shape=[None, None, 4]), *rest]
@@ -154,15 +156,14 @@ class RoILayer(OperatorLayer):
 
     def as_regions(self, inputs: Any) -> Regions:
         """Checks what the layer is called with and brings it into the operators' form."""
-        if not isinstance(inputs, (tuple, list)) or len(inputs) != len(self._input_names):
+        if not isinstance(inputs, (tuple, list)) or len(inputs) != len(self.names_of_inputs):
             raise self._error("inputs", self._inputs_rule, type(inputs).__name__)
         boxes = tf.convert_to_tensor(inputs[1])
         maps = [self._cast(value) for value in (inputs[0], *inputs[2:])]
         shapes = [tensor.shape for tensor in maps]
         shape, *_ = self._input_shapes([shapes[0], boxes.shape, *shapes[1:]])
         self._output_channels(shape[3])
-        if self.data_format == "channels_first":
-            maps = [tf.transpose(tensor, [0, 2, 3, 1]) for tensor in maps]
+        maps = [self._channels_last(tensor) for tensor in maps]
         features = maps[0]
         if boxes.dtype in (tf.float16, tf.bfloat16):
             raise self._error(
@@ -197,7 +198,7 @@ class RoILayer(OperatorLayer):
 
     @property
     def _inputs_rule(self) -> str:
-        return f"must be [{', '.join(self._input_names)}]"
+        return f"must be [{', '.join(self.names_of_inputs)}]"
 
     def _input_shapes(self, input_shape: Any) -> list[Shape]:
         """Checks the shapes of all inputs; returns those of maps with channels last."""
@@ -206,7 +207,7 @@ class RoILayer(OperatorLayer):
             features, boxes, *others = shapes
         except (TypeError, ValueError):
             raise self._error("inputs", self._inputs_rule, input_shape) from None
-        if len(shapes) != len(self._input_names):
+        if len(shapes) != len(self.names_of_inputs):
             raise self._error("inputs", self._inputs_rule, input_shape)
         layout = "[B,C,H,W]" if self.data_format == "channels_first" else "[B,H,W,C]"
         for name, shape in zip(("features", "offset_features"), (features, *others), strict=False):
@@ -227,71 +228,30 @@ class RoILayer(OperatorLayer):
 
     def _per_image(self, pooled: tf.Tensor, regions: Regions) -> tf.Tensor:
         """`[B*R, ph, pw, C]` to what the layer returns."""
-        if self.data_format == "channels_first":
-            pooled = tf.transpose(pooled, [0, 3, 1, 2])
-        return regions.per_image(pooled)
+        return regions.per_image(self._in_data_format(pooled))
 
 
-class DeformableRoILayer(RoILayer):
+class DeformableRoILayer(OffsetBranchLayer, RoILayer):
     """A pooling layer that owns the branch which moves its bins."""
 
-    def __init__(
-        self,
-        output_size: int | tuple[int, int],
-        *,
-        spatial_scale: float,
-        samples_per_bin: int,
-        aligned: bool,
-        gamma: float,
-        offset_kernel_initializer: Any,
-        offset_bias_initializer: Any,
-        offset_kernel_regularizer: Any,
-        offset_bias_regularizer: Any,
-        offset_learning_rate_multiplier: float,
-        data_format: str | None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            output_size,
-            spatial_scale=spatial_scale,
-            samples_per_bin=samples_per_bin,
-            aligned=aligned,
-            data_format=data_format,
-            **kwargs,
-        )
+    def __init__(self, output_size: int | tuple[int, int], *, gamma: float, **kwargs: Any) -> None:
+        super().__init__(output_size, **kwargs)
         self.gamma = self._finite_number("gamma", gamma)
-        self.offset_kernel_initializer = tf.keras.initializers.get(offset_kernel_initializer)
-        self.offset_bias_initializer = tf.keras.initializers.get(offset_bias_initializer)
-        self.offset_kernel_regularizer = tf.keras.regularizers.get(offset_kernel_regularizer)
-        self.offset_bias_regularizer = tf.keras.regularizers.get(offset_bias_regularizer)
-        self.offset_learning_rate_multiplier = self._finite_number(
-            "offset_learning_rate_multiplier", offset_learning_rate_multiplier, at_least=0
-        )
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, serialised."""
-        return {
-            **super().get_config(),
-            "gamma": self.gamma,
-            "offset_learning_rate_multiplier": self.offset_learning_rate_multiplier,
-            **{
-                name: tf.keras.initializers.serialize(getattr(self, name))
-                for name in ("offset_kernel_initializer", "offset_bias_initializer")
-            },
-            **{
-                name: tf.keras.regularizers.serialize(getattr(self, name))
-                for name in ("offset_kernel_regularizer", "offset_bias_regularizer")
-            },
-        }
+        return {**super().get_config(), "gamma": self.gamma}
 
     def _known_channels(self, input_shape: Any) -> int:
         """The channels of what the branch reads; the layer is then built for those of all maps."""
         features, _, *others = self._input_shapes(input_shape)
+        first = self.data_format == "channels_first"
         names = ("features", "offset_features")
         for name, shape in zip(names, (features, *others), strict=False):
             if shape[3] is None:
-                raise self._error(name, "must have a known number of channels", shape)
-        axis = 1 if self.data_format == "channels_first" else 3
+                given = in_format(shape, "NCHW") if first else shape
+                raise self._error(name, "must have a known number of channels", tuple(given))
+        axis = 1 if first else 3
         of_features, *of_others = (
             tf.keras.layers.InputSpec(ndim=4, axes={axis: shape[3]})
             for shape in (features, *others)
@@ -300,8 +260,3 @@ class DeformableRoILayer(RoILayer):
         channels = (features, *others)[-1][3]
         assert channels is not None
         return channels
-
-    def _scaled_gradient(self, branch_outputs: tf.Tensor) -> tf.Tensor:
-        if self.offset_learning_rate_multiplier == 1.0:
-            return branch_outputs
-        return scale_gradient(branch_outputs, self.offset_learning_rate_multiplier)

@@ -198,7 +198,8 @@ class MultiScaleDeformableAttention(ProjectingLayer):
         }
 
     @property
-    def _input_names(self) -> tuple[str, ...]:
+    def names_of_inputs(self) -> tuple[str, ...]:
+        """What the layer is called with, in the order of its list."""
         return "query", "reference_points", "value"
 
     def gather_inputs(self, inputs: Any, others: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

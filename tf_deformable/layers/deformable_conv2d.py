@@ -11,7 +11,7 @@ from tf_deformable._geometry import rules
 from tf_deformable._geometry.padding import explicit_padding
 from tf_deformable.layers._base import as_output_shape
 from tf_deformable.layers._convolution import ConvolutionLayer
-from tf_deformable.layers._offset_branch import scale_gradient
+from tf_deformable.layers._offset_branch import OffsetBranchLayer
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.ops.conv2d_branch import conv2d_branch
 from tf_deformable.ops.deformable_conv2d import deformable_conv2d
@@ -21,7 +21,7 @@ Shape = tuple[int | None, ...]
 
 
 @tf.keras.utils.register_keras_serializable(package="tf_deformable")
-class DeformableConv2D(ConvolutionLayer):
+class DeformableConv2D(OffsetBranchLayer, ConvolutionLayer):
     """2D convolution that learns where to sample its input.
 
     A convolution over the input (the offset branch, owned by the layer) predicts, for every
@@ -193,6 +193,11 @@ class DeformableConv2D(ConvolutionLayer):
             data_format=data_format,
             dilation_rate=dilation_rate,
             activity_regularizer=activity_regularizer,
+            offset_kernel_initializer=offset_kernel_initializer,
+            offset_bias_initializer=offset_bias_initializer,
+            offset_kernel_regularizer=offset_kernel_regularizer,
+            offset_bias_regularizer=offset_bias_regularizer,
+            offset_learning_rate_multiplier=offset_learning_rate_multiplier,
             **kwargs,
         )
         self.filters = self._positive_integer("filters", filters)
@@ -209,13 +214,7 @@ class DeformableConv2D(ConvolutionLayer):
         self.bias_regularizer = tf.keras.regularizers.get(bias_regularizer)
         self.kernel_constraint = tf.keras.constraints.get(kernel_constraint)
         self.bias_constraint = tf.keras.constraints.get(bias_constraint)
-        if mask_initial_value not in (0.5, 1.0):
-            raise self._error("mask_initial_value", "must be 0.5 or 1.0", mask_initial_value)
-        self.mask_initial_value = float(mask_initial_value)
-        self.offset_kernel_initializer = tf.keras.initializers.get(offset_kernel_initializer)
-        self.offset_bias_initializer = tf.keras.initializers.get(offset_bias_initializer)
-        self.offset_kernel_regularizer = tf.keras.regularizers.get(offset_kernel_regularizer)
-        self.offset_bias_regularizer = tf.keras.regularizers.get(offset_bias_regularizer)
+        self.mask_initial_value = self._mask_start(mask_initial_value)
         self.offset_source = self._choice(
             "offset_source", offset_source, ("inputs", "features", "given")
         )
@@ -227,17 +226,14 @@ class DeformableConv2D(ConvolutionLayer):
                     "max_offset", 'must be None with offset_source="given"', max_offset
                 )
             self.max_offset = self._finite_number("max_offset", max_offset, above=0)
-        self.offset_learning_rate_multiplier = self._finite_number(
-            "offset_learning_rate_multiplier", offset_learning_rate_multiplier, at_least=0
-        )
-        specs = [tf.keras.layers.InputSpec(ndim=4) for _ in self._input_names]
+        specs = [tf.keras.layers.InputSpec(ndim=4) for _ in self.names_of_inputs]
         self.input_spec = specs if len(specs) > 1 else specs[0]
 
     def build(self, input_shape: Any) -> None:
         """Creates the weights for inputs of this shape, whose channels must be known."""
         if self.built:
             return
-        shapes = dict(zip(self._input_names, self._input_shapes(input_shape), strict=True))
+        shapes = dict(zip(self.names_of_inputs, self._input_shapes(input_shape), strict=True))
         channel_axis = 1 if self.data_format == "channels_first" else 3
         channels = self._known_channels("inputs", shapes)
         if channels % self.groups:
@@ -270,18 +266,7 @@ class DeformableConv2D(ConvolutionLayer):
             branch_channels = self._known_channels(
                 "inputs" if self.offset_source == "inputs" else "offset_features", shapes
             )
-            self.offset_kernel = self._add_branch_weight(
-                name="offset_kernel",
-                shape=(*self.kernel_size, branch_channels, branch_outputs),
-                initializer=self.offset_kernel_initializer,
-                regularizer=self.offset_kernel_regularizer,
-            )
-            self.offset_bias = self._add_branch_weight(
-                name="offset_bias",
-                shape=(branch_outputs,),
-                initializer=self.offset_bias_initializer,
-                regularizer=self.offset_bias_regularizer,
-            )
+            self._add_offset_weights((*self.kernel_size, branch_channels, branch_outputs))
         specs = [
             tf.keras.layers.InputSpec(ndim=4, axes={channel_axis: shape[channel_axis]})
             for shape in shapes.values()
@@ -357,7 +342,7 @@ class DeformableConv2D(ConvolutionLayer):
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the shape of the output for inputs of this shape, None where it is unknown."""
-        shapes = dict(zip(self._input_names, self._input_shapes(input_shape), strict=True))
+        shapes = dict(zip(self.names_of_inputs, self._input_shapes(input_shape), strict=True))
         shape = shapes["inputs"]
         spatial = shape[2:] if self.data_format == "channels_first" else shape[1:3]
         new_spatial = self._output_size(spatial)
@@ -404,25 +389,13 @@ class DeformableConv2D(ConvolutionLayer):
             "offset_source": self.offset_source,
             "adds_flow": self.adds_flow,
             "max_offset": self.max_offset,
-            "offset_learning_rate_multiplier": self.offset_learning_rate_multiplier,
             **{
                 name: tf.keras.initializers.serialize(getattr(self, name))
-                for name in (
-                    "kernel_initializer",
-                    "bias_initializer",
-                    "offset_kernel_initializer",
-                    "offset_bias_initializer",
-                )
+                for name in ("kernel_initializer", "bias_initializer")
             },
             **{
                 name: tf.keras.regularizers.serialize(getattr(self, name))
-                for name in (
-                    "kernel_regularizer",
-                    "bias_regularizer",
-                    "activity_regularizer",
-                    "offset_kernel_regularizer",
-                    "offset_bias_regularizer",
-                )
+                for name in ("kernel_regularizer", "bias_regularizer", "activity_regularizer")
             },
             **{
                 name: tf.keras.constraints.serialize(getattr(self, name))
@@ -436,7 +409,8 @@ class DeformableConv2D(ConvolutionLayer):
         return self.offset_groups * math.prod(self.kernel_size)
 
     @property
-    def _input_names(self) -> tuple[str, ...]:
+    def names_of_inputs(self) -> tuple[str, ...]:
+        """What the layer is called with, in the order of its list."""
         names = ["inputs"]
         if self.offset_source == "features":
             names.append("offset_features")
@@ -450,11 +424,15 @@ class DeformableConv2D(ConvolutionLayer):
         Features are in the compute dtype, the others in the dtype of positions.
         """
         self._check_is_built()
-        names = self._input_names
+        names = self.names_of_inputs
         values = inputs if len(names) > 1 else [inputs]
         if not isinstance(values, (list, tuple)) or len(values) != len(names):
             raise self._error("inputs", f"must be [{', '.join(names)}]", type(inputs).__name__)
-        given = {name: self._channels_last(v) for name, v in zip(names, values, strict=True)}
+        tensors = [tf.convert_to_tensor(value) for value in values]
+        shapes = [tensor.shape for tensor in tensors]
+        if len(names) > 1 and all(shape.rank is not None for shape in shapes):
+            self.compute_output_shape(shapes)  # Refuses what does not fit, in the layer's terms.
+        given = {name: self._channels_last(t) for name, t in zip(names, tensors, strict=True)}
         features = self._cast(given["inputs"])
         if self.offset_source == "given":
             offsets = self._cast_sampling(given["offsets"])
@@ -478,17 +456,15 @@ class DeformableConv2D(ConvolutionLayer):
             padding=self.padding_of_both_axes,
             dilations=self.dilation_rate,
         )
-        if self.offset_learning_rate_multiplier != 1.0:
-            factor = self.offset_learning_rate_multiplier
-            offsets = scale_gradient(offsets, factor)
-            mask = None if mask is None else scale_gradient(mask, factor)
+        offsets = self._scaled_gradient(offsets)
+        mask = None if mask is None else self._scaled_gradient(mask)
         if self.max_offset is not None:
             offsets = self.max_offset * tf.tanh(offsets)
         return offsets, mask
 
     def _input_shapes(self, input_shape: Any) -> list[Shape]:
-        """Checks the shapes of what the layer is called with, in the order of `_input_names`."""
-        names = self._input_names
+        """Checks the shapes of what the layer is called with, in the order of `names_of_inputs`."""
+        names = self.names_of_inputs
         try:
             of_inputs = list(input_shape) if len(names) > 1 else [input_shape]
             shapes = [tuple(tf.TensorShape(shape).as_list()) for shape in of_inputs]

@@ -285,18 +285,7 @@ class DeformablePSRoIPool(DeformableRoILayer):
                     regularizer=self.bias_regularizer,
                     constraint=self.bias_constraint,
                 )
-        self.offset_kernel = self._add_branch_weight(
-            name="offset_kernel",
-            shape=(1, 1, branch_channels, offset_fields),
-            initializer=self.offset_kernel_initializer,
-            regularizer=self.offset_kernel_regularizer,
-        )
-        self.offset_bias = self._add_branch_weight(
-            name="offset_bias",
-            shape=(offset_fields,),
-            initializer=self.offset_bias_initializer,
-            regularizer=self.offset_bias_regularizer,
-        )
+        self._add_offset_weights((1, 1, branch_channels, offset_fields))
         self.built = True
 
     def call(self, inputs: Any) -> tf.Tensor:
@@ -362,8 +351,9 @@ class DeformablePSRoIPool(DeformableRoILayer):
         return super().from_config(config)
 
     @property
-    def _input_names(self) -> tuple[str, ...]:
-        names = super()._input_names
+    def names_of_inputs(self) -> tuple[str, ...]:
+        """What the layer is called with, in the order of its list."""
+        names = super().names_of_inputs
         return (*names, "offset_features") if self.offset_source == "features" else names
 
     def _output_channels(self, channels: int | None) -> int | None:

@@ -226,9 +226,7 @@ class DeformableRoIPool(DeformableRoILayer):
             self._positive_integer("each of offset_units", units) for units in offset_units
         )
         self.modulated = self._boolean("modulated", modulated)
-        if mask_initial_value not in (0.5, 1.0):
-            raise self._error("mask_initial_value", "must be 0.5 or 1.0", mask_initial_value)
-        self.mask_initial_value = float(mask_initial_value)
+        self.mask_initial_value = self._mask_start(mask_initial_value)
         self.offset_hidden_kernel_initializer = tf.keras.initializers.get(
             offset_hidden_kernel_initializer
         )
@@ -257,18 +255,7 @@ class DeformableRoIPool(DeformableRoILayer):
             setattr(self, f"offset_hidden_bias_{layer}", bias)
             size = units
         branch_outputs = (3 if self.modulated else 2) * bins
-        self.offset_kernel = self._add_branch_weight(
-            name="offset_kernel",
-            shape=(size, branch_outputs),
-            initializer=self.offset_kernel_initializer,
-            regularizer=self.offset_kernel_regularizer,
-        )
-        self.offset_bias = self._add_branch_weight(
-            name="offset_bias",
-            shape=(branch_outputs,),
-            initializer=self.offset_bias_initializer,
-            regularizer=self.offset_bias_regularizer,
-        )
+        self._add_offset_weights((size, branch_outputs))
         self.built = True
 
     def call(self, inputs: Any) -> tf.Tensor:

@@ -28,7 +28,6 @@ from tf_deformable._geometry.sizes import shape_text
 __all__ = [
     "boolean",
     "boxes",
-    "check_rank",
     "coordinates",
     "coordinates_of_maps",
     "data_format",
@@ -149,19 +148,6 @@ def indices(op: str, argument: str, value: Any) -> tf.Tensor:
         wide = tf.where(wide < 0, tf.int64.max, wide)
     # As tf.saturate_cast, which LiteRT cannot do to integers.
     return tf.cast(tf.maximum(tf.minimum(wide, tf.int32.max), tf.int32.min), tf.int32)
-
-
-def check_rank(op: str, argument: str, layout: str, tensor: tf.Tensor) -> None:
-    """Refuses a tensor that is known not to have the axes that `layout` names.
-
-    Raises:
-        ValueError: the rank differs.
-    """
-    rank = layout.count(",") + 1
-    if tensor.shape.rank not in (None, rank):
-        raise ValueError(
-            f"{op}: {argument} must have rank {rank} {layout}, got shape {shape_text(tensor)}"
-        )
 
 
 def _tensor(op: str, argument: str, value: Any, dtype: tf.DType | None) -> tf.Tensor:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tf_deformable import _native, config
 from tf_deformable._calls import Calls
+from tf_deformable._geometry.convolution_attributes import ConvolutionAttributes
 from tf_deformable._geometry.padding import Padding
 from tf_deformable._geometry.sizes import Pair
 from tf_deformable._registration import (
@@ -17,7 +18,7 @@ from tf_deformable._registration import (
     register_reference,
     register_vectorization,
 )
-from tf_deformable.ops._convolution_attributes import ConvolutionAttributes
+from tf_deformable.ops._convolution_attributes import convolution_attributes_of
 from tf_deformable.ops._second_order import vector_jacobian_product
 from tf_deformable.reference.conv2d_branch import conv2d_branch as _reference
 from tf_deformable.reference.conv2d_branch import convolution, split_outputs
@@ -142,7 +143,7 @@ class _Attributes(ConvolutionAttributes):
     @classmethod
     def of(cls, op: tf.Operation) -> _Attributes:
         return cls(
-            **ConvolutionAttributes.arguments_of(op),
+            **convolution_attributes_of(op),
             num_masks=op.get_attr("num_masks"),
             largest_mask=op.get_attr("largest_mask"),
         )

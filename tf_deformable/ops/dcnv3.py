@@ -10,15 +10,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_deformable._geometry.dcnv3 import Window, axes_text, dcnv3_geometry, dcnv3_window
-from tf_deformable._geometry.padding import Axis, resolve_axes
+from tf_deformable._geometry.data_format import TO_NCHW
+from tf_deformable._geometry.dcnv3 import Window, dcnv3_checks, dcnv3_geometry, dcnv3_window
+from tf_deformable._geometry.padding import Axis, resolve_axes, window_starts
 from tf_deformable._geometry.sizes import Dim, dims, shape_of
 from tf_deformable.ops import _arguments
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.ops.deformable_attention import multi_scale_deformable_attention
-
-_TO_NHWC = (0, 2, 3, 1)
-_TO_NCHW = (0, 3, 1, 2)
 
 
 @accepts_keras_tensors
@@ -82,8 +80,7 @@ def dcnv3(
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: dtypes or known shapes do not fit, or an attribute breaks its rule. Shapes in
-            messages are those of NHWC.
+        ValueError: dtypes or known shapes do not fit, or an attribute breaks its rule.
         tf.errors.InvalidArgumentError: shapes that only the run shows do not fit.
         tf_deformable.NativeLibraryError: the compiled operator is wanted and cannot be loaded.
     """
@@ -211,12 +208,9 @@ def _dcn(
             {"inputs": inputs, "offsets": offsets, "mask": mask},
             sampling=("offsets", "mask"),
         )
-        for argument, tensor in values.items():
-            _arguments.check_rank(op, argument, axes_text(argument, window.layout), tensor)
-            if window.layout == "NCHW":
-                values[argument] = tf.transpose(tensor, _TO_NHWC)
-        outputs = _sum_of_samples(op, **values, window=window)
-        return tf.transpose(outputs, _TO_NCHW) if window.layout == "NCHW" else outputs
+        maps = dcnv3_checks(op, window.data_format).channels_last(values, tf.transpose)
+        outputs = _sum_of_samples(op, **maps, window=window)
+        return tf.transpose(outputs, TO_NCHW) if window.data_format == "NCHW" else outputs
 
 
 def _sum_of_samples(
@@ -247,8 +241,9 @@ def _positions(
 
     def along(i: int) -> tf.Tensor:  # [Ho, K] or [Wo, K]
         pixels = tf.range(axes[i].output, dtype=tf.int64)
-        starts = pixels * window.strides[i] - axes[i].pad_before + window.center(i)
-        return tf.cast(starts, dtype)[:, None] + tf.constant(window.distances(i), dtype)
+        starts = window_starts(pixels, window.strides[i], axes[i].pad_before)
+        centers = tf.cast(starts + window.center(i), dtype)
+        return centers[:, None] + tf.constant(window.distances(i), dtype)
 
     y, x = along(0)[:, None, None, :], along(1)[None, :, None, :]
     grid = tf.stack([y + tf.zeros_like(x), x + tf.zeros_like(y)], axis=-1)

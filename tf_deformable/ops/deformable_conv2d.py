@@ -10,6 +10,12 @@ import tensorflow as tf
 
 from tf_deformable import _native, config
 from tf_deformable._calls import Calls
+from tf_deformable._geometry.convolution_attributes import ConvolutionAttributes
+from tf_deformable._geometry.data_format import TO_NCHW
+from tf_deformable._geometry.deformable_conv2d import (
+    deformable_conv2d_checks,
+    deformable_conv2d_geometry,
+)
 from tf_deformable._geometry.sizes import Dim, dims, shape_of
 from tf_deformable._registration import (
     register_gradient,
@@ -17,7 +23,8 @@ from tf_deformable._registration import (
     register_vectorization,
 )
 from tf_deformable.ops import _arguments
-from tf_deformable.ops._convolution_attributes import ConvolutionAttributes
+from tf_deformable.ops._convolution_attributes import convolution_attributes_of
+from tf_deformable.ops._refusals import refusing_as_given
 from tf_deformable.ops._second_order import (
     hessian_product,
     samples_beside,
@@ -28,8 +35,6 @@ from tf_deformable.ops.sampling import regular_positions
 from tf_deformable.reference import deformable_conv2d as _reference
 
 _OP = "deformable_conv2d"
-_TO_NHWC = (0, 2, 3, 1)
-_TO_NCHW = (0, 3, 1, 2)
 
 
 @accepts_keras_tensors
@@ -115,17 +120,13 @@ def deformable_conv2d(
         TypeError: an argument is of the wrong kind.
         ValueError: dtypes differ or are not supported; in a graph, and with the reference backend,
             shapes that are known and do not fit, strides or dilations below 1, negative padding,
-            or a dilated kernel larger than the padded inputs. Shapes in messages are those of NHWC.
-        tf.errors.InvalidArgumentError: the same, from the compiled operator, in eager mode or for
-            shapes that only the run shows.
+            or a dilated kernel larger than the padded inputs.
+        tf.errors.InvalidArgumentError: the same, from the compiled operator in eager mode, and for
+            shapes that only the run of a graph shows: its messages show them as those of NHWC.
         tf_deformable.NativeLibraryError: the compiled operator is wanted and cannot be loaded.
     """
     layout = _arguments.data_format(_OP, data_format)
-    attributes = ConvolutionAttributes(
-        strides=_arguments.pair(_OP, "strides", strides),
-        padding=_arguments.padding(_OP, padding, layout),
-        dilations=_arguments.pair(_OP, "dilations", dilations),
-    )
+    attributes = ConvolutionAttributes.normalised(_OP, strides, padding, dilations, layout)
     with tf.name_scope(name or _OP):
         values = _arguments.tensors(
             _OP,
@@ -139,18 +140,12 @@ def deformable_conv2d(
             sampling=("offsets", "mask"),
             optional=("mask", "bias"),
         )
-        if layout == "NCHW":
-            for argument, axes in (
-                ("inputs", "[N,C,H,W]"),
-                ("offsets", "[N,G*kh*kw*2,Ho,Wo]"),
-                ("mask", "[N,G*kh*kw,Ho,Wo]"),
-            ):
-                if values[argument] is not None:
-                    _arguments.check_rank(_OP, argument, axes, values[argument])
-                    values[argument] = tf.transpose(values[argument], _TO_NHWC)
-        inputs, filters, offsets, mask, bias = values.values()
+        maps_last = deformable_conv2d_checks(layout).channels_last(values, tf.transpose)
+        inputs, filters, offsets, mask, bias = maps_last.values()
+        forward: Callable[[], tf.Tensor]
         if config.get_backend() == "native":
-            outputs = _native_forward(
+            forward = functools.partial(
+                _native_forward,
                 inputs,
                 filters,
                 offsets,
@@ -159,14 +154,20 @@ def deformable_conv2d(
                 attributes,
             )
         else:
-            outputs = _reference(
-                inputs, filters, offsets, mask, bias=bias, **attributes.for_reference()
-            )
-        return tf.transpose(outputs, _TO_NCHW) if layout == "NCHW" else outputs
+            forward = functools.partial(_reference, **maps_last, **attributes.for_reference())
+        if layout == "NHWC":
+            return forward()
+        check = functools.partial(
+            deformable_conv2d_geometry,
+            **maps_last,
+            **attributes.for_reference(),
+            data_format=layout,
+        )
+        return tf.transpose(refusing_as_given(forward, check), TO_NCHW)
 
 
 def _attributes_of(op: tf.Operation) -> ConvolutionAttributes:
-    return ConvolutionAttributes(**ConvolutionAttributes.arguments_of(op))
+    return ConvolutionAttributes(**convolution_attributes_of(op))
 
 
 def _native_forward(

@@ -14,14 +14,20 @@ import tensorflow as tf
 
 from tf_deformable import _native, config
 from tf_deformable._calls import Calls
-from tf_deformable._geometry.roi_pool import OPERATORS
-from tf_deformable._geometry.sizes import Pair
+from tf_deformable._geometry.boxes import check_box_indices
+from tf_deformable._geometry.roi_pool import (
+    OPERATORS,
+    RoIPoolAttributes,
+    roi_pool_checks,
+    roi_pool_geometry,
+)
 from tf_deformable._registration import (
     register_gradient,
     register_reference,
     register_vectorization,
 )
 from tf_deformable.ops import _arguments
+from tf_deformable.ops._refusals import refusing_as_given
 from tf_deformable.ops._second_order import hessian_product, vector_jacobian_product
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 from tf_deformable.reference.roi_pool import roi_pool
@@ -135,10 +141,10 @@ def deformable_roi_pool(
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: dtypes differ or are not supported; in a graph, and with the reference backend,
-            shapes that are known and do not fit, and attributes out of their range. Messages of the
-            compiled operator write `offsets` as `[R, part_h, part_w, 1, 2]`.
-        tf.errors.InvalidArgumentError: a box index is neither -1 nor in [0, N); from the compiled
-            operator also the same as before, in eager mode or for shapes that only the run shows.
+            shapes that are known and do not fit, and attributes out of their range.
+        tf.errors.InvalidArgumentError: a box index is neither -1 nor in [0, N). The same as before,
+            from the compiled operator in eager mode, and for shapes that only the run of a graph
+            shows: its messages show `offsets` as `[R, part_h, part_w, 1, 2]`.
         tf_deformable.NativeLibraryError: the compiled operator is wanted and cannot be loaded.
     """
     with tf.name_scope(name or _ROI_POOL):
@@ -149,14 +155,14 @@ def deformable_roi_pool(
             optional=("offsets", "mask"),
         )
         if values["offsets"] is not None:
-            _arguments.check_rank(_ROI_POOL, "offsets", "[R,part_h,part_w,2]", values["offsets"])
+            roi_pool_checks(_ROI_POOL).rank("offsets", values["offsets"])
             values["offsets"] = tf.expand_dims(values["offsets"], 3)
         return _pool(
             _ROI_POOL,
             **values,
             boxes=boxes,
             box_indices=box_indices,
-            attributes=_Attributes.normalised(
+            attributes=RoIPoolAttributes.normalised(
                 _ROI_POOL, output_size, 1, spatial_scale, samples_per_bin, gamma, aligned
             ),
         )
@@ -224,11 +230,11 @@ def deformable_psroi_pool(
         `[R, ph, pw, D]`, in the dtype of `inputs`.
 
     Raises:
-        TypeError: as `tf_deformable.deformable_roi_pool`. Messages of the compiled operator begin
-            with that name.
+        TypeError: as `tf_deformable.deformable_roi_pool`.
         ValueError: likewise; also channels that are not a multiple of k*k, and output channels that
             are not a multiple of the classes.
-        tf.errors.InvalidArgumentError: likewise.
+        tf.errors.InvalidArgumentError: likewise. Where `group_size` is 1, messages of what only the
+            run of a graph shows begin with the name of `deformable_roi_pool`.
         tf_deformable.NativeLibraryError: the compiled operator is wanted and cannot be loaded.
     """
     with tf.name_scope(name or _PSROI_POOL):
@@ -242,54 +248,17 @@ def deformable_psroi_pool(
             ),
             boxes=boxes,
             box_indices=box_indices,
-            attributes=_Attributes.normalised(
+            attributes=RoIPoolAttributes.normalised(
                 _PSROI_POOL, output_size, group_size, spatial_scale, samples_per_bin, gamma, aligned
             ),
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Attributes:
-    """What is not a tensor, normalised."""
-
-    output_size: Pair
-    group_size: int
-    spatial_scale: float
-    samples_per_bin: int
-    gamma: float
-    aligned: bool
-
-    @classmethod
-    def normalised(
-        cls,
-        op: str,
-        output_size: int | Sequence[int],
-        group_size: int,
-        spatial_scale: float,
-        samples_per_bin: int,
-        gamma: float,
-        aligned: bool,
-    ) -> _Attributes:
-        return cls(
-            output_size=_arguments.pair(op, "output_size", output_size),
-            group_size=_arguments.integer(op, "group_size", group_size),
-            spatial_scale=_arguments.number(op, "spatial_scale", spatial_scale),
-            samples_per_bin=_arguments.integer(op, "samples_per_bin", samples_per_bin),
-            gamma=_arguments.number(op, "gamma", gamma),
-            aligned=_arguments.boolean(op, "aligned", aligned),
-        )
-
-    @classmethod
-    def of(cls, op: tf.Operation) -> _Attributes:
-        """The attributes of a registered operator."""
-        values = {field.name: op.get_attr(field.name) for field in dataclasses.fields(cls)}
-        return cls(**{**values, "output_size": tuple(values["output_size"])})
-
-    def for_native(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "output_size": list(self.output_size)}
-
-    def for_reference(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+def _attributes_of(op: tf.Operation) -> RoIPoolAttributes:
+    """Returns the attributes of a registered operator."""
+    names = [field.name for field in dataclasses.fields(RoIPoolAttributes)]
+    values = {name: op.get_attr(name) for name in names}
+    return RoIPoolAttributes(**{**values, "output_size": tuple(values["output_size"])})
 
 
 def _pool(
@@ -299,14 +268,16 @@ def _pool(
     box_indices: Any,
     offsets: tf.Tensor | None,
     mask: tf.Tensor | None,
-    attributes: _Attributes,
+    attributes: RoIPoolAttributes,
 ) -> tf.Tensor:
     positions_dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32
     boxes = _arguments.boxes(op, boxes, positions_dtype)
     box_indices = _arguments.indices(op, "box_indices", box_indices)
+    arguments = inputs, boxes, box_indices, offsets, mask
     if config.get_backend() == "reference":
-        return roi_pool(op, inputs, boxes, box_indices, offsets, mask, **attributes.for_reference())
-    return _native_forward(
+        return roi_pool(op, *arguments, **attributes.for_reference())
+    forward = functools.partial(
+        _native_forward,
         inputs,
         boxes,
         box_indices,
@@ -314,6 +285,17 @@ def _pool(
         [] if mask is None else [mask],
         attributes,
     )
+    if attributes.group_size > 1:
+        return forward()
+
+    # With one map the registered operator cannot tell which function was called, and whether it
+    # was with offsets of classes.
+    def check() -> None:
+        geometry = roi_pool_geometry(op, *arguments, **attributes.for_reference())
+        if tf.executing_eagerly():
+            check_box_indices(op, box_indices, geometry.batch)
+
+    return refusing_as_given(forward, check)
 
 
 def _native_forward(
@@ -322,7 +304,7 @@ def _native_forward(
     box_indices: tf.Tensor,
     offsets: list[tf.Tensor],
     mask: list[tf.Tensor],
-    attributes: _Attributes,
+    attributes: RoIPoolAttributes,
 ) -> tf.Tensor:
     return _native.load().tf_deformable_roi_pool(
         inputs=inputs,
@@ -341,7 +323,7 @@ def _native_backward(
     offsets: list[tf.Tensor],
     mask: list[tf.Tensor],
     grad_output: tf.Tensor,
-    attributes: _Attributes,
+    attributes: RoIPoolAttributes,
 ) -> list[tf.Tensor]:
     """Gradients of inputs and of what there is of offsets and mask."""
     grads = _native.load().tf_deformable_roi_pool_grad(
@@ -359,7 +341,7 @@ def _native_backward(
 def _gradient(op: tf.Operation, grad_output: tf.Tensor) -> list[tf.Tensor | None]:
     inputs, boxes, box_indices, offsets, mask = _split_inputs(op, op.inputs)
     of_inputs, *others = _native_backward(
-        inputs, boxes, box_indices, offsets, mask, grad_output, _Attributes.of(op)
+        inputs, boxes, box_indices, offsets, mask, grad_output, _attributes_of(op)
     )
     return [of_inputs, None, None, *others]
 
@@ -370,7 +352,7 @@ def _second_gradient(op: tf.Operation, *upstream: tf.Tensor) -> list[tf.Tensor |
         "boxes": boxes,
         "box_indices": box_indices,
         "num_offsets": op.get_attr("num_offsets"),
-        "attributes": _Attributes.of(op),
+        "attributes": _attributes_of(op),
     }
     of_inputs, *of_others = hessian_product(
         functools.partial(_hessian_along, **given),
@@ -387,7 +369,7 @@ def _reference(
     boxes: tf.Tensor,
     box_indices: tf.Tensor,
     num_offsets: int,
-    attributes: _Attributes,
+    attributes: RoIPoolAttributes,
 ) -> tf.Tensor:
     """The operator in plain TensorFlow, of inputs and of what there is of offsets and mask."""
     offsets = others[0] if num_offsets else None
@@ -404,7 +386,7 @@ def _hessian_along(
     boxes: tf.Tensor,
     box_indices: tf.Tensor,
     num_offsets: int,
-    attributes: _Attributes,
+    attributes: RoIPoolAttributes,
 ) -> list[tf.Tensor | None]:
     """The Hessian of `<grad_output, output>` times a direction of one of the variables.
 
@@ -435,7 +417,7 @@ def _hessian_along_offsets(
     direction: tf.Tensor,
     boxes: tf.Tensor,
     box_indices: tf.Tensor,
-    attributes: _Attributes,
+    attributes: RoIPoolAttributes,
 ) -> list[tf.Tensor]:
     """As `_hessian_along`.
 
@@ -487,7 +469,7 @@ def _hessian_along_offsets(
     return sums
 
 
-def _boxes_of_part(inputs: tf.Tensor, count: tf.Tensor, attributes: _Attributes) -> tf.Tensor:
+def _boxes_of_part(inputs: tf.Tensor, count: tf.Tensor, attributes: RoIPoolAttributes) -> tf.Tensor:
     """How many of the boxes are worked through at a time: 1 at least, int32."""
     size = tf.cast(tf.shape(inputs), tf.float32)
     bins = tf.cast(attributes.output_size, tf.float32)
@@ -501,14 +483,14 @@ def _boxes_of_part(inputs: tf.Tensor, count: tf.Tensor, attributes: _Attributes)
 
 
 def _vectorized(op: tf.Operation, calls: Calls) -> list[tf.Tensor]:
-    output = _native_forward(*_folded(op, calls, False), _Attributes.of(op))
+    output = _native_forward(*_folded(op, calls, False), _attributes_of(op))
     return [calls.unfolded(output, 0, calls.size(1, 0))]
 
 
 def _vectorized_gradient(op: tf.Operation, calls: Calls) -> list[tf.Tensor]:
     inputs, boxes, box_indices, offsets, [*mask, grad_output] = _folded(op, calls, True)
     grads = _native_backward(
-        inputs, boxes, box_indices, offsets, mask, grad_output, _Attributes.of(op)
+        inputs, boxes, box_indices, offsets, mask, grad_output, _attributes_of(op)
     )
     sizes = [calls.size(0, 0), *[calls.size(1, 0)] * (len(grads) - 1)]
     return [calls.unfolded(grad, 0, size) for grad, size in zip(grads, sizes, strict=True)]
@@ -558,7 +540,7 @@ def _reference_with(
         boxes=boxes,
         box_indices=box_indices,
         num_offsets=op.get_attr("num_offsets"),
-        attributes=_Attributes.of(op),
+        attributes=_attributes_of(op),
     )
 
 

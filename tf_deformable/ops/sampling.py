@@ -16,8 +16,8 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable._geometry.boxes import box_extent
-from tf_deformable._geometry.padding import Padding, same_padding
-from tf_deformable._geometry.sizes import Dim, Pair
+from tf_deformable._geometry.padding import Padding, same_padding, window_starts
+from tf_deformable._geometry.sizes import Checks, Dim, Pair
 from tf_deformable.ops import _arguments
 from tf_deformable.ops._symbolic import accepts_keras_tensors
 
@@ -61,7 +61,7 @@ def sampling_positions(
     dilations = _arguments.positive_pair(_OPERATOR, "dilations", dilations)
     padding = _arguments.padding(_OPERATOR, padding, "NHWC")
     offsets = tf.convert_to_tensor(offsets)
-    _arguments.check_rank(_OPERATOR, "offsets", "[N,Ho,Wo,G*kh*kw*2]", offsets)
+    Checks(_OPERATOR, {"offsets": "[N,Ho,Wo,G*kh*kw*2]"}).rank("offsets", offsets)
     dtype = tf.float64 if offsets.dtype == tf.float64 else tf.float32
     offsets = _split_channels(tf.cast(offsets, dtype), kernel_size)
 
@@ -102,8 +102,8 @@ def regular_positions(
         pads = tf.constant([before for before, _ in padding])
 
     def of_axis(axis: int) -> tf.Tensor:  # [Ho, kh] or [Wo, kw]
-        starts = tf.range(output_size[axis]) * strides[axis]
-        starts -= tf.cast(pads[axis], starts.dtype)
+        pixels = tf.range(output_size[axis])
+        starts = window_starts(pixels, strides[axis], tf.cast(pads[axis], pixels.dtype))
         taps = tf.range(kernel_size[axis]) * dilations[axis]
         return tf.cast(starts[:, None] + tf.cast(taps, starts.dtype), dtype)
 

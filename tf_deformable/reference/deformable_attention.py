@@ -1,10 +1,8 @@
 """Multi-scale deformable attention in plain TensorFlow: gather four corners, interpolate, add up.
 
     y[n, q, h] = sum_{l, p} weights[n, q, h, l, p] * x_l(locations[n, q, h, l, p])
-    x_l(q) = sum_r max(0, 1 - |r_y - q_y|) * max(0, 1 - |r_x - q_x|) * x_l[r]
 
-Gradients are TensorFlow's own: floor is held constant, so that the derivative at the centre of a
-pixel is the one of the cell `[floor(q), floor(q) + 1]`.
+x_l(q) and its gradients are those of `tf_deformable.reference._bilinear`.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from tf_deformable._geometry.deformable_attention import (
     deformable_attention_geometry,
 )
 from tf_deformable._geometry.sizes import shape_of
+from tf_deformable.reference._bilinear import cells_of, interpolated
 
 
 def multi_scale_deformable_attention(
@@ -102,20 +101,8 @@ def _bilinear_samples(
     value: tf.Tensor, maps: _Maps, y: tf.Tensor, x: tf.Tensor, g: DeformableAttentionGeometry
 ) -> tf.Tensor:
     """Interpolated values at (y, x), `[N*Q*heads, samples]`: `[N*Q*heads, samples, D]`."""
-    dtype = value.dtype
     heights, widths = maps.heights, maps.widths
-
-    # A position that touches no pixel, +-inf included, moves to a finite one that touches none
-    # either: its value and its gradients are zero. NaN in one coordinate becomes NaN in both, and
-    # reads where no pixel is.
-    far = tf.constant(-2, dtype)
-    is_nan = tf.math.is_nan(y) | tf.math.is_nan(x)
-    either = y + x
-    y = tf.where((y < -1) | (y >= tf.cast(heights, dtype)), far, y)
-    x = tf.where((x < -1) | (x >= tf.cast(widths, dtype)), far, x)
-    top = tf.floor(tf.stop_gradient(tf.where(is_nan, far, y)))
-    left = tf.floor(tf.stop_gradient(tf.where(is_nan, far, x)))
-    y, x = tf.where(is_nan, either, y), tf.where(is_nan, either, x)
+    cells = cells_of(y, x, heights, widths)
 
     # One row for each head of each pixel, and one of zeros that pixels off the map read.
     rows = tf.reshape(value, shape_of(g.batch * g.pixels * g.heads, g.depth))
@@ -127,19 +114,12 @@ def _bilinear_samples(
     queries = tf.zeros([g.queries, 1], tf.int64)  # They all read the same.
     of_rows = images + queries + tf.range(g.heads, dtype=tf.int64)
     origins = tf.reshape(of_rows, shape_of(g.rows, 1)) + maps.first_pixels * g.heads
-    row, column = tf.cast(top, tf.int64), tf.cast(left, tf.int64)
     samples = shape_of(g.rows, g.samples, 1)
 
-    def corner(down: int, right: int, weight: tf.Tensor) -> tf.Tensor:
-        r, c = row + down, column + right
+    def pixels(down: int, right: int) -> tf.Tensor:
+        r, c = cells.rows + down, cells.columns + right
         on_map = (r >= 0) & (r < heights) & (c >= 0) & (c < widths)
         index = tf.where(on_map, origins + (r * widths + c) * g.heads, zeros)
-        return tf.reshape(weight, samples) * tf.gather_nd(rows, tf.reshape(index, samples))
+        return tf.gather_nd(rows, tf.reshape(index, samples))
 
-    down, right = y - top, x - left  # in [0, 1)
-    return (
-        corner(0, 0, (1 - down) * (1 - right))
-        + corner(0, 1, (1 - down) * right)
-        + corner(1, 0, down * (1 - right))
-        + corner(1, 1, down * right)
-    )
+    return interpolated(cells, samples, pixels)

@@ -2,11 +2,9 @@
 
     y[n, p, f] = sum_{k, c} filters[k, c, f] * mask[n, p, g, k] * x(n, q[n, p, g, k])[c]
     q[n, p, g, k] = p * stride - pad + k * dilation + offsets[n, p, g, k]
-    x(q) = sum_r max(0, 1 - |r_y - q_y|) * max(0, 1 - |r_x - q_x|) * x[r]
 
-Input channel c belongs to offset group g = c // (C / G). Gradients are TensorFlow's own: floor is
-held constant, so that the derivative at an integer coordinate is the one of the cell
-`[floor(q), floor(q) + 1]`.
+Input channel c belongs to offset group g = c // (C / G). x(q) and its gradients are those of
+`tf_deformable.reference._bilinear`.
 """
 
 from __future__ import annotations
@@ -17,8 +15,9 @@ from tf_deformable._geometry.deformable_conv2d import (
     DeformableConv2DGeometry,
     deformable_conv2d_geometry,
 )
-from tf_deformable._geometry.padding import Padding
+from tf_deformable._geometry.padding import Padding, window_starts
 from tf_deformable._geometry.sizes import Dim, Pair, known, shape_of
+from tf_deformable.reference._bilinear import cells_of, interpolated
 
 
 def deformable_conv2d(
@@ -85,7 +84,7 @@ def _sampling_positions(
     dtype = offsets.dtype
 
     def starts(output: Dim, stride: int, pad: Dim) -> tf.Tensor:
-        return tf.expand_dims(tf.range(output, dtype=tf.int64) * stride - pad, 1)
+        return tf.expand_dims(window_starts(tf.range(output, dtype=tf.int64), stride, pad), 1)
 
     tap_rows = tf.range(g.kernel_height, dtype=tf.int64) * g.dilations[0]
     tap_rows = tf.repeat(tap_rows, g.kernel_width * g.offset_groups)  # [kh*kw*G]
@@ -113,20 +112,7 @@ def _bilinear_samples(
     inputs: tf.Tensor, y: tf.Tensor, x: tf.Tensor, g: DeformableConv2DGeometry
 ) -> tf.Tensor:
     """Interpolated inputs at (y, x): `[N*Ho*Wo, kh*kw*G, C/G]`."""
-    dtype = inputs.dtype
-    height, width = tf.cast(g.height, dtype), tf.cast(g.width, dtype)
-
-    # A position that touches no pixel, +-inf included, moves to a finite one that touches none
-    # either: its value and its gradients are zero. NaN in one coordinate becomes NaN in both, and
-    # reads where no pixel is.
-    far = tf.constant(-2, dtype)
-    is_nan = tf.math.is_nan(y) | tf.math.is_nan(x)
-    either = y + x
-    y = tf.where((y < -1) | (y >= height), far, y)
-    x = tf.where((x < -1) | (x >= width), far, x)
-    top = tf.floor(tf.stop_gradient(tf.where(is_nan, far, y)))  # in [-2, H-1]
-    left = tf.floor(tf.stop_gradient(tf.where(is_nan, far, x)))
-    y, x = tf.where(is_nan, either, y), tf.where(is_nan, either, x)
+    cells = cells_of(y, x, g.height, g.width)
 
     # One row per pixel and offset group. The zeros around the map hold all four pixels of a
     # position that is far, and make every gather in range, on an empty map too.
@@ -138,22 +124,16 @@ def _bilinear_samples(
     # int64: TensorFlow computes with int32 on the host when all else is on a GPU.
     origins = tf.range(g.batch, dtype=tf.int64) * per_image + 2 * per_row + 2 * g.offset_groups
     offset_groups = tf.tile(tf.range(g.offset_groups, dtype=tf.int64), [g.taps])
-    index = tf.cast(top, tf.int64) * per_row + tf.cast(left, tf.int64) * g.offset_groups
+    index = cells.rows * per_row + cells.columns * g.offset_groups
     index += tf.reshape(origins, [-1, 1, 1, 1]) + offset_groups
 
     samples = shape_of(g.output_pixels, g.taps * g.offset_groups, 1)
     index = tf.reshape(index, samples)
-    down, right = tf.reshape(y - top, samples), tf.reshape(x - left, samples)  # in [0, 1)
 
-    def corner(place: Dim, weight: tf.Tensor) -> tf.Tensor:
-        return weight * tf.gather_nd(rows, index + place)
+    def pixels(down: int, right: int) -> tf.Tensor:
+        return tf.gather_nd(rows, index + (down * per_row + right * g.offset_groups))
 
-    return (
-        corner(0, (1 - down) * (1 - right))
-        + corner(g.offset_groups, (1 - down) * right)
-        + corner(per_row, down * (1 - right))
-        + corner(per_row + g.offset_groups, down * right)
-    )
+    return interpolated(cells, samples, pixels)
 
 
 def _contract(columns: tf.Tensor, filters: tf.Tensor, g: DeformableConv2DGeometry) -> tf.Tensor:

@@ -18,8 +18,8 @@ import numpy as np
 import tensorflow as tf
 
 from tf_deformable._geometry.boxes import box_extent, check_box_indices
-from tf_deformable._geometry.roi_pool import RoIPoolGeometry, roi_pool_geometry
-from tf_deformable._geometry.sizes import LARGEST_INTEGER, Checks, Dim, Pair, dims, known, shape_of
+from tf_deformable._geometry.roi_pool import RoIPoolGeometry, roi_pool_checks, roi_pool_geometry
+from tf_deformable._geometry.sizes import LARGEST_INTEGER, Dim, Pair, dims, known, shape_of
 
 # A bin of more samples than this weighs each with nothing.
 _MOST_SAMPLES = 2**30
@@ -70,7 +70,7 @@ def deformable_roi_pool(
     operator = "deformable_roi_pool"
     with tf.name_scope(name or operator):
         if offsets is not None:
-            Checks(operator).rank("offsets", "[R,part_h,part_w,2]", 4, offsets)
+            roi_pool_checks(operator).rank("offsets", offsets)
             offsets = tf.expand_dims(offsets, 3)
         return roi_pool(
             operator,

@@ -30,10 +30,10 @@ Status Call<is_gradient>::CheckTypes(const std::vector<ElementType>& types) cons
   if (status.ok()) status = CheckFeaturesType(kOp, "value", types[0]);
   if (status.ok()) status = CheckInt32(kOp, InputName(kHostInput), types[kHostInput]);
   if (status.ok()) {
-    status = CheckSamplingType(kOp, "sampling_locations and attention_weights", types[2], "a value",
-                               types[0]);
+    status = CheckSamplingTypes(kOp, "sampling_locations and attention_weights",
+                                {{InputName(2), types[2]}, {InputName(3), types[3]}},
+                                {"a value", types[0]});
   }
-  if (status.ok()) status = CheckSameType(kOp, InputName(3), types[3], InputName(2), types[2]);
   if (status.ok() && is_gradient) {
     status = CheckSameType(kOp, InputName(4), types[4], "value", types[0]);
   }

@@ -24,9 +24,10 @@ Status Call<is_gradient>::CheckTypes(const std::vector<ElementType>& types) cons
       CheckCount(kOp, "tensors", types.size(), LastInput() + (is_gradient ? 1 : num_biases_));
   if (status.ok()) status = CheckFeaturesType(kOp, "inputs", types[0]);
   if (status.ok()) status = CheckSameType(kOp, InputName(1), types[1], "inputs", types[0]);
-  if (status.ok()) status = CheckSamplingType(kOp, types[2], types[0]);
-  if (status.ok() && num_masks_ > 0) {
-    status = CheckSameType(kOp, InputName(3), types[3], InputName(2), types[2]);
+  if (status.ok()) {
+    std::vector<NamedType> sampling;
+    for (size_t i = 2; i < LastInput(); ++i) sampling.push_back({InputName(i), types[i]});
+    status = CheckSamplingTypes(kOp, "offsets and mask", sampling, {"inputs", types[0]});
   }
   for (size_t i = LastInput(); status.ok() && i < types.size(); ++i) {
     status = CheckSameType(kOp, InputName(i), types[i], "inputs", types[0]);

@@ -26,9 +26,10 @@ Status Call<is_gradient>::CheckTypes(const std::vector<ElementType>& types) cons
       CheckCount(kOp, "tensors", types.size(), GradOutputInput() + (is_gradient ? 1 : 0));
   if (status.ok()) status = CheckFeaturesType(kOp, "inputs", types[0]);
   if (status.ok()) status = CheckInt32(kOp, InputName(kBoxIndices), types[kBoxIndices]);
-  for (size_t i = 3; status.ok() && i < GradOutputInput(); ++i) {
-    status = i == 3 ? CheckSamplingType(kOp, types[i], types[0])
-                    : CheckSameType(kOp, InputName(i), types[i], InputName(3), types[3]);
+  if (status.ok()) {
+    std::vector<NamedType> sampling;
+    for (size_t i = 3; i < GradOutputInput(); ++i) sampling.push_back({InputName(i), types[i]});
+    status = CheckSamplingTypes(kOp, "offsets and mask", sampling, {"inputs", types[0]});
   }
   if (is_gradient && status.ok()) {
     status = CheckSameType(kOp, "grad_output", types.back(), "inputs", types[0]);

@@ -20,18 +20,23 @@ Status CheckSameType(const char* op, const char* name, ElementType type, const c
                          ToString(expected) + "), got " + ToString(type));
 }
 
-Status CheckSamplingType(const char* op, ElementType type, ElementType features) {
-  return CheckSamplingType(op, "offsets and mask", type, "inputs", features);
-}
-
-Status CheckSamplingType(const char* op, const char* sampling, ElementType type, const char* inputs,
-                         ElementType features) {
-  const ElementType positions = ComputeElementType(features);
-  if (type == features || type == positions) return Status();
-  std::string allowed = ToString(features);
-  if (positions != features) allowed += std::string(" or ") + ToString(positions);
-  return Invalid(op, std::string(sampling) + " must have dtype " + allowed + " beside " + inputs +
-                         " of " + ToString(features) + ", got " + ToString(type));
+Status CheckSamplingTypes(const char* op, const char* words, const std::vector<NamedType>& sampling,
+                          const NamedType& features) {
+  if (sampling.empty()) return Status();
+  const NamedType& first = sampling.front();
+  const ElementType positions = ComputeElementType(features.type);
+  if (first.type != features.type && first.type != positions) {
+    std::string allowed = ToString(features.type);
+    if (positions != features.type) allowed += std::string(" or ") + ToString(positions);
+    return Invalid(op, std::string(words) + " must have dtype " + allowed + " beside " +
+                           features.name + " of " + ToString(features.type) + ", got " +
+                           ToString(first.type));
+  }
+  for (const NamedType& each : sampling) {
+    const Status status = CheckSameType(op, each.name, each.type, first.name, first.type);
+    if (!status.ok()) return status;
+  }
+  return Status();
 }
 
 Status CheckTypeBeside(const char* op, const char* name, ElementType type, ElementType expected,

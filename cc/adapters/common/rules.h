@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "adapters/common/element_type.h"
 #include "kernels/base/status.h"
@@ -27,14 +28,18 @@ inline Status Invalid(const char* op, const std::string& message) {
 [[nodiscard]] Status CheckSameType(const char* op, const char* name, ElementType type,
                                    const char* other, ElementType expected);
 
-// Offsets or a mask beside features: their type, or that in which positions are computed. Kernels
-// take one for all of a call's, so that the first is checked with this, the others with
-// CheckSameType against it.
-[[nodiscard]] Status CheckSamplingType(const char* op, ElementType type, ElementType features);
+// A tensor's name, for messages, and the type of its elements.
+struct NamedType {
+  const char* name;
+  ElementType type;
+};
 
-// The same for what else says where to sample, `sampling`, beside `inputs`.
-[[nodiscard]] Status CheckSamplingType(const char* op, const char* sampling, ElementType type,
-                                       const char* inputs, ElementType features);
+// Of the tensors that say where to sample, in the order of the call (`words` names them all): the
+// first has the type of the features, or that in which positions are computed. Kernels take one
+// type for all of them, so that the others have that of the first.
+[[nodiscard]] Status CheckSamplingTypes(const char* op, const char* words,
+                                        const std::vector<NamedType>& sampling,
+                                        const NamedType& features);
 
 // Must be `expected` where `beside` has the type `other`.
 [[nodiscard]] Status CheckTypeBeside(const char* op, const char* name, ElementType type,

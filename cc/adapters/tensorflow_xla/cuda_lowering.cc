@@ -15,10 +15,17 @@ void WriteSettings(AttributeWriter* writer) {
 
 constexpr Platform kCuda = {"XLA_GPU_JIT", "CUDA", false, WriteSettings};
 
-[[maybe_unused]] const bool registered =
-    RegisterLowerings<kCuda>({tf_deformable_conv2d_cuda, tf_deformable_conv2d_grad_cuda,
-                              tf_deformable_roi_pool_cuda, tf_deformable_roi_pool_grad_cuda,
-                              tf_deformable_attention_cuda, tf_deformable_attention_grad_cuda});
+[[maybe_unused]] const bool registered = [] {
+  Handlers handlers;
+  handlers.conv2d = tf_deformable_conv2d_cuda;
+  handlers.conv2d_grad = tf_deformable_conv2d_grad_cuda;
+  handlers.roi_pool = tf_deformable_roi_pool_cuda;
+  handlers.roi_pool_grad = tf_deformable_roi_pool_grad_cuda;
+  handlers.attention = tf_deformable_attention_cuda;
+  handlers.attention_grad = tf_deformable_attention_grad_cuda;
+  RegisterLowerings<kCuda>(handlers);
+  return true;
+}();
 
 }  // namespace
 }  // namespace tf_deformable

@@ -26,7 +26,7 @@ void RegisterLowering(XLA_FFI_Handler* handler, std::initializer_list<const char
   if (is_new) RegisterHandler(Call::kHandler, platform.name, handler);
 }
 
-// The handlers of a platform, one for each call.
+// The handlers of a platform, one for each call that all platforms have.
 struct Handlers {
   XLA_FFI_Handler* conv2d;
   XLA_FFI_Handler* conv2d_grad;
@@ -38,7 +38,7 @@ struct Handlers {
 
 // The second operator of a call, where there is one, is that of version 0.1.
 template <const Platform& platform>
-bool RegisterLowerings(const Handlers& handlers) {
+void RegisterLowerings(const Handlers& handlers) {
   RegisterLowering<deformable_conv2d::ForwardCall, platform>(
       handlers.conv2d, {"TFDeformable>Conv2D", "TFDeformable>DeformableConv2D"});
   RegisterLowering<deformable_conv2d::GradientCall, platform>(
@@ -51,7 +51,6 @@ bool RegisterLowerings(const Handlers& handlers) {
       handlers.attention, {"TFDeformable>MultiScaleDeformableAttention"});
   RegisterLowering<deformable_attention::GradientCall, platform>(
       handlers.attention_grad, {"TFDeformable>MultiScaleDeformableAttentionGrad"});
-  return true;
 }
 
 }  // namespace tf_deformable

@@ -27,6 +27,9 @@ struct ComputeTypeOf<double> {
 template <typename T>
 using ComputeType = typename ComputeTypeOf<T>::type;
 
+// Every integer up to this one is a float: along so many pixels, positions of pixels are exact.
+inline constexpr int64_t kExactAsFloat = 1 << 24;
+
 }  // namespace tf_deformable
 
 #endif  // TF_DEFORMABLE_CC_KERNELS_BASE_FLOAT_TYPES_H_

@@ -8,10 +8,13 @@
 
 namespace tf_deformable {
 
-TF_DEFORMABLE_HOST_DEVICE constexpr int64_t CeilDiv(int64_t a, int64_t b) {
+// These are of 32 bits if both numbers are: a CUDA device divides them in a fifth of the time.
+template <typename A, typename B>
+TF_DEFORMABLE_HOST_DEVICE constexpr auto CeilDiv(A a, B b) {
   return (a + b - 1) / b;
 }
-TF_DEFORMABLE_HOST_DEVICE constexpr int64_t RoundUp(int64_t a, int64_t b) {
+template <typename A, typename B>
+TF_DEFORMABLE_HOST_DEVICE constexpr auto RoundUp(A a, B b) {
   return CeilDiv(a, b) * b;
 }
 

@@ -1,8 +1,8 @@
-// Products of tiles in shared memory, a part of the result to each warp: on the tensor cores
+// Products of tiles in shared memory, of which each warp has a share: on the tensor cores
 // (WarpProduct), or with plain multiply-adds (FmaProduct) where these would lose precision.
 //
-// Both have the same interface. A warp's part is kRows x kColumns. A step consumes kDepth elements
-// of each row of a and each column of b: 32 bytes.
+// Both have the same interface. A warp's share is kRows x kColumns. A depth step consumes kDepth
+// elements of each row of a and each column of b: 32 bytes.
 #ifndef TF_DEFORMABLE_CC_KERNELS_CUDA_PRODUCT_H_
 #define TF_DEFORMABLE_CC_KERNELS_CUDA_PRODUCT_H_
 
@@ -52,8 +52,9 @@ class WarpProduct {
     }
   }
 
-  // a and b begin at the warp's first row and column, and at the step's first element in depth.
-  // kRoundedA, kRoundedB: these elements have been rounded to TF32 (irrelevant in 16 bits).
+  // A depth step. a and b begin at the warp's first row and column, and at the step's first
+  // element. kRoundedA, kRoundedB: these elements have been rounded to TF32 (irrelevant in 16
+  // bits).
   template <Contiguous kA, Contiguous kB, bool kRoundedA, bool kRoundedB>
   TF_DEFORMABLE_DEVICE void Step(const T* a, int a_row, const T* b, int b_row, int lane) {
     uint32_t fb[kColumnTiles][2];

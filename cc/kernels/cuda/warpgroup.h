@@ -6,8 +6,6 @@
 
 #include <cstdint>
 
-#include "kernels/cuda/device_limits.h"
-#include "kernels/cuda/options.h"
 #include "kernels/cuda/primitives.h"
 #include "kernels/cuda/product.h"
 
@@ -23,39 +21,6 @@ inline constexpr bool kHasWarpgroupProducts = true;
 inline constexpr bool kHasWarpgroupProducts = false;
 #endif
 
-// Whether the device's code of this library is for 9.0a is not to be seen from the host, but how
-// much shared memory this takes is. It is never launched.
-template <typename T>
-__global__ void WarpgroupProbe(T* to) {
-  __shared__ volatile T values[kHasWarpgroupProducts ? 4096 : 32];
-  values[threadIdx.x] = to[threadIdx.x];
-  __syncthreads();
-  to[threadIdx.x] = values[blockDim.x - threadIdx.x];
-}
-
-// Of the current device.
-[[nodiscard]] inline Status GetDeviceLimits(const char* op, const CudaOptions& options,
-                                            DeviceLimits* limits) {
-  int device, major = 0, minor = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  const auto get = [&](cudaDeviceAttr attribute, int* value) {
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, device);
-  };
-  get(cudaDevAttrMultiProcessorCount, &limits->multiprocessors);
-  get(cudaDevAttrMaxSharedMemoryPerBlockOptin, &limits->shared_bytes_per_block);
-  get(cudaDevAttrMaxSharedMemoryPerMultiprocessor, &limits->shared_bytes_per_multiprocessor);
-  get(cudaDevAttrComputeCapabilityMajor, &major);
-  get(cudaDevAttrComputeCapabilityMinor, &minor);
-  if (options.multiprocessors > 0) limits->multiprocessors = options.multiprocessors;
-  if (error == cudaSuccess && major == 9 && minor == 0 && options.warpgroup_products) {
-    cudaFuncAttributes attributes;
-    error = cudaFuncGetAttributes(&attributes, WarpgroupProbe<int32_t>);
-    limits->has_warpgroup_products =
-        error == cudaSuccess && attributes.sharedSizeBytes >= 4096 * sizeof(int32_t);
-  }
-  return ToStatus(op, error);
-}
-
 // A tile of rows of 128 bytes, one after the other from a multiple of 1024 bytes on. In each, the
 // 16 bytes number i are at place i ^ (row % 8): what PTX calls the 128-byte swizzle.
 class SwizzledTile {
@@ -63,7 +28,7 @@ class SwizzledTile {
   TF_DEFORMABLE_DEVICE explicit SwizzledTile(const void* tile)
       : bits_(static_cast<uint64_t>((SharedAddress(tile) & 0x3ffff) >> 4) | uint64_t{1} << 16 |
               uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62) {}
-  // The descriptor of columns of 32 bytes, number `step` of four.
+  // The descriptor of the 32 bytes of each row that a depth step multiplies, one of four.
   TF_DEFORMABLE_DEVICE uint64_t Columns(int step) const { return bits_ + 2 * step; }
 
  private:
@@ -191,13 +156,13 @@ namespace cuda {
 
 inline constexpr int kSwizzledRow = 128;  // bytes of a row of a SwizzledTile
 
-// Where 16 bytes of a row, number `piece`, are in a SwizzledTile, in bytes.
-TF_DEFORMABLE_DEVICE int SwizzledPlace(int row, int piece) {
-  return row * kSwizzledRow + (piece ^ (row & 7)) * 16;
+// Where 16 bytes of a row, number `vector`, are in a SwizzledTile, in bytes.
+TF_DEFORMABLE_DEVICE int SwizzledPlace(int row, int vector) {
+  return row * kSwizzledRow + (vector ^ (row & 7)) * 16;
 }
 
-// The part of a product that a warpgroup computes: 64 rows and kColumns columns, which are
-// interleaved (see Interleaved in product.h). To be used from the kernels of kHasWarpgroupProducts.
+// What a warpgroup computes of a product: 64 rows and kColumns columns, which are interleaved
+// (see Interleaved in product.h). To be used from the kernels of kHasWarpgroupProducts.
 template <typename T, int kColumns>
 class WarpgroupProduct {
  public:

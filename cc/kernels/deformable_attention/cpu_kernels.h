@@ -9,16 +9,13 @@
 #include "kernels/base/float_types.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/deformable_attention/tensors.h"
+#include "kernels/sampling/bilinear.h"
 
 namespace tf_deformable::deformable_attention::cpu {
 
 // A worker works out so many samples of a query's head at a time, and sums so many channels.
 inline constexpr int64_t kMostSamples = 256;
 inline constexpr int64_t kMostBlockChannels = 256;
-
-// The bytes that a worker keeps of a sample, whole vectors of which are a SampleVector.
-template <typename A>
-inline constexpr int64_t kSampleBytes = 4 * sizeof(int64_t) + 7 * sizeof(A);
 
 // What is known of the maps for every sample (level, point) of a row, and again for as many rows as
 // are worked out together: the same for all. Whole vectors long.

@@ -174,7 +174,7 @@ void BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, Executor& executor,
     job.last_image = std::min(image + images_per_step_, images_);
     const int64_t images = job.last_image - job.first_image;
     if constexpr (std::is_same_v<T, A>) {
-      job.grad_value = tensors.grad_value + image * image_size;
+      job.grad_value = tensors.grad_value;  // all images are one step
     } else {
       job.grad_value = space + grad_value_at_;
     }

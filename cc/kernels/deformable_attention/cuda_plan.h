@@ -11,6 +11,8 @@
 
 namespace tf_deformable::deformable_attention::cuda {
 
+inline constexpr char kOp[] = "multi_scale_deformable_attention";
+
 // As for the convolution (deformable_conv2d/cuda_plan.h).
 template <typename T>
 class ForwardPlan {

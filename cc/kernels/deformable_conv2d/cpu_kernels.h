@@ -11,15 +11,13 @@
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/deformable_conv2d/geometry.h"
 #include "kernels/deformable_conv2d/tensors.h"
+#include "kernels/sampling/bilinear.h"
 
 namespace tf_deformable::deformable_conv2d::cpu {
 
-// The bytes that a tile keeps of an output pixel and of a sample, whole vectors of which are a
-// PixelVector and a SampleVector.
+// The bytes that a tile keeps of an output pixel, whole vectors of which are a PixelVector.
 template <typename A>
 inline constexpr int64_t kPixelBytes = 3 * sizeof(int64_t) + 2 * sizeof(A);
-template <typename A>
-inline constexpr int64_t kSampleBytes = 4 * sizeof(int64_t) + 7 * sizeof(A);
 
 // A sampled panel has at most so many columns.
 inline constexpr int64_t kLargestPanel = 256;
@@ -147,13 +145,13 @@ struct GridAxis {
   int64_t taps, tap_step, first_tap, taps_apart;  // tap_step is positive
 };
 
-// A convolution on a regular grid, cut into tiles of some rows of results, or of a part of one row.
+// A convolution on a regular grid, cut into tiles of some rows of results, or of some of one row.
 //
-// What a tile reads is copied, for some channels at a time: for each row of taps the source's rows,
-// with zeros around them, so that all taps of the row read the same copy, each a little further on.
-// The results of a tile are numbered as their first taps lie there: of row_pitch from one row to
-// the next, width are results, and the others are computed for nothing. Where these would be many,
-// each tap has a copy of its own (shares_rows is false).
+// What a tile reads is copied, a chunk of the channels at a time: for each row of taps the source's
+// rows, with zeros around them, so that all taps of the row read the same copy, each a little
+// further on. The results of a tile are numbered as their first taps lie there: of row_pitch from
+// one row to the next, width are results, and the others are computed for nothing. Where these
+// would be many, each tap has a copy of its own (shares_rows is false).
 struct Grid {
   GridAxis y, x;
   int64_t images;

@@ -11,30 +11,31 @@
 
 namespace tf_deformable::deformable_conv2d::cpu {
 
-// Where these come from is in cc/kernels/README.md. Those in bytes bound parts of the workspace.
+// Where these come from is in cc/kernels/README.md. Those in bytes bound arrays of the workspace.
 
 // A slab of packed filters has at most so many bytes.
 inline constexpr int64_t kPackedBytes = 10 << 20;
 // Where a worker packs filters for itself, panel by panel, those of a panel have at most so many.
 inline constexpr int64_t kPanelFiltersBytes = 512 << 10;
-// The samples of a tile have at most so many, if they are worked out for all of it at once;
+// The samples of a tile have at most so many, if they are worked out for all of it at once.
 inline constexpr int64_t kSamplesBytes = 512 << 10;
-// those of a tile that is only one register block high may have more.
+// The samples of a tile that is only one register block high may have more.
 inline constexpr int64_t kMostSamplesBytes = 2 << 20;
 // The sampled values of few pixels, all of them, have at most so many.
 inline constexpr int64_t kFewPixelsBytes = 4 << 20;
-// The sums of a tile, or of a block of the filters' gradient, stay in the second-level cache.
+// The sums of a tile, or of a block of the filters' gradient, have at most so many, and stay in the
+// second-level cache.
 inline constexpr int64_t kSumsBytes = 512 << 10;
 // The panel of groups that are sampled together stays there, too, if a tile is not too high.
 inline constexpr int64_t kPanelBytes = 144 << 10;
-// Gradients that wait to be added up.
+// Gradients that wait to be added up have at most so many.
 inline constexpr int64_t kPartialsBytes = 4 << 20;
-// The inputs' gradients of all splits but the first.
+// The inputs' gradients of all splits but the first have at most so many.
 inline constexpr int64_t kSplitsBytes = 4 << 20;
 
 // A tile is so many register blocks high, if it fits.
 inline constexpr int64_t kTileBlocks = 16;
-// and at least so many, if that leaves tiles for some threads.
+// A tile is at least so many register blocks high, if that leaves tiles for some threads.
 inline constexpr int64_t kFewestTileBlocks = 4;
 // A tile of the inputs' gradient of a depthwise convolution has so many vectors of pixels,
 inline constexpr int64_t kDepthwiseTileVectors = 4;

@@ -42,7 +42,7 @@ struct alignas(8) SamplePlace {
   int32_t cell, place;
 };
 
-// Output pixels [g.first_pixel, g.last_pixel) of whole images, or of a part of one.
+// Output pixels [g.first_pixel, g.last_pixel) of whole images, or some of one.
 template <typename A>
 struct CellLists {
   CellList* lists;         // [images, offset groups, H + 1, W + 1]
@@ -64,7 +64,7 @@ struct ListedSample {
 };
 
 TF_DEFORMABLE_HOST_DEVICE int64_t CountListedSamples(const Convolution& g) {
-  return (g.last_pixel - g.first_pixel) * g.offset_groups * g.taps;
+  return g.pixels() * g.offset_groups * g.taps;
 }
 
 TF_DEFORMABLE_DEVICE ListedSample MakeListedSample(const Convolution& g, int64_t number) {
@@ -78,8 +78,7 @@ TF_DEFORMABLE_DEVICE ListedSample MakeListedSample(const Convolution& g, int64_t
 
 // The lists of a sample's map.
 TF_DEFORMABLE_DEVICE int64_t FirstList(const Convolution& g, const ListedSample& sample) {
-  const int64_t image_size = static_cast<int64_t>(g.output_height) * g.output_width;
-  const int64_t image_listed = sample.pixel.image - g.first_pixel / image_size;
+  const int64_t image_listed = sample.pixel.image - g.first_pixel / g.output_size();
   return (image_listed * g.offset_groups + sample.offset_group) * CellLists<float>::Cells(g);
 }
 
@@ -132,8 +131,8 @@ void PlaceListsKernel(CellLists<A> lists, int64_t size) {
   SyncThreads();
   int from = 0;
 #pragma unroll
-  for (int step = 1; step < kThreads; step *= 2) {
-    const int32_t before = thread >= step ? counts[from + thread - step] : 0;
+  for (int distance = 1; distance < kThreads; distance *= 2) {
+    const int32_t before = thread >= distance ? counts[from + thread - distance] : 0;
     counts[kThreads - from + thread] = counts[from + thread] + before;
     from = kThreads - from;
     SyncThreads();

@@ -7,49 +7,20 @@
 #include <type_traits>
 
 #include "kernels/cuda/reduce.h"
-#include "kernels/cuda/warpgroup.h"
+#include "kernels/deformable_conv2d/cuda_columns_block.h"
+#include "kernels/deformable_conv2d/cuda_columns_gradient_warpgroups.h"
 #include "kernels/deformable_conv2d/cuda_launch.h"
 #include "kernels/deformable_conv2d/cuda_packed_filters.h"
 
 namespace tf_deformable::deformable_conv2d::cuda {
 
-// The columns of a group are its taps and, for each, its channels, as they lie in the filters. A
-// block has kRows pixels of one group, and some tiles of columns, one after the other.
-template <typename T>
-struct ColumnsGradientJob {
-  const T* grad_output;
-  const T* filters;  // rounded to TF32, if that is what is multiplied
-  T* columns;        // [pixels from the first of the launch on, taps, C]
-  int32_t column_tiles, tiles_per_block, splits;
-};
-
-// Stores a run of a group's columns of a pixel, counted from the first one of the launch.
-template <typename T, bool kVectors, int kRun>
-TF_DEFORMABLE_DEVICE void StoreColumns(const Convolution& g, const ComputeType<T> (&sums)[kRun],
-                                       int32_t group, int64_t pixel, int32_t column, T* columns) {
-  // Vectors of channels do not go over to the next tap, but runs may.
-  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  constexpr int kLanes = !kVectors ? 1 : kRun < kVector ? kRun : kVector;
-#pragma unroll
-  for (int k = 0; k < kRun; k += kLanes) {
-    if (column + k >= g.taps * g.group_channels) return;
-    const int32_t tap = (column + k) / g.group_channels;
-    const int32_t channel = group * g.group_channels + column + k - tap * g.group_channels;
-    ComputeType<T> values[kLanes];
-#pragma unroll
-    for (int i = 0; i < kLanes; ++i) values[i] = sums[k + i];
-    StoreElements<T, kLanes>(values, columns + (pixel * g.taps + tap) * g.channels + channel);
-  }
-}
-
 // kResident: all of the rows' grad_output is in shared memory, else a chunk at a time.
 template <typename Tile, bool kResident>
 struct ColumnsGradientShared {
   using T = typename Tile::T;
-  static constexpr int kDepth = kChunkBytes / sizeof(T);
-  static constexpr int kRow = PaddedRow<T>(kDepth, false);
+  static constexpr int kRow = PaddedRow<T>(kChunk<T>, false);
   static constexpr int kStages = kResident ? 2 : Tile::kStages;
-  T* grad_output;  // [chunks of filters or kStages, kRows, kRow]
+  T* grad_output;  // [chunks of the filters or kStages, kRows, kRow]
   T* filters;      // [kStages, kColumns, kRow]
   int64_t bytes;
 
@@ -61,213 +32,98 @@ struct ColumnsGradientShared {
   }
 };
 
+// Rounds the block's grad_output to TF32, all threads together.
+template <typename Tile, bool kResident>
+TF_DEFORMABLE_DEVICE void RoundRows(const ColumnsGradientShared<Tile, kResident>& shared,
+                                    int32_t chunks) {
+  using T = typename Tile::T;
+  constexpr int kRowVectors = kChunk<T> / Tile::kLanes;
+  for (int i = ThreadIndex(); i < chunks * Tile::kRows * kRowVectors; i += kThreads) {
+    const int row = i / kRowVectors, column = i % kRowVectors * Tile::kLanes;
+    RoundInPlace(shared.grad_output + row * ColumnsGradientShared<Tile, kResident>::kRow + column);
+  }
+}
+
+// Stores a tile of the block's columns.
+template <typename Tile>
+TF_DEFORMABLE_DEVICE void StoreColumnTile(const Convolution& g,
+                                          const ColumnsGradientJob<typename Tile::T>& job,
+                                          const ColumnsBlock<typename Tile::T>& block, int32_t tile,
+                                          const typename Tile::Product& product) {
+  using T = typename Tile::T;
+  const int warp = ThreadIndex() / 32, lane = ThreadIndex() % 32;
+  const auto store = [&](int row, int run, const auto& sums) {
+    constexpr int kRun = Tile::kInterleaves ? kInterleavedRun : Tile::Product::kRun;
+    const int row_of_block = Tile::FirstRow(warp) + row;
+    if (row_of_block >= block.rows) return;
+    typename Tile::Product::Sum values[kRun];
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) values[k] = sums[k];
+    StoreColumns<T, Tile::kVectors>(
+        g, values, block.group, block.first_pixel + row_of_block,
+        (block.first_tile + tile) * Tile::kColumns + Tile::FirstColumn(warp) + run, job.columns);
+  };
+  if constexpr (Tile::kInterleaves) {
+    product.ForEachInterleavedRun(lane, store);
+  } else {
+    product.ForEachRun(lane, store);
+  }
+}
+
 template <typename Tile, bool kResident>
 TF_DEFORMABLE_KERNEL(kThreads, Tile::kRows* Tile::kColumns > 128 * 128 ? 1 : 2)
 void ColumnsGradientKernel(Convolution g, ColumnsGradientJob<typename Tile::T> job) {
   using T = typename Tile::T;
   using Shared = ColumnsGradientShared<Tile, kResident>;
-  constexpr int kStages = Shared::kStages;
-  constexpr bool kInterleaves = Tile::kInterleaves;
-  const int32_t parts = (g.group_filters + Shared::kDepth - 1) / Shared::kDepth;
-  const Shared shared(SharedMemory(), parts);
-  const int thread = ThreadIndex(), warp = thread / 32, lane = thread % 32;
-  const int32_t groups = g.channels / g.group_channels;
-  const int32_t split = static_cast<int32_t>(BlockIndex() % job.splits);
-  const int32_t group = static_cast<int32_t>(BlockIndex() / job.splits % groups);
-  const int64_t first_pixel = BlockIndex() / job.splits / groups * Tile::kRows;  // of the launch
-  const int64_t pixels_left = g.last_pixel - g.first_pixel - first_pixel;
-  const int rows = static_cast<int>(Min(static_cast<int64_t>(Tile::kRows), pixels_left));
-  const int32_t all_columns = g.taps * g.group_channels;
-  const int32_t first_tile = split * job.tiles_per_block;
-  const int32_t tiles = Min(job.tiles_per_block, job.column_tiles - first_tile);
-  const T* const grad_output = job.grad_output + (g.first_pixel + first_pixel) * g.filters +
-                               static_cast<int64_t>(group) * g.group_filters;
-
-  const auto copy_grad_output = [&](int32_t part, int buffer) {
-    CopyTile<T, Tile::kRows, Shared::kDepth, Tile::kVectors>(
-        grad_output + part * Shared::kDepth, g.filters, rows,
-        g.group_filters - part * Shared::kDepth,
-        shared.grad_output + buffer * Tile::kRows * Shared::kRow, Shared::kRow);
+  constexpr int kStages = Shared::kStages, kRow = Shared::kRow;
+  const int32_t chunks = CeilDiv(g.group_filters, kChunk<T>);
+  const Shared shared(SharedMemory(), chunks);
+  const ColumnsBlock<T> block = MakeColumnsBlock(g, job, Tile::kRows);
+  const auto copy_rows = [&](int32_t chunk, int buffer) {
+    CopyTile<T, Tile::kRows, kChunk<T>, Tile::kVectors>(
+        block.grad_output + chunk * kChunk<T>, g.filters, block.rows,
+        g.group_filters - chunk * kChunk<T>, shared.grad_output + buffer * Tile::kRows * kRow,
+        kRow);
   };
-  const int32_t turns = tiles * parts;
+  const int32_t turns = block.tiles * chunks;
   const auto copy = [&](int32_t turn) {
     if (turn < turns) {
-      const int32_t tile = turn / parts, part = turn - tile * parts;
-      const int32_t column = (first_tile + tile) * Tile::kColumns;
-      CopyTile<T, Tile::kColumns, Shared::kDepth, Tile::kVectors, kInterleaves>(
-          job.filters + static_cast<int64_t>(column) * g.filters + group * g.group_filters +
-              part * Shared::kDepth,
-          g.filters, all_columns - column, g.group_filters - part * Shared::kDepth,
-          shared.filters + turn % kStages * Tile::kColumns * Shared::kRow, Shared::kRow);
-      if (!kResident) copy_grad_output(part, turn % kStages);
+      const int32_t tile = turn / chunks, chunk = turn - tile * chunks;
+      const int32_t column = (block.first_tile + tile) * Tile::kColumns;
+      CopyTile<T, Tile::kColumns, kChunk<T>, Tile::kVectors, Tile::kInterleaves>(
+          job.filters + static_cast<int64_t>(column) * g.filters + block.group * g.group_filters +
+              chunk * kChunk<T>,
+          g.filters, g.taps * g.group_channels - column, g.group_filters - chunk * kChunk<T>,
+          shared.filters + turn % kStages * Tile::kColumns * kRow, kRow);
+      if (!kResident) copy_rows(chunk, turn % kStages);
     }
     CommitCopies();
   };
 
   if constexpr (kResident) {
-    for (int32_t part = 0; part < parts; ++part) copy_grad_output(part, part);
+    for (int32_t chunk = 0; chunk < chunks; ++chunk) copy_rows(chunk, chunk);
   }
 #pragma unroll
   for (int stage = 0; stage < kStages - 1; ++stage) copy(stage);
   if constexpr (kResident && Tile::kRound) {
     WaitForCopies<kStages - 2>();
     SyncThreads();
-    for (int i = thread; i < parts * Tile::kRows * (Shared::kDepth / 4); i += kThreads) {
-      const int row = i / (Shared::kDepth / 4), column = i % (Shared::kDepth / 4) * 4;
-      RoundInPlace(shared.grad_output + row * Shared::kRow + column);
-    }
+    RoundRows<Tile, kResident>(shared, chunks);
   }
-
   int32_t turn = 0;
-  for (int32_t tile = 0; tile < tiles; ++tile) {
+  for (int32_t tile = 0; tile < block.tiles; ++tile) {
     typename Tile::Product product;
     product.Clear();
-    for (int32_t part = 0; part < parts; ++part, ++turn) {
+    for (int32_t chunk = 0; chunk < chunks; ++chunk, ++turn) {
       WaitForCopies<kStages - 2>();
       SyncThreads();  // this turn's tiles are there, those of the last one have been read
       copy(turn + kStages - 1);
-      const T* const a =
-          shared.grad_output +
-          ((kResident ? part : turn % kStages) * Tile::kRows + Tile::FirstRow(warp)) * Shared::kRow;
-      const T* const b = shared.filters +
-                         (turn % kStages * Tile::kColumns + Tile::FirstColumn(warp)) * Shared::kRow;
-#pragma unroll
-      for (int k = 0; k < Tile::kSteps; ++k) {
-        constexpr int kDepth = Tile::Product::kDepth;
-        product.template Step<Contiguous::kDepth, Contiguous::kDepth, kResident, true>(
-            a + k * kDepth, Shared::kRow, b + k * kDepth, Shared::kRow, lane);
-      }
+      MultiplyTiles<Tile, Contiguous::kDepth, Contiguous::kDepth, kResident, true>(
+          shared.grad_output + (kResident ? chunk : turn % kStages) * Tile::kRows * kRow, kRow,
+          shared.filters + turn % kStages * Tile::kColumns * kRow, kRow, [](int) {}, [](int) {},
+          &product);
     }
-    const auto store = [&](int row, int run, const auto& sums) {
-      constexpr int kRun = kInterleaves ? kInterleavedRun : Tile::Product::kRun;
-      const int32_t column = (first_tile + tile) * Tile::kColumns + Tile::FirstColumn(warp) + run;
-      if (Tile::FirstRow(warp) + row >= rows) return;
-      typename Tile::Product::Sum values[kRun];
-#pragma unroll
-      for (int k = 0; k < kRun; ++k) values[k] = sums[k];
-      StoreColumns<T, Tile::kVectors>(g, values, group, first_pixel + Tile::FirstRow(warp) + row,
-                                      column, job.columns);
-    };
-    if constexpr (kInterleaves) {
-      product.ForEachInterleavedRun(lane, store);
-    } else {
-      product.ForEachRun(lane, store);
-    }
-  }
-}
-
-// --- On warpgroups -------------------------------------------------------------------------------
-
-// The same on Hopper.
-inline constexpr int kColumnsStages = 3;
-
-template <typename T, int kColumns>
-struct WarpgroupColumnsGradientShared {
-  static constexpr int kRowsBytes = kWarpgroupRows * kChunkBytes;
-  static constexpr int kColumnsBytes = kColumns * kChunkBytes;
-  char* grad_output;  // [parts or kColumnsStages] tiles of kWarpgroupRows
-  char* filters;      // [kColumnsStages] tiles of kColumns
-  int64_t bytes;
-
-  TF_DEFORMABLE_HOST_DEVICE WarpgroupColumnsGradientShared(char* memory, int parts) {
-    SharedLayout layout(memory);
-    grad_output = layout.Take<char>(static_cast<int64_t>(parts) * kRowsBytes);
-    filters = layout.Take<char>(kColumnsStages * kColumnsBytes);
-    bytes = layout.size();
-  }
-};
-
-template <typename T, int kColumns, bool kResident>
-TF_DEFORMABLE_KERNEL(kThreads, kColumns > 128 ? 1 : 2)
-void WarpgroupColumnsGradientKernel(Convolution g, ColumnsGradientJob<T> job) {
-  if constexpr (kHasWarpgroupProducts) {
-    using Shared = WarpgroupColumnsGradientShared<T, kColumns>;
-    constexpr int kStages = kColumnsStages, kDepth = kChunkBytes / sizeof(T);
-    constexpr int kLanes = 16 / sizeof(T), kPieces = kChunkBytes / 16;
-    constexpr bool kRound = std::is_same_v<T, float>;
-    const int32_t parts = (g.group_filters + kDepth - 1) / kDepth;
-    const Shared shared(SharedMemory(), kResident ? parts : kStages);
-    const int thread = ThreadIndex(), warpgroup = thread / 128;
-    const int32_t groups = g.channels / g.group_channels;
-    const int32_t split = static_cast<int32_t>(BlockIndex() % job.splits);
-    const int32_t group = static_cast<int32_t>(BlockIndex() / job.splits % groups);
-    const int64_t first_pixel = BlockIndex() / job.splits / groups * kWarpgroupRows;
-    const int64_t pixels_left = g.last_pixel - g.first_pixel - first_pixel;
-    const int rows = static_cast<int>(Min(static_cast<int64_t>(kWarpgroupRows), pixels_left));
-    const int32_t first_tile = split * job.tiles_per_block;
-    const int32_t tiles = Min(job.tiles_per_block, job.column_tiles - first_tile);
-    const T* const grad_output = job.grad_output + (g.first_pixel + first_pixel) * g.filters +
-                                 static_cast<int64_t>(group) * g.group_filters;
-    const char* const filters = reinterpret_cast<const char*>(job.filters) +
-                                (static_cast<int64_t>(group) * job.column_tiles + first_tile) *
-                                    parts * Shared::kColumnsBytes;
-
-    const auto copy_grad_output = [&](int32_t part, int buffer) {
-#pragma unroll
-      for (int first = 0; first < kWarpgroupRows * kPieces; first += kThreads) {
-        const int row = (first + thread) / kPieces, piece = thread % kPieces;
-        const int32_t at = part * kDepth + piece * kLanes;
-        const bool present = row < rows && at < g.group_filters;
-        CopyAsync16(
-            shared.grad_output + buffer * Shared::kRowsBytes + SwizzledPlace(row, piece),
-            present ? grad_output + static_cast<int64_t>(row) * g.filters + at : job.grad_output,
-            present);
-      }
-    };
-    const int32_t turns = tiles * parts;
-    const auto copy = [&](int32_t turn) {
-      if (turn < turns) {
-        CopyPackedTile<kColumns>(filters + static_cast<int64_t>(turn) * Shared::kColumnsBytes,
-                                 shared.filters + turn % kStages * Shared::kColumnsBytes);
-        if (!kResident) copy_grad_output(turn % parts, turn % kStages);
-      }
-      CommitCopies();
-    };
-    const auto round = [&](int first_tile_of_rows, int tiles_of_rows) {
-      const int64_t end = static_cast<int64_t>(tiles_of_rows) * Shared::kRowsBytes;
-      for (int64_t at = thread * 16; at < end; at += kThreads * 16) {
-        RoundInPlace(reinterpret_cast<float*>(
-            shared.grad_output + static_cast<int64_t>(first_tile_of_rows) * Shared::kRowsBytes +
-            at));
-      }
-    };
-
-    if constexpr (kResident) {
-      for (int32_t part = 0; part < parts; ++part) copy_grad_output(part, part);
-    }
-    copy(0);
-    if constexpr (kResident && kRound) {
-      WaitForCopies<0>();
-      SyncThreads();
-      round(0, parts);
-    }
-    int32_t turn = 0;
-    for (int32_t tile = 0; tile < tiles; ++tile) {
-      WarpgroupProduct<T, kColumns> product;
-      product.Clear();
-      for (int32_t part = 0; part < parts; ++part, ++turn) {
-        WaitForCopies<0>();
-        if constexpr (!kResident && kRound) {
-          SyncThreads();
-          round(turn % kStages, 1);
-        }
-        ShowToWarpgroups();
-        SyncThreads();  // this turn's tiles are there, those of two turns ago have been read
-        copy(turn + 1);
-        product.Issue(shared.grad_output +
-                          (kResident ? part : turn % kStages) * Shared::kRowsBytes +
-                          warpgroup * (Shared::kRowsBytes / 2),
-                      shared.filters + turn % kStages * Shared::kColumnsBytes);
-        WaitForWarpgroupProducts<1>();
-      }
-      WaitForWarpgroupProducts<0>();
-      product.ForEachInterleavedRun([&](int row_of_warpgroup, int run, const auto& sums) {
-        const int row = warpgroup * WarpgroupProduct<T, kColumns>::kRows + row_of_warpgroup;
-        const int32_t column = (first_tile + tile) * kColumns + run;
-        if (row < rows)
-          StoreColumns<T, true>(g, sums, group, first_pixel + row, column, job.columns);
-      });
-    }
+    StoreColumnTile<Tile>(g, job, block, tile, product);
   }
 }
 
@@ -277,8 +133,7 @@ template <typename T>
 Status LaunchColumnTiles(void (*kernel)(Convolution, ColumnsGradientJob<T>), int rows, int columns,
                          int64_t bytes, const Convolution& c, ColumnsGradientJob<T> job,
                          const DeviceLimits& limits, void* stream) {
-  const int64_t blocks =
-      CeilDiv(c.last_pixel - c.first_pixel, rows) * (c.channels / c.group_channels);
+  const int64_t blocks = CeilDiv(c.pixels(), rows) * c.groups();
   job.column_tiles = CeilDiv(static_cast<int64_t>(c.taps) * c.group_channels, columns);
   const bool two = rows * columns <= 128 * 128 && bytes <= limits.shared_bytes_for_two();
   job.splits = ChooseSplits(blocks, job.column_tiles, job.column_tiles,
@@ -292,7 +147,7 @@ template <typename Tile, bool kResident>
 Status LaunchColumnsGradient(const Convolution& c, const ColumnsGradientJob<typename Tile::T>& job,
                              const DeviceLimits& limits, void* stream) {
   using Shared = ColumnsGradientShared<Tile, kResident>;
-  const int64_t bytes = Shared(nullptr, CeilDiv(c.group_filters, Shared::kDepth)).bytes;
+  const int64_t bytes = Shared(nullptr, CeilDiv(c.group_filters, kChunk<typename Tile::T>)).bytes;
   return LaunchColumnTiles(ColumnsGradientKernel<Tile, kResident>, Tile::kRows, Tile::kColumns,
                            bytes, c, job, limits, stream);
 }
@@ -303,8 +158,7 @@ template <typename T>
 Status LaunchWarpgroupColumnsGradient(const Convolution& c, const ColumnsGradientJob<T>& job,
                                       const DeviceLimits& limits, void* stream) {
   using Shared = WarpgroupColumnsGradientShared<T, kPackedColumns>;
-  const int parts = CeilDiv(c.group_filters, kChunkBytes / static_cast<int64_t>(sizeof(T)));
-  const int64_t resident_bytes = Shared(nullptr, parts).bytes;
+  const int64_t resident_bytes = Shared(nullptr, CeilDiv(c.group_filters, kChunk<T>)).bytes;
   const bool resident = resident_bytes <= limits.shared_bytes_per_block;
   return LaunchColumnTiles(resident ? WarpgroupColumnsGradientKernel<T, kPackedColumns, true>
                                     : WarpgroupColumnsGradientKernel<T, kPackedColumns, false>,
@@ -373,7 +227,7 @@ Status ColumnsGradient(const Convolution& c, const ColumnsGradientJob<T>& job, b
       }
       using Square = Tile<T, false, 128, 128, 64, 32, true>;
       using Wide = Tile<T, false, 128, 256, 64, 64, true>;
-      const int chunks = CeilDiv(c.group_filters, kChunkBytes / static_cast<int64_t>(sizeof(T)));
+      const int chunks = CeilDiv(c.group_filters, kChunk<T>);
       if (ColumnsGradientShared<Square, true>(nullptr, chunks).bytes <=
           limits.shared_bytes_for_two()) {
         return LaunchColumnsGradient<Square, true>(c, job, limits, stream);

@@ -6,6 +6,7 @@
 #ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_DEPTHWISE_H_
 #define TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_DEPTHWISE_H_
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels/deformable_conv2d/cuda_launch.h"
@@ -13,6 +14,11 @@
 namespace tf_deformable::deformable_conv2d::cuda {
 
 inline constexpr int kDepthwisePixels = kThreads * 16 / kChunkBytes;
+
+// How channels are shared out: a block has some chunks of a segment, a range.
+struct ChannelRanges {
+  int32_t chunks_per_range, ranges_per_segment, ranges;
+};
 
 template <typename T>
 struct DepthwiseShared {
@@ -45,33 +51,25 @@ template <typename T, bool kVectors>
 TF_DEFORMABLE_KERNEL(kThreads, 2)
 void DepthwiseForwardKernel(Convolution g, ForwardTensors<T> tensors, ChannelRanges ranges) {
   using A = ComputeType<T>;
-  constexpr int kLanes = 16 / sizeof(T), kDepth = kChunkBytes / sizeof(T);
+  constexpr int kLanes = 16 / sizeof(T), kRowThreads = kChunk<T> / kLanes;
   const DepthwiseShared<T> shared(SharedMemory(), g.taps);
-  const int thread = ThreadIndex();
   const int32_t range = static_cast<int32_t>(BlockIndex() % ranges.ranges);
   const int64_t tile = BlockIndex() / ranges.ranges;
   const int32_t segment = range / ranges.ranges_per_segment;
   const int32_t first_chunk = range % ranges.ranges_per_segment * ranges.chunks_per_range;
-  const int32_t chunks =
-      Min(ranges.chunks_per_range, (g.segment + kDepth - 1) / kDepth - first_chunk);
+  const int32_t chunks = Min(ranges.chunks_per_range, CeilDiv(g.segment, kChunk<T>) - first_chunk);
   const int32_t offset_group = segment * g.segment / g.offset_group_channels;
 
-  if (thread < kDepthwisePixels) {
-    shared.pixels[thread] = MakeTilePixel(g, PixelOfTile(g, tile, kDepthwisePixels, thread));
-  }
+  StorePixels<kDepthwisePixels>(g, tile, shared.pixels);
   SyncThreads();
-  for (int i = thread; i < g.taps * kDepthwisePixels; i += kThreads) {
-    const int row = i / g.taps, tap = i - row * g.taps;
-    shared.corners[tap * kDepthwisePixels + row] = MakeWeightedCorners<T, kVectors>(
-        g, shared.pixels[row], tap,
-        LoadOffset(g, tensors.offsets, tensors.mask, shared.pixels[row], offset_group, tap));
-  }
+  StoreCorners<T, kDepthwisePixels, kVectors>(g, tensors, offset_group, 0, g.taps, shared.pixels,
+                                              shared.corners);
   SyncThreads();
-  const int row = thread / (kDepth / kLanes);
+  const int row = ThreadIndex() / kRowThreads;
   const int64_t pixel = shared.pixels[row].pixel;
   if (pixel < 0) return;
   for (int32_t chunk = first_chunk; chunk < first_chunk + chunks; ++chunk) {
-    const int32_t at = chunk * kDepth + thread % (kDepth / kLanes) * kLanes;
+    const int32_t at = chunk * kChunk<T> + ThreadIndex() % kRowThreads * kLanes;
     const int32_t channel = segment * g.segment + at, left = g.segment - at;
     A sums[kLanes] = {};
     Sampler<T, kVectors, false> sampler(g, tensors.inputs, channel, left);
@@ -87,12 +85,7 @@ void DepthwiseForwardKernel(Convolution g, ForwardTensors<T> tensors, ChannelRan
 #pragma unroll
       for (int i = 0; i < kLanes; ++i) sums[i] += weights[i] * values[i];
     }
-    if (tensors.bias != nullptr) {
-#pragma unroll
-      for (int i = 0; i < kLanes; ++i) {
-        if (i < left) sums[i] += ToCompute(tensors.bias[channel + i]);
-      }
-    }
+    AddBias(tensors.bias, channel, left, sums);
     StoreRun<T, kLanes, kVectors>(sums, 0, left, tensors.output + pixel * g.channels + channel);
   }
 }
@@ -103,21 +96,19 @@ TF_DEFORMABLE_KERNEL(kThreads, 2)
 void DepthwiseFiltersGradientKernel(Convolution g, BackwardTensors<T> tensors,
                                     int64_t pixels_per_split, ComputeType<T>* partials) {
   using A = ComputeType<T>;
-  constexpr int kLanes = 16 / sizeof(T), kDepth = kChunkBytes / sizeof(T);
-  constexpr int kRowThreads = kDepth / kLanes;
-  const int32_t chunks = (g.segment + kDepth - 1) / kDepth;
-  const int32_t parts = chunks * (g.channels / g.segment);
-  const int32_t part = static_cast<int32_t>(BlockIndex() % parts);
-  const int32_t tap = static_cast<int32_t>(BlockIndex() / parts % g.taps);
-  const int64_t split = BlockIndex() / parts / g.taps;
+  constexpr int kLanes = 16 / sizeof(T), kRowThreads = kChunk<T> / kLanes;
+  const int32_t segment_chunks = CeilDiv(g.segment, kChunk<T>);
+  const int32_t chunks = segment_chunks * g.segments();
+  const int32_t chunk = static_cast<int32_t>(BlockIndex() % chunks);
+  const int32_t tap = static_cast<int32_t>(BlockIndex() / chunks % g.taps);
+  const int64_t split = BlockIndex() / chunks / g.taps;
   const int row = ThreadIndex() / kRowThreads;
-  const int32_t segment = part / chunks;
-  const int32_t at = part % chunks * kDepth + ThreadIndex() % kRowThreads * kLanes;
+  const int32_t segment = chunk / segment_chunks;
+  const int32_t at = chunk % segment_chunks * kChunk<T> + ThreadIndex() % kRowThreads * kLanes;
   const int32_t channel = segment * g.segment + at, left = g.segment - at;
   const int32_t offset_group = segment * g.segment / g.offset_group_channels;
   const int64_t first_pixel = g.first_pixel + split * pixels_per_split;
-  const int64_t end = first_pixel + pixels_per_split;
-  const int64_t last_pixel = end < g.last_pixel ? end : g.last_pixel;
+  const int64_t last_pixel = Min(first_pixel + pixels_per_split, g.last_pixel);
 
   A sums[kLanes] = {};
   Sampler<T, kVectors, false> sampler(g, tensors.inputs, channel, left);
@@ -134,31 +125,60 @@ void DepthwiseFiltersGradientKernel(Convolution g, BackwardTensors<T> tensors,
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) sums[i] += gradients[i] * values[i];
   }
-  A* const shared = reinterpret_cast<A*>(SharedMemory());  // [kDepthwisePixels, kDepth]
+  A* const shared = reinterpret_cast<A*>(SharedMemory());  // [kDepthwisePixels, kChunk]
   const int column = ThreadIndex() % kRowThreads * kLanes;
 #pragma unroll
-  for (int i = 0; i < kLanes; ++i) shared[row * kDepth + column + i] = sums[i];
+  for (int i = 0; i < kLanes; ++i) shared[row * kChunk<T> + column + i] = sums[i];
   SyncThreads();
   if (row > 0) return;
 #pragma unroll
   for (int i = 0; i < kLanes; ++i) {
     if (i >= left) break;
     A sum = 0;
-    for (int r = 0; r < kDepthwisePixels; ++r) sum += shared[r * kDepth + column + i];
+    for (int r = 0; r < kDepthwisePixels; ++r) sum += shared[r * kChunk<T> + column + i];
     partials[(split * g.taps + tap) * g.channels + channel + i] = sum;
   }
 }
 
 // --- Launching -----------------------------------------------------------------------------------
 
+// Shares out a segment's chunks so that there are enough blocks to keep all multiprocessors busy.
+inline ChannelRanges ChooseRanges(const Convolution& c, int chunk, int64_t tiles,
+                                  int multiprocessors) {
+  constexpr int64_t kBlocksWanted = 4;  // on each multiprocessor, two of which run at once
+  const int64_t chunks = CeilDiv(c.segment, chunk);
+  const int64_t wanted = CeilDiv(kBlocksWanted * multiprocessors, tiles * c.segments());
+  ChannelRanges ranges;
+  ranges.chunks_per_range = CeilDiv(chunks, std::min(wanted, chunks));
+  ranges.ranges_per_segment = CeilDiv(chunks, ranges.chunks_per_range);
+  ranges.ranges = ranges.ranges_per_segment * c.segments();
+  return ranges;
+}
+
 template <typename T, bool kVectors>
 Status LaunchDepthwiseForward(Convolution c, int multiprocessors, const ForwardTensors<T>& tensors,
                               void* stream) {
   const int64_t tiles = ChooseTiles(kDepthwisePixels, &c);
-  const ChannelRanges ranges = ChooseRanges(c, kChunkBytes / sizeof(T), tiles, multiprocessors);
+  const ChannelRanges ranges = ChooseRanges(c, kChunk<T>, tiles, multiprocessors);
   const DepthwiseShared<T> shared(nullptr, c.taps);
   return Launch(kOp, DepthwiseForwardKernel<T, kVectors>, tiles * ranges.ranges, kThreads,
                 shared.bytes, stream, c, tensors, ranges);
+}
+
+// Of the gradient of the filters, to a split of the pixels.
+template <typename T>
+int64_t CountDepthwiseFiltersBlocks(const Convolution& c) {
+  return static_cast<int64_t>(c.taps) * c.segments() * CeilDiv(c.segment, kChunk<T>);
+}
+
+template <typename T, bool kVectors>
+Status LaunchDepthwiseFiltersGradient(const Convolution& c, const BackwardTensors<T>& tensors,
+                                      int32_t splits, ComputeType<T>* partials, void* stream) {
+  const int64_t pixels_per_split = RoundUp(CeilDiv(c.pixels(), splits), kDepthwisePixels);
+  return Launch(kOp, DepthwiseFiltersGradientKernel<T, kVectors>,
+                CountDepthwiseFiltersBlocks<T>(c) * splits, kThreads,
+                kDepthwisePixels * kChunk<T> * static_cast<int64_t>(sizeof(ComputeType<T>)), stream,
+                c, tensors, pixels_per_split, partials);
 }
 
 }  // namespace tf_deformable::deformable_conv2d::cuda

@@ -20,8 +20,8 @@ BackwardPlan<T>::BackwardPlan(const Geometry& geometry, const CudaOptions& optio
   using A = ComputeType<T>;
   const Geometry& g = geometry_;
   if (g.output_pixels() == 0) return;
-  Convolution c;
-  status_ = MakeConvolution(g, &c);
+  const Convolution& c = convolution_;
+  status_ = MakeConvolution(g, &convolution_);
   if (status_.ok()) status_ = GetDeviceLimits(kOp, options_, &limits_);
   if (!status_.ok()) return;
   depthwise_ = g.is_depthwise();
@@ -31,12 +31,8 @@ BackwardPlan<T>::BackwardPlan(const Geometry& geometry, const CudaOptions& optio
   const int64_t filters_bytes =
       g.taps() * g.group_channels() * g.filters * static_cast<int64_t>(sizeof(A));
   const int64_t most_splits = std::max<int64_t>(kFiltersPartialsBytes / filters_bytes, 1);
-  FiltersGradientBlocks of_split =
-      CountFiltersGradientBlocks<T>(c, UsesFma<T>(options_), limits_.multiprocessors);
-  if (depthwise_) {
-    of_split.blocks = g.taps() * (g.channels / c.segment) *
-                      CeilDiv(c.segment, kChunkBytes / static_cast<int64_t>(sizeof(T)));
-  }
+  const FiltersGradientBlocks of_split =
+      CountFiltersGradientBlocks<T>(c, depthwise_, UsesFma<T>(options_), limits_.multiprocessors);
   const int64_t units = CeilDiv(g.output_pixels(), depthwise_ ? 256 : 512);
   splits_ = ChooseSplits(of_split.blocks, units, most_splits, of_split.places);
   const bool adds_up = splits_ > 1 || depthwise_;

@@ -4,165 +4,191 @@
 
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <type_traits>
 
 #include "kernels/deformable_conv2d/cuda_depthwise.h"
+#include "kernels/deformable_conv2d/cuda_forward_block.h"
 #include "kernels/deformable_conv2d/cuda_forward_warpgroups.h"
 #include "kernels/deformable_conv2d/cuda_launch.h"
 #include "kernels/deformable_conv2d/cuda_plan.h"
 
 namespace tf_deformable::deformable_conv2d::cuda {
 
-// A block has kRows output pixels and kColumns filters of one group.
 template <typename Tile>
 struct ForwardShared {
   using T = typename Tile::T;
-  static constexpr int kDepth = kChunkBytes / sizeof(T);
-  static constexpr int kSamplesRow = PaddedRow<T>(kDepth, false);
+  static constexpr int kSamplesRow = PaddedRow<T>(kChunk<T>, false);
   static constexpr int kFiltersRow = PaddedRow<T>(Tile::kColumns, true);
   TilePixel* pixels;                         // [kRows]
   WeightedCorners<ComputeType<T>>* corners;  // [held taps, kRows]
   T* samples;                                // [2, kRows, kSamplesRow]
-  T* filters;                                // [Tile::kStages, kDepth, kFiltersRow]
+  T* filters;                                // [Tile::kStages, kChunk, kFiltersRow]
   int64_t bytes;
 
   TF_DEFORMABLE_HOST_DEVICE ForwardShared(char* memory, int taps) {
     SharedLayout layout(memory);
     pixels = layout.Take<TilePixel>(Tile::kRows);
-    corners = layout.Take<WeightedCorners<ComputeType<T>>>(
-        (taps < kMostHeldTaps ? taps : kMostHeldTaps) * Tile::kRows);
+    corners = layout.Take<WeightedCorners<ComputeType<T>>>(CountHeldTaps(taps) * Tile::kRows);
     samples = layout.Take<T>(2 * Tile::kRows * kSamplesRow);
-    filters = layout.Take<T>(Tile::kStages * kDepth * kFiltersRow);
+    filters = layout.Take<T>(Tile::kStages * kChunk<T> * kFiltersRow);
     bytes = layout.size();
   }
 };
+
+// What a thread samples of a turn: 16 bytes of channels of some of the tile's rows.
+template <typename Tile>
+class ForwardSamples {
+ public:
+  using T = typename Tile::T;
+  using Shared = ForwardShared<Tile>;
+  static constexpr int kRowThreads = kChunk<T> / Tile::kLanes;
+  static constexpr int kRowsAtOnce = kThreads / kRowThreads;
+  static constexpr int kThreadRows = Tile::kRows / kRowsAtOnce;
+  static_assert(kThreadRows <= Tile::kDepthSteps,
+                "a row of each thread is sampled during a depth step");
+
+  TF_DEFORMABLE_DEVICE ForwardSamples(const Convolution& g, const T* inputs, const HeldTaps& held,
+                                      const Shared& shared)
+      : g_(g),
+        inputs_(inputs),
+        held_(held),
+        shared_(shared),
+        channel_(ThreadIndex() % kRowThreads * Tile::kLanes),
+        first_row_(ThreadIndex() / kRowThreads) {}
+
+  // Starts to load what the thread's row number `i` needs.
+  TF_DEFORMABLE_DEVICE void Load(const ChunkTap& of, int i) {
+    const int32_t at = of.chunk * kChunk<T> + channel_;
+    sampler_ = TileSampler(g_, inputs_, held_.first_channel + at, g_.segment - at);
+    sampler_.Load(Corners(of, i), &loaded_);
+  }
+
+  // Samples it, into the tile of the turn.
+  TF_DEFORMABLE_DEVICE void Finish(const ChunkTap& of, int i, int32_t turn) const {
+    const int row = turn % 2 * Tile::kRows + first_row_ + i * kRowsAtOnce;
+    *reinterpret_cast<Vector16*>(shared_.samples + row * Shared::kSamplesRow + channel_) =
+        sampler_.Finish(Corners(of, i), loaded_);
+  }
+
+ private:
+  using TileSampler = Sampler<T, Tile::kVectors, Tile::kRound>;
+
+  TF_DEFORMABLE_DEVICE const WeightedCorners<ComputeType<T>>& Corners(const ChunkTap& of,
+                                                                      int i) const {
+    return shared_.corners[of.tap * Tile::kRows + first_row_ + i * kRowsAtOnce];
+  }
+
+  const Convolution& g_;
+  const T* inputs_;
+  const HeldTaps& held_;
+  const Shared& shared_;
+  int channel_, first_row_;  // the first of its channels in the chunk, the first of its rows
+  TileSampler sampler_;
+  typename TileSampler::Loaded loaded_;
+};
+
+// Starts to copy the filters of a turn.
+template <typename Tile>
+TF_DEFORMABLE_DEVICE void CopyFilters(const Convolution& g, const typename Tile::T* filters,
+                                      const ForwardBlock& block, const HeldTaps& held,
+                                      const ChunkTap& of, int32_t turn,
+                                      const ForwardShared<Tile>& shared) {
+  using T = typename Tile::T;
+  using Shared = ForwardShared<Tile>;
+  const int64_t tap = held.first + of.tap;
+  const int64_t row = tap * g.group_channels + held.segment * g.segment + of.chunk * kChunk<T>;
+  CopyTile<T, kChunk<T>, Tile::kColumns, Tile::kVectors>(
+      filters + row * g.filters + block.filter, g.filters, g.segment - of.chunk * kChunk<T>,
+      block.filters, shared.filters + turn % Tile::kStages * kChunk<T> * Shared::kFiltersRow,
+      Shared::kFiltersRow);
+}
+
+// Adds to the product what the held taps of a segment give. Other threads may still be writing the
+// corners when it is called.
+template <typename Tile>
+TF_DEFORMABLE_DEVICE void MultiplyHeldTaps(const Convolution& g,
+                                           const ForwardTensors<typename Tile::T>& tensors,
+                                           const ForwardBlock& block, const HeldTaps& held,
+                                           const ForwardShared<Tile>& shared,
+                                           typename Tile::Product* product) {
+  using T = typename Tile::T;
+  using Shared = ForwardShared<Tile>;
+  using Samples = ForwardSamples<Tile>;
+  const int32_t turns = CeilDiv(g.segment, kChunk<T>) * held.count;
+  ChunkTap copied;
+  const auto copy_filters = [&](int32_t turn) {
+    if (turn < turns) CopyFilters<Tile>(g, tensors.filters, block, held, copied, turn, shared);
+    CommitCopies();
+    copied.Advance(held.count);
+  };
+#pragma unroll
+  for (int stage = 0; stage < Tile::kStages - 1; ++stage) copy_filters(stage);
+  SyncThreads();  // the corners are there
+  Samples samples(g, tensors.inputs, held, shared);
+  ChunkTap next;
+#pragma unroll
+  for (int i = 0; i < Samples::kThreadRows; ++i) {
+    samples.Load(next, i);
+    samples.Finish(next, i, 0);
+  }
+  for (int32_t turn = 0; turn < turns; ++turn) {
+    next.Advance(held.count);
+    const bool more = turn + 1 < turns;
+    WaitForCopies<Tile::kStages - 2>();
+    SyncThreads();  // this turn's tiles are there, those of the last one have been read
+    copy_filters(turn + Tile::kStages - 1);
+    MultiplyTiles<Tile, Contiguous::kDepth, Contiguous::kOutput, true, false>(
+        shared.samples + turn % 2 * Tile::kRows * Shared::kSamplesRow, Shared::kSamplesRow,
+        shared.filters + turn % Tile::kStages * kChunk<T> * Shared::kFiltersRow,
+        Shared::kFiltersRow,
+        [&](int k) {
+          if (k < Samples::kThreadRows && more) samples.Load(next, k);
+        },
+        [&](int k) {
+          if (k < Samples::kThreadRows && more) samples.Finish(next, k, turn + 1);
+        },
+        product);
+  }
+}
+
+template <typename Tile>
+TF_DEFORMABLE_DEVICE void StoreOutput(const Convolution& g,
+                                      const ForwardTensors<typename Tile::T>& tensors,
+                                      const ForwardBlock& block, const TilePixel* pixels,
+                                      const typename Tile::Product& product) {
+  using Product = typename Tile::Product;
+  const int warp = ThreadIndex() / 32, lane = ThreadIndex() % 32;
+  product.ForEachRun(lane, [&](int row, int run, const typename Product::Sum* sums) {
+    const int64_t pixel = pixels[Tile::FirstRow(warp) + row].pixel;
+    const int at = Tile::FirstColumn(warp) + run;
+    if (pixel < 0) return;
+    typename Product::Sum values[Product::kRun];
+#pragma unroll
+    for (int k = 0; k < Product::kRun; ++k) values[k] = sums[k];
+    AddBias(tensors.bias, block.filter + at, block.filters - at, values);
+    StoreRun<typename Tile::T, Product::kRun, Tile::kVectors>(
+        values, at, block.filters, tensors.output + pixel * g.filters + block.filter + at);
+  });
+}
 
 template <typename Tile>
 TF_DEFORMABLE_KERNEL(kThreads, Tile::kRows* Tile::kColumns > 128 * 128 ? 1 : 2)
 void ForwardKernel(Convolution g, ForwardTensors<typename Tile::T> tensors, int32_t column_tiles) {
   using T = typename Tile::T;
-  using Shared = ForwardShared<Tile>;
-  constexpr int kRowsAtOnce = kThreads * Tile::kLanes / Shared::kDepth;
-  constexpr int kThreadRows = Tile::kRows / kRowsAtOnce;
-  static_assert(kThreadRows <= Tile::kSteps,
-                "a row of each thread is sampled during a turn of the product");
-  const Shared shared(SharedMemory(), g.taps);
-  const int thread = ThreadIndex(), warp = thread / 32, lane = thread % 32;
-  const int32_t parts = g.channels / g.group_channels * column_tiles;
-  const int64_t tile = BlockIndex() / parts;
-  const int32_t part = static_cast<int32_t>(BlockIndex() - tile * parts);
-  const int32_t group = part / column_tiles;
-  const int32_t column = part % column_tiles * Tile::kColumns;  // of the group
-  const int32_t columns = Min(Tile::kColumns, g.group_filters - column);
-  const int32_t filter = group * g.group_filters + column;
-  const int32_t segments = g.group_channels / g.segment;
-  const int32_t chunks = (g.segment + Shared::kDepth - 1) / Shared::kDepth;
-
-  if (thread < Tile::kRows) {
-    shared.pixels[thread] = MakeTilePixel(g, PixelOfTile(g, tile, Tile::kRows, thread));
-  }
+  const ForwardShared<Tile> shared(SharedMemory(), g.taps);
+  const ForwardBlock block = MakeForwardBlock(g, column_tiles, Tile::kColumns);
+  StorePixels<Tile::kRows>(g, block.tile, shared.pixels);
   typename Tile::Product product;
   product.Clear();
-
-  for (int32_t first_tap = 0; first_tap < g.taps; first_tap += kMostHeldTaps) {
-    const int taps = Min(kMostHeldTaps, g.taps - first_tap);
-    for (int32_t segment = 0; segment < segments; ++segment) {
-      const int32_t first_channel = group * g.group_channels + segment * g.segment;
-      const int32_t offset_group = first_channel / g.offset_group_channels;
-      SyncThreads();  // the last segment's tiles have been read
-      for (int i = thread; i < taps * Tile::kRows; i += kThreads) {
-        const int row = i / taps, tap = i - row * taps;
-        shared.corners[tap * Tile::kRows + row] = MakeWeightedCorners<T, Tile::kVectors>(
-            g, shared.pixels[row], first_tap + tap,
-            LoadOffset(g, tensors.offsets, tensors.mask, shared.pixels[row], offset_group,
-                       first_tap + tap));
-      }
-
-      // Chunks of the segment, and for each all taps.
-      const int32_t turns = chunks * taps;
-      const auto copy_filters = [&](int32_t turn) {
-        if (turn < turns) {
-          const int32_t chunk = turn / taps, tap = turn - chunk * taps;
-          const int64_t channel = static_cast<int64_t>(first_tap + tap) * g.group_channels +
-                                  segment * g.segment + chunk * Shared::kDepth;
-          CopyTile<T, Shared::kDepth, Tile::kColumns, Tile::kVectors>(
-              tensors.filters + channel * g.filters + filter, g.filters,
-              g.segment - chunk * Shared::kDepth, columns,
-              shared.filters + turn % Tile::kStages * Shared::kDepth * Shared::kFiltersRow,
-              Shared::kFiltersRow);
-        }
-        CommitCopies();
-      };
-      using TileSampler = Sampler<T, Tile::kVectors, Tile::kRound>;
-      TileSampler sampler;
-      typename TileSampler::Loaded loaded;
-      const int vector = thread % (Shared::kDepth / Tile::kLanes) * Tile::kLanes;
-      const int first_row = thread / (Shared::kDepth / Tile::kLanes);
-      const auto corners_of = [&](int tap,
-                                  int thread_row) -> const WeightedCorners<ComputeType<T>>& {
-        return shared.corners[tap * Tile::kRows + first_row + thread_row * kRowsAtOnce];
-      };
-      const auto load = [&](int chunk, int tap, int thread_row) {
-        const int32_t at = chunk * Shared::kDepth + vector;
-        sampler = TileSampler(g, tensors.inputs, first_channel + at, g.segment - at);
-        sampler.Load(corners_of(tap, thread_row), &loaded);
-      };
-      const auto finish = [&](int tap, int thread_row, int stage) {
-        const int row = stage * Tile::kRows + first_row + thread_row * kRowsAtOnce;
-        *reinterpret_cast<Vector16*>(shared.samples + row * Shared::kSamplesRow + vector) =
-            sampler.Finish(corners_of(tap, thread_row), loaded);
-      };
-
-#pragma unroll
-      for (int stage = 0; stage < Tile::kStages - 1; ++stage) copy_filters(stage);
-      SyncThreads();  // the corners are there
-#pragma unroll
-      for (int thread_row = 0; thread_row < kThreadRows; ++thread_row) {
-        load(0, 0, thread_row);
-        finish(0, thread_row, 0);
-      }
-      int32_t next_chunk = 0, next_tap = 0;
-      for (int32_t turn = 0; turn < turns; ++turn) {
-        if (++next_tap == taps) {
-          next_tap = 0;
-          ++next_chunk;
-        }
-        const bool more = turn + 1 < turns;
-        WaitForCopies<Tile::kStages - 2>();
-        SyncThreads();  // this turn's tiles are there, those of the last one have been read
-        copy_filters(turn + Tile::kStages - 1);
-        const T* const a =
-            shared.samples + (turn % 2 * Tile::kRows + Tile::FirstRow(warp)) * Shared::kSamplesRow;
-        const T* const b = shared.filters +
-                           turn % Tile::kStages * Shared::kDepth * Shared::kFiltersRow +
-                           Tile::FirstColumn(warp);
-#pragma unroll
-        for (int k = 0; k < Tile::kSteps; ++k) {
-          constexpr int kDepth = Tile::Product::kDepth;
-          if (k < kThreadRows && more) load(next_chunk, next_tap, k);
-          product.template Step<Contiguous::kDepth, Contiguous::kOutput, true, false>(
-              a + k * kDepth, Shared::kSamplesRow, b + k * kDepth * Shared::kFiltersRow,
-              Shared::kFiltersRow, lane);
-          if (k < kThreadRows && more) finish(next_tap, k, (turn + 1) % 2);
-        }
-      }
-    }
-  }
-
-  product.ForEachRun(lane, [&](int row, int run, const typename Tile::Product::Sum* sums) {
-    constexpr int kRun = Tile::Product::kRun;
-    const int64_t pixel = shared.pixels[Tile::FirstRow(warp) + row].pixel;
-    const int at = Tile::FirstColumn(warp) + run;
-    if (pixel < 0) return;
-    typename Tile::Product::Sum with_bias[kRun];
-#pragma unroll
-    for (int k = 0; k < kRun; ++k) {
-      const bool has_bias = tensors.bias != nullptr && at + k < columns;
-      with_bias[k] = sums[k] + (has_bias ? ToCompute(tensors.bias[filter + at + k]) : 0);
-    }
-    StoreRun<T, kRun, Tile::kVectors>(with_bias, at, columns,
-                                      tensors.output + pixel * g.filters + filter + at);
+  ForEachHeldTaps(g, block.group, [&](const HeldTaps& held) {
+    SyncThreads();  // the last segment's tiles have been read
+    StoreCorners<T, Tile::kRows, Tile::kVectors>(
+        g, tensors, held.first_channel / g.offset_group_channels, held.first, held.count,
+        shared.pixels, shared.corners);
+    MultiplyHeldTaps<Tile>(g, tensors, block, held, shared, &product);
   });
+  StoreOutput<Tile>(g, tensors, block, shared.pixels, product);
 }
 
 // --- Launching -----------------------------------------------------------------------------------
@@ -177,8 +203,7 @@ inline constexpr int64_t kWarpgroupSamplingCost = 1000;
 inline int64_t ForwardCost(const Convolution& c, int rows, int columns, int64_t sampling_cost,
                            int multiprocessors) {
   Convolution copy = c;
-  const int64_t blocks = ChooseTiles(rows, &copy) * CeilDiv(c.group_filters, columns) *
-                         (c.channels / c.group_channels);
+  const int64_t blocks = ChooseTiles(rows, &copy) * CeilDiv(c.group_filters, columns) * c.groups();
   return CeilDiv(blocks, multiprocessors) * rows * (sampling_cost + columns);
 }
 
@@ -187,8 +212,8 @@ Status LaunchForward(Convolution c, const ForwardTensors<typename Tile::T>& tens
   const int32_t column_tiles = CeilDiv(c.group_filters, Tile::kColumns);
   const int64_t tiles = ChooseTiles(Tile::kRows, &c);
   const ForwardShared<Tile> shared(nullptr, c.taps);
-  return Launch(kOp, ForwardKernel<Tile>, tiles * (c.channels / c.group_channels) * column_tiles,
-                kThreads, shared.bytes, stream, c, tensors, column_tiles);
+  return Launch(kOp, ForwardKernel<Tile>, tiles * c.groups() * column_tiles, kThreads, shared.bytes,
+                stream, c, tensors, column_tiles);
 }
 
 // Launches the kernel with the cheapest of some tiles.
@@ -262,21 +287,19 @@ template <typename T>
 ForwardPlan<T>::ForwardPlan(const Geometry& geometry, const CudaOptions& options)
     : geometry_(geometry), options_(options) {
   if (geometry_.output_pixels() == 0) return;
-  Convolution c;
-  status_ = MakeConvolution(geometry_, &c);
+  status_ = MakeConvolution(geometry_, &convolution_);
   if (status_.ok()) status_ = GetDeviceLimits(kOp, options_, &limits_);
   if (!status_.ok() || geometry_.is_depthwise()) return;
-  warpgroup_columns_ = WarpgroupForwardColumns<T>(c, limits_, options_);
+  warpgroup_columns_ = WarpgroupForwardColumns<T>(convolution_, limits_, options_);
   if (warpgroup_columns_ > 0) {
-    workspace_bytes_ = PackForForward(c, warpgroup_columns_).template bytes<T>();
+    workspace_bytes_ = PackForForward(convolution_, warpgroup_columns_).template bytes<T>();
   }
 }
 
 template <typename T>
 Status ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, void* workspace, void* stream) const {
   if (!status_.ok() || geometry_.output_pixels() == 0) return status_;
-  Convolution c;
-  if (const Status status = MakeConvolution(geometry_, &c); !status.ok()) return status;
+  Convolution c = convolution_;
   const bool depthwise = geometry_.is_depthwise();
   const bool vectorised =
       IsVectorised(c, depthwise, 16 / sizeof(T), {tensors.inputs, tensors.filters, tensors.output});

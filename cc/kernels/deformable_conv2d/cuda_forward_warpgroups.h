@@ -9,19 +9,18 @@
 #include <type_traits>
 
 #include "kernels/cuda/warpgroup.h"
-#include "kernels/deformable_conv2d/cuda_launch.h"
+#include "kernels/deformable_conv2d/cuda_forward_block.h"
 #include "kernels/deformable_conv2d/cuda_packed_filters.h"
 
 namespace tf_deformable::deformable_conv2d::cuda {
 
-// A block has kWarpgroupRows output pixels and kColumns filters of one group. The tiles of a turn
-// are in use until the turn after; those of the next one are written meanwhile.
+// The tiles of a turn are in use until the turn after; those of the next one are written meanwhile.
 inline constexpr int kForwardStages = 3;
 
 template <typename T, int kColumns>
 struct WarpgroupForwardShared {
-  static constexpr int kSamplesBytes = kWarpgroupRows * kChunkBytes;
-  static constexpr int kFiltersBytes = kColumns * kChunkBytes;
+  static constexpr int kSamplesTileBytes = kWarpgroupRows * kChunkBytes;
+  static constexpr int kFiltersTileBytes = kColumns * kChunkBytes;
   char* samples;                             // [kForwardStages] tiles of kWarpgroupRows
   char* filters;                             // [kForwardStages] tiles of kColumns
   WeightedCorners<ComputeType<T>>* corners;  // [held taps, kWarpgroupRows]
@@ -30,14 +29,115 @@ struct WarpgroupForwardShared {
 
   TF_DEFORMABLE_HOST_DEVICE WarpgroupForwardShared(char* memory, int taps) {
     SharedLayout layout(memory);
-    samples = layout.Take<char>(kForwardStages * kSamplesBytes);
-    filters = layout.Take<char>(kForwardStages * kFiltersBytes);
-    corners = layout.Take<WeightedCorners<ComputeType<T>>>(
-        (taps < kMostHeldTaps ? taps : kMostHeldTaps) * kWarpgroupRows);
+    samples = layout.Take<char>(kForwardStages * kSamplesTileBytes);
+    filters = layout.Take<char>(kForwardStages * kFiltersTileBytes);
+    corners = layout.Take<WeightedCorners<ComputeType<T>>>(CountHeldTaps(taps) * kWarpgroupRows);
     pixels = layout.Take<TilePixel>(kWarpgroupRows);
     bytes = layout.size();
   }
 };
+
+// Samples what a thread has of a turn, 16 bytes of channels of some rows, into a swizzled tile.
+template <typename T, int kColumns>
+TF_DEFORMABLE_DEVICE void SampleSwizzled(const Convolution& g, const T* inputs,
+                                         const HeldTaps& held, const ChunkTap& of,
+                                         const WeightedCorners<ComputeType<T>>* corners,
+                                         char* tile) {
+  using Sampler = cuda::Sampler<T, true, std::is_same_v<T, float>>;
+  constexpr int kRowVectors = kChunkBytes / 16, kRowsAtOnce = kThreads / kRowVectors;
+  constexpr int kThreadRows = kWarpgroupRows / kRowsAtOnce;
+  // Rows whose loads are under way at once: as many as there are registers for.
+  constexpr int kRowsLoaded = kColumns == 128 ? 2 : kThreadRows;
+  const int vector = ThreadIndex() % kRowVectors, first_row = ThreadIndex() / kRowVectors;
+  const int32_t at = of.chunk * kChunk<T> + vector * (16 / static_cast<int>(sizeof(T)));
+  const int32_t left = g.segment - at;
+  const auto store = [&](int i, const Vector16& sampled) {
+    const int place = SwizzledPlace(first_row + i * kRowsAtOnce, vector);
+    *reinterpret_cast<Vector16*>(tile + place) = sampled;
+  };
+  if (left <= 0) {
+#pragma unroll
+    for (int i = 0; i < kThreadRows; ++i) store(i, {{0, 0, 0, 0}});
+    return;
+  }
+  corners += of.tap * kWarpgroupRows + first_row;
+  const Sampler sampler(g, inputs, held.first_channel + at, left);
+#pragma unroll
+  for (int first = 0; first < kThreadRows; first += kRowsLoaded) {
+    typename Sampler::Loaded loaded[kRowsLoaded];
+#pragma unroll
+    for (int i = 0; i < kRowsLoaded; ++i) {
+      sampler.Load(corners[(first + i) * kRowsAtOnce], &loaded[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kRowsLoaded; ++i) {
+      store(first + i, sampler.Finish(corners[(first + i) * kRowsAtOnce], loaded[i]));
+    }
+  }
+}
+
+// Adds to the product what the held taps of a segment give. Other threads may still be writing the
+// corners when it is called. `filters`: the tiles of the block's columns.
+template <typename T, int kColumns>
+TF_DEFORMABLE_DEVICE void MultiplyHeldTaps(const Convolution& g, const T* inputs,
+                                           const char* filters, const HeldTaps& held,
+                                           const WarpgroupForwardShared<T, kColumns>& shared,
+                                           WarpgroupProduct<T, kColumns>* product) {
+  using Shared = WarpgroupForwardShared<T, kColumns>;
+  const int warpgroup = ThreadIndex() / 128;
+  const int32_t chunks = CeilDiv(g.segment, kChunk<T>), turns = chunks * held.count;
+  const auto copy_filters = [&](const ChunkTap& of, int32_t turn) {
+    const int64_t tap = held.first + of.tap;
+    const int64_t tile = (tap * g.group_segments() + held.segment) * chunks + of.chunk;
+    CopyPackedTile<kColumns>(filters + tile * Shared::kFiltersTileBytes,
+                             shared.filters + turn % kForwardStages * Shared::kFiltersTileBytes);
+    CommitCopies();
+  };
+  const auto sample = [&](const ChunkTap& of, int32_t turn) {
+    SampleSwizzled<T, kColumns>(g, inputs, held, of, shared.corners,
+                                shared.samples + turn % kForwardStages * Shared::kSamplesTileBytes);
+  };
+  ChunkTap next;
+  copy_filters(next, 0);
+  SyncThreads();  // the corners are there
+  sample(next, 0);
+  for (int32_t turn = 0; turn < turns; ++turn) {
+    const bool more = turn + 1 < turns;
+    next.Advance(held.count);
+    WaitForCopies<0>();
+    ShowToWarpgroups();
+    SyncThreads();  // this turn's tiles are there, those of two turns ago have been read
+    if (more) copy_filters(next, turn + 1);
+    product->Issue(shared.samples + turn % kForwardStages * Shared::kSamplesTileBytes +
+                       warpgroup * (Shared::kSamplesTileBytes / 2),
+                   shared.filters + turn % kForwardStages * Shared::kFiltersTileBytes);
+    if (more) sample(next, turn + 1);
+    WaitForWarpgroupProducts<1>();
+  }
+  WaitForWarpgroupProducts<0>();
+}
+
+template <typename T, int kColumns>
+TF_DEFORMABLE_DEVICE void StoreOutput(const Convolution& g, const ForwardTensors<T>& tensors,
+                                      const ForwardBlock& block, const TilePixel* pixels,
+                                      const WarpgroupProduct<T, kColumns>& product) {
+  constexpr int kLanes = 16 / sizeof(T);
+  const int first_row = ThreadIndex() / 128 * WarpgroupProduct<T, kColumns>::kRows;
+  product.ForEachInterleavedRun([&](int row, int run, float (&sums)[kInterleavedRun]) {
+    const int64_t pixel = pixels[first_row + row].pixel;
+    if (pixel < 0) return;
+    AddBias(tensors.bias, block.filter + run, block.filters - run, sums);
+    T* const to = tensors.output + pixel * g.filters + block.filter + run;
+    // Filters come in whole vectors, but runs may be longer.
+#pragma unroll
+    for (int k = 0; k < kInterleavedRun; k += kLanes) {
+      float values[kLanes];
+#pragma unroll
+      for (int i = 0; i < kLanes; ++i) values[i] = sums[k + i];
+      StoreRun<T, kLanes, true>(values, run + k, block.filters, to + k);
+    }
+  });
+}
 
 // `filters` are packed (PackForForward); of `tensors`, the others are read.
 template <typename T, int kColumns>
@@ -46,133 +146,21 @@ void WarpgroupForwardKernel(Convolution g, ForwardTensors<T> tensors, const char
                             int32_t column_tiles) {
   if constexpr (kHasWarpgroupProducts) {
     using Shared = WarpgroupForwardShared<T, kColumns>;
-    constexpr int kStages = kForwardStages, kDepth = kChunkBytes / sizeof(T);
-    constexpr int kLanes = 16 / sizeof(T), kPieces = kChunkBytes / 16;
-    constexpr int kRowsAtOnce = kThreads / kPieces;
-    constexpr int kThreadRows = kWarpgroupRows / kRowsAtOnce;
-    // Rows whose loads are under way at once: as many as there are registers for.
-    constexpr int kRowsLoaded = kColumns == 128 ? 2 : kThreadRows;
-    using Sampler = cuda::Sampler<T, true, std::is_same_v<T, float>>;
     const Shared shared(SharedMemory(), g.taps);
-    const int thread = ThreadIndex(), warpgroup = thread / 128;
-    const int32_t groups = g.channels / g.group_channels;
-    const int32_t part = static_cast<int32_t>(BlockIndex() % (groups * column_tiles));
-    const int64_t tile = BlockIndex() / (groups * column_tiles);
-    const int32_t group = part / column_tiles;
-    const int32_t column = part % column_tiles * kColumns;  // of the group
-    const int32_t columns = Min(kColumns, g.group_filters - column);
-    const int32_t filter = group * g.group_filters + column;
-    const int32_t segments = g.group_channels / g.segment;
-    const int32_t chunks = (g.segment + kDepth - 1) / kDepth;
-    filters += static_cast<int64_t>(part) * g.taps * segments * chunks * Shared::kFiltersBytes;
-
-    if (thread < kWarpgroupRows) {
-      shared.pixels[thread] = MakeTilePixel(g, PixelOfTile(g, tile, kWarpgroupRows, thread));
-    }
+    const ForwardBlock block = MakeForwardBlock(g, column_tiles, kColumns);
+    StorePixels<kWarpgroupRows>(g, block.tile, shared.pixels);
+    filters += static_cast<int64_t>(block.number) * g.taps * g.group_segments() *
+               CeilDiv(g.segment, kChunk<T>) * Shared::kFiltersTileBytes;
     WarpgroupProduct<T, kColumns> product;
     product.Clear();
-
-    for (int32_t first_tap = 0; first_tap < g.taps; first_tap += kMostHeldTaps) {
-      const int taps = Min(kMostHeldTaps, g.taps - first_tap);
-      for (int32_t segment = 0; segment < segments; ++segment) {
-        const int32_t first_channel = group * g.group_channels + segment * g.segment;
-        const int32_t offset_group = first_channel / g.offset_group_channels;
-        WaitForWarpgroupProducts<0>();
-        SyncThreads();  // the last segment's tiles have been read
-        for (int i = thread; i < taps * kWarpgroupRows; i += kThreads) {
-          const int row = i / taps, tap = i - row * taps;
-          shared.corners[tap * kWarpgroupRows + row] = MakeWeightedCorners<T, true>(
-              g, shared.pixels[row], first_tap + tap,
-              LoadOffset(g, tensors.offsets, tensors.mask, shared.pixels[row], offset_group,
-                         first_tap + tap));
-        }
-
-        // Chunks of the segment, and for each all taps.
-        const int32_t turns = chunks * taps;
-        const auto copy_filters = [&](int32_t turn, int stage) {
-          if (turn < turns) {
-            const int32_t chunk = turn / taps, tap = first_tap + turn - chunk * taps;
-            const int64_t of = (static_cast<int64_t>(tap) * segments + segment) * chunks + chunk;
-            CopyPackedTile<kColumns>(filters + of * Shared::kFiltersBytes,
-                                     shared.filters + stage * Shared::kFiltersBytes);
-          }
-          CommitCopies();
-        };
-        const int piece = thread % kPieces, first_row = thread / kPieces;
-        const auto sample = [&](int32_t chunk, int32_t tap, int stage) {
-          const int32_t at = chunk * kDepth + piece * kLanes, left = g.segment - at;
-          const WeightedCorners<ComputeType<T>>* const corners =
-              shared.corners + tap * kWarpgroupRows + first_row;
-          char* const to = shared.samples + stage * Shared::kSamplesBytes;
-          const auto store = [&](int i, const Vector16& sampled) {
-            const int place = SwizzledPlace(first_row + i * kRowsAtOnce, piece);
-            *reinterpret_cast<Vector16*>(to + place) = sampled;
-          };
-          if (left <= 0) {
-#pragma unroll
-            for (int i = 0; i < kThreadRows; ++i) store(i, {{0, 0, 0, 0}});
-            return;
-          }
-          const Sampler sampler(g, tensors.inputs, first_channel + at, left);
-#pragma unroll
-          for (int first = 0; first < kThreadRows; first += kRowsLoaded) {
-            typename Sampler::Loaded loaded[kRowsLoaded];
-#pragma unroll
-            for (int i = 0; i < kRowsLoaded; ++i) {
-              sampler.Load(corners[(first + i) * kRowsAtOnce], &loaded[i]);
-            }
-#pragma unroll
-            for (int i = 0; i < kRowsLoaded; ++i) {
-              store(first + i, sampler.Finish(corners[(first + i) * kRowsAtOnce], loaded[i]));
-            }
-          }
-        };
-
-        copy_filters(0, 0);
-        SyncThreads();  // the corners are there
-        sample(0, 0, 0);
-        int32_t next_chunk = 0, next_tap = 0;
-        int stage = 0;
-        for (int32_t turn = 0; turn < turns; ++turn) {
-          if (++next_tap == taps) {
-            next_tap = 0;
-            ++next_chunk;
-          }
-          const int next_stage = stage + 1 == kStages ? 0 : stage + 1;
-          WaitForCopies<0>();
-          ShowToWarpgroups();
-          SyncThreads();  // this turn's tiles are there, those of two turns ago have been read
-          copy_filters(turn + 1, next_stage);
-          product.Issue(shared.samples + stage * Shared::kSamplesBytes +
-                            warpgroup * (Shared::kSamplesBytes / 2),
-                        shared.filters + stage * Shared::kFiltersBytes);
-          if (turn + 1 < turns) sample(next_chunk, next_tap, next_stage);
-          WaitForWarpgroupProducts<1>();
-          stage = next_stage;
-        }
-      }
-    }
-    WaitForWarpgroupProducts<0>();
-    product.ForEachInterleavedRun([&](int row_of_warpgroup, int run, const auto& sums) {
-      const int row = warpgroup * WarpgroupProduct<T, kColumns>::kRows + row_of_warpgroup;
-      const int64_t pixel = shared.pixels[row].pixel;
-      if (pixel < 0) return;
-      float with_bias[kInterleavedRun];
-#pragma unroll
-      for (int k = 0; k < kInterleavedRun; ++k) {
-        const bool has_bias = tensors.bias != nullptr && run + k < columns;
-        with_bias[k] = sums[k] + (has_bias ? ToCompute(tensors.bias[filter + run + k]) : 0);
-      }
-      T* const to = tensors.output + pixel * g.filters + filter + run;
-      // Filters come in whole vectors, but runs may be longer.
-#pragma unroll
-      for (int k = 0; k < kInterleavedRun; k += kLanes) {
-        float values[kLanes];
-#pragma unroll
-        for (int i = 0; i < kLanes; ++i) values[i] = with_bias[k + i];
-        StoreRun<T, kLanes, true>(values, run + k, columns, to + k);
-      }
+    ForEachHeldTaps(g, block.group, [&](const HeldTaps& held) {
+      SyncThreads();  // the last segment's tiles have been read
+      StoreCorners<T, kWarpgroupRows, true>(g, tensors,
+                                            held.first_channel / g.offset_group_channels,
+                                            held.first, held.count, shared.pixels, shared.corners);
+      MultiplyHeldTaps(g, tensors.inputs, filters, held, shared, &product);
     });
+    StoreOutput(g, tensors, block, shared.pixels, product);
   }
 }
 

@@ -11,6 +11,7 @@
 #include "kernels/base/status.h"
 #include "kernels/cuda/device_limits.h"
 #include "kernels/cuda/options.h"
+#include "kernels/deformable_conv2d/cuda_convolution.h"
 #include "kernels/deformable_conv2d/geometry.h"
 #include "kernels/deformable_conv2d/tensors.h"
 
@@ -29,6 +30,7 @@ class ForwardPlan {
 
  private:
   Geometry geometry_;
+  Convolution convolution_ = {};  // the geometry, if it fits
   CudaOptions options_;
   Status status_;  // of planning: Run returns it, if it is an error
   tf_deformable::cuda::DeviceLimits limits_;
@@ -38,13 +40,13 @@ class ForwardPlan {
 
 // How the gradient of the inputs is computed in steps, which bounds its workspace.
 struct InputsGradientSteps {
-  // Samples are listed for so many images at a time, of which a step has some; or for a part of an
-  // image, so many pixels, which is a step.
-  int64_t images_per_list, images_per_step, pixels_per_part;  // 0: images are whole
+  // Samples are listed for so many images at a time, of which a step has some; or for so many
+  // pixels of an image, which are a step.
+  int64_t images_per_list, images_per_step, pixels_per_step;  // 0: images are whole
   int64_t pixels_per_list;
   int32_t team;    // threads that gather the channels of a range
   int32_t ranges;  // of an offset group
-  // Parts of the workspace, in bytes from its begin.
+  // What lies where in the workspace, in bytes from its beginning.
   int64_t sums_at, lists_at, passing_at, partials_at;
   int64_t workspace_bytes;
 };
@@ -58,7 +60,7 @@ class BackwardPlan {
   int64_t workspace_bytes() const { return workspace_bytes_; }
   [[nodiscard]] Status Run(const BackwardTensors<T>& tensors, void* workspace, void* stream) const;
 
-  // The two parts of Run: the gradients of inputs, offsets and mask, and that of the filters.
+  // The two halves of Run: the gradients of inputs, offsets and mask, and that of the filters.
   [[nodiscard]] Status RunInputs(const BackwardTensors<T>& tensors, void* workspace,
                                  void* stream) const;
   [[nodiscard]] Status RunFilters(const BackwardTensors<T>& tensors, void* workspace,
@@ -66,6 +68,7 @@ class BackwardPlan {
 
  private:
   Geometry geometry_;
+  Convolution convolution_ = {};  // the geometry, if it fits
   CudaOptions options_;
   Status status_;  // of planning: Run returns it, if it is an error
   tf_deformable::cuda::DeviceLimits limits_;

@@ -1,5 +1,5 @@
-// The CUDA kernels of the deformable convolution: tiles of output pixels and of samples, which all
-// passes share.
+// The CUDA kernels of the deformable convolution, and the tiles in shared memory that they have in
+// common.
 //
 // clang-format off: equations.
 //   y[p,f]          = bias[f] + sum_k sum_c filters[k,c,f] * s[p,k,c]
@@ -9,11 +9,10 @@
 // clang-format on
 //
 // s exists only as tiles in shared memory, between the sampling on one side and the product on the
-// other; ds is written to the workspace, for some images at a time, and gathered from there. Where
-// a pixel samples is worked out once per (tap, offset group) and used for all channels. Channels
-// are walked in chunks of 128 bytes and, within a chunk, all taps: these read nearly the same
-// pixels, which are then in the first-level cache. While a chunk is multiplied, the loads of the
-// next one are under way.
+// other; ds is written to the workspace, for some images at a time, and gathered from there.
+// Channels are walked in chunks of 128 bytes and, within a chunk, all taps: these read nearly the
+// same pixels, which are then in the first-level cache. While a chunk is multiplied, the loads of
+// the next one are under way.
 //
 // Channels are cut into segments: the largest runs that lie in one group and in one offset group.
 #ifndef TF_DEFORMABLE_CC_KERNELS_DEFORMABLE_CONV2D_CUDA_TILES_H_
@@ -26,248 +25,15 @@
 #include "kernels/cuda/elements.h"
 #include "kernels/cuda/primitives.h"
 #include "kernels/cuda/product.h"
-#include "kernels/deformable_conv2d/tensors.h"
-#include "kernels/sampling/bilinear.h"
+#include "kernels/deformable_conv2d/cuda_sampling.h"
 
 namespace tf_deformable::deformable_conv2d::cuda {
 
-using namespace tf_deformable::cuda;
-
-// The geometry as the kernels read it; the driver has checked that it fits.
-struct Convolution {
-  int32_t height, width, channels, filters;
-  int32_t output_height, output_width;
-  int64_t first_pixel, last_pixel;  // of the output, of all images: those of this launch
-  int32_t kernel_width, taps;
-  int32_t stride_y, stride_x, dilation_y, dilation_x, pad_top, pad_left;
-  int32_t offset_groups;
-  int32_t group_channels, group_filters, offset_group_channels;
-  int32_t segment;  // how many channels a segment has
-  // A tile has tile_rows x tile_columns output pixels of one image. If tile_columns is 0, it has so
-  // many that follow each other, whatever their images.
-  int32_t tile_rows, tile_columns;
-};
-
-inline constexpr int kThreads = 256;
 inline constexpr int kWarps = kThreads / 32;
-inline constexpr int kMostHeldTaps = 9;  // a block holds the sampling points of so many taps
+inline constexpr int kMostHeldTaps = 9;  // a block holds the corners of so many taps
 inline constexpr int kChunkBytes = 128;  // a chunk: neighbouring channels of so many bytes
-
-// --- Pixels --------------------------------------------------------------------------------------
-
-// a / b, which is below 2^31. Divisions of 32 bits take a fifth of the time of those of 64.
-TF_DEFORMABLE_DEVICE int32_t Quotient(int64_t a, int32_t b) {
-  if (a >> 32 == 0) {
-    return static_cast<int32_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
-  }
-  return static_cast<int32_t>(a / b);
-}
-
-struct TilePixel {
-  int64_t pixel;  // of the output [N*Ho*Wo, F]; -1: none
-  int32_t image;
-  int32_t y, x;  // position of the first tap without its offset
-};
-
-TF_DEFORMABLE_DEVICE TilePixel MakeTilePixel(const Convolution& g, int64_t pixel) {
-  if (pixel < g.first_pixel || pixel >= g.last_pixel) return {-1, 0, 0, 0};
-  const int32_t size = g.output_height * g.output_width;
-  const int32_t image = Quotient(pixel, size);
-  const int32_t within = static_cast<int32_t>(pixel - static_cast<int64_t>(image) * size);
-  const int32_t oy = within / g.output_width, ox = within % g.output_width;
-  return {pixel, image, oy * g.stride_y - g.pad_top, ox * g.stride_x - g.pad_left};
-}
-
-// Output pixel `i` of a tile of `size`, or -1. Tiles are counted from the launch's first image, or
-// from its first pixel if they are so many in a row.
-TF_DEFORMABLE_DEVICE int64_t PixelOfTile(const Convolution& g, int64_t tile, int size, int i) {
-  if (g.tile_columns == 0) return g.first_pixel + tile * size + i;
-  const int32_t down = (g.output_height + g.tile_rows - 1) / g.tile_rows;
-  const int32_t across = (g.output_width + g.tile_columns - 1) / g.tile_columns;
-  const int64_t image_size = static_cast<int64_t>(g.output_height) * g.output_width;
-  const int64_t image = tile / (static_cast<int64_t>(down) * across);
-  const int32_t within = static_cast<int32_t>(tile - image * down * across);
-  const int32_t oy = within / across * g.tile_rows + i / g.tile_columns;
-  const int32_t ox = within % across * g.tile_columns + i % g.tile_columns;
-  if (oy >= g.output_height || ox >= g.output_width) return -1;
-  return (g.first_pixel / image_size + image) * image_size +
-         static_cast<int64_t>(oy) * g.output_width + ox;
-}
-
-template <typename A>
-struct Offset {
-  A dy, dx, mask;
-};
-
-// As it is loaded: see LoadRawSampling.
 template <typename T>
-struct RawOffset {
-  RawSampling<const T> dy, dx, mask;
-};
-
-template <typename T>
-TF_DEFORMABLE_DEVICE RawOffset<T> LoadRawOffset(const Convolution& g,
-                                                const SamplingTensor<const T>& offsets,
-                                                const SamplingTensor<const T>& mask,
-                                                const TilePixel& p, int32_t offset_group,
-                                                int32_t tap) {
-  if (p.pixel < 0) return {0, 0, 0};
-  const int64_t at = (p.pixel * g.offset_groups + offset_group) * g.taps + tap;
-  RawOffset<T> raw = {LoadRawSampling(offsets, 2 * at), LoadRawSampling(offsets, 2 * at + 1), 0};
-  if (mask) raw.mask = LoadRawSampling(mask, at);
-  return raw;
-}
-template <typename T>
-TF_DEFORMABLE_DEVICE Offset<ComputeType<T>> FromRawOffset(const SamplingTensor<const T>& offsets,
-                                                          const SamplingTensor<const T>& mask,
-                                                          const RawOffset<T>& raw) {
-  using A = ComputeType<T>;
-  return {FromRawSampling(offsets, raw.dy), FromRawSampling(offsets, raw.dx),
-          mask ? FromRawSampling(mask, raw.mask) : A{1}};
-}
-
-template <typename T>
-TF_DEFORMABLE_DEVICE Offset<ComputeType<T>> LoadOffset(const Convolution& g,
-                                                       const SamplingTensor<const T>& offsets,
-                                                       const SamplingTensor<const T>& mask,
-                                                       const TilePixel& p, int32_t offset_group,
-                                                       int32_t tap) {
-  return FromRawOffset(offsets, mask, LoadRawOffset(g, offsets, mask, p, offset_group, tap));
-}
-
-// `row`: as MakeSamplingPoint's.
-template <typename A>
-TF_DEFORMABLE_DEVICE SamplingPoint<A> PointOf(const Convolution& g, const TilePixel& p, int32_t tap,
-                                              const Offset<A>& offset, int32_t row) {
-  if (p.pixel < 0) return {0, 0, 0, 0};
-  const int32_t ky = tap / g.kernel_width, kx = tap - ky * g.kernel_width;
-  return MakeSamplingPoint<A>(static_cast<A>(p.y + ky * g.dilation_y) + offset.dy,
-                              static_cast<A>(p.x + kx * g.dilation_x) + offset.dx, g.height,
-                              g.width, row);
-}
-
-// How channels are shared out: a block has some chunks of a segment, a "range".
-struct ChannelRanges {
-  int32_t chunks_per_range, ranges_per_segment, ranges;
-};
-
-// --- Sampling ------------------------------------------------------------------------------------
-
-// What sampling reads of a SamplingPoint: the weights of its corners, which of these are on the map
-// (bit j: corner j), and where in the inputs the first one is, which may be off the map. Read one
-// by one, that is a pixel; read 16 bytes at a time, so many times these from the first element on,
-// for then an address takes one multiplication of 32 bits (IsVectorised has seen to it that it
-// fits).
-template <typename A>
-struct alignas(8) WeightedCorners {
-  A weight[4];
-  int64_t place;  // times 16, plus the bits
-
-  TF_DEFORMABLE_DEVICE uint32_t present() const { return static_cast<uint32_t>(place) & 15; }
-  TF_DEFORMABLE_DEVICE int64_t at() const { return place >> 4; }
-};
-
-template <typename T, bool kVectors>
-TF_DEFORMABLE_DEVICE WeightedCorners<ComputeType<T>> MakeWeightedCorners(
-    const Convolution& g, const TilePixel& p, int32_t tap, const Offset<ComputeType<T>>& offset) {
-  using A = ComputeType<T>;
-  constexpr int kLanes = 16 / sizeof(T);
-  const SamplingPoint<A> point = PointOf(g, p, tap, offset, g.width);
-  WeightedCorners<A> corners;
-  CornerWeights(point.fraction_y, point.fraction_x, offset.mask, corners.weight);
-  const int64_t pixel = static_cast<int64_t>(p.image) * g.height * g.width + point.pixel;
-  corners.place = (kVectors ? pixel * (g.channels / kLanes) : pixel) * 16 + point.corners;
-  return corners;
-}
-
-// Samples 16 bytes of channels: Load, and when the loads have had time, Finish with what they
-// brought, of which there may be several. kVectors: all runs
-// of channels are whole and aligned to 16 bytes. kRound: the samples are rounded to TF32.
-template <typename T, bool kVectors, bool kRound>
-class Sampler {
- public:
-  using A = ComputeType<T>;
-  static constexpr int kLanes = 16 / sizeof(T);
-
-  Sampler() = default;
-  // For channels from `channel` on, of which there are `left`; what is beyond has no meaning in
-  // sums of vectors, and is 0 elsewhere.
-  TF_DEFORMABLE_DEVICE Sampler(const Convolution& g, const T* inputs, int32_t channel, int32_t left)
-      : left_(left), pixel_(g.channels) {
-    const int64_t row = static_cast<int64_t>(g.width) * g.channels;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      first_[j] = inputs + channel + (j & 1) * g.channels + (j >> 1) * row;
-    }
-  }
-
-  struct Loaded {
-    Vector16 values[4];  // at the corners; not used without kVectors
-  };
-
-  TF_DEFORMABLE_DEVICE void Load(const WeightedCorners<A>& corners, Loaded* loaded) const {
-    if constexpr (kVectors) {
-      const int32_t at = static_cast<int32_t>(corners.at());
-      const uint32_t present = left_ > 0 ? corners.present() : 0;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        loaded->values[j] = (present >> j & 1) != 0
-                                ? LoadGlobal16(reinterpret_cast<const Vector16*>(first_[j]) + at)
-                                : Vector16{{0, 0, 0, 0}};
-      }
-    }
-  }
-
-  TF_DEFORMABLE_DEVICE void Sum(const WeightedCorners<A>& corners, const Loaded& loaded,
-                                A (&sums)[kLanes]) const {
-    if constexpr (kVectors) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        A values[kLanes];
-        Widen<T>(loaded.values[j], values);
-#pragma unroll
-        for (int i = 0; i < kLanes; ++i) {
-          sums[i] =
-              j == 0 ? corners.weight[j] * values[i] : sums[i] + corners.weight[j] * values[i];
-        }
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kLanes; ++i) {
-        sums[i] = 0;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const bool present = i < left_ && (corners.present() >> j & 1) != 0;
-          const A value = present ? ToCompute(first_[j][corners.at() * pixel_ + i]) : A{0};
-          if (i < left_) sums[i] += corners.weight[j] * value;
-        }
-      }
-    }
-  }
-
-  // The same, as elements of a tile that will be multiplied.
-  TF_DEFORMABLE_DEVICE Vector16 Finish(const WeightedCorners<A>& corners,
-                                       const Loaded& loaded) const {
-    // Not even a NaN weight may reach channels that do not exist.
-    if (kVectors && left_ <= 0) return {{0, 0, 0, 0}};
-    A sums[kLanes];
-    Sum(corners, loaded, sums);
-    Elements<T> elements;
-#pragma unroll
-    for (int i = 0; i < kLanes; ++i) {
-      if constexpr (kRound) {
-        elements.values[i] = BitsToFloat(ToTensorFloat32(sums[i]));
-      } else {
-        elements.values[i] = FromCompute<T>(sums[i]);
-      }
-    }
-    return elements.ToVector();
-  }
-
- private:
-  int32_t left_, pixel_;  // channels, and elements from a pixel to the next
-  const T* first_[4];     // of the channels, at the corners of pixel 0
-};
+inline constexpr int kChunk = kChunkBytes / static_cast<int>(sizeof(T));
 
 // --- Copying tiles into shared memory ------------------------------------------------------------
 
@@ -299,6 +65,17 @@ TF_DEFORMABLE_DEVICE void CopyTile(const T* from, int64_t from_row, int rows, in
   }
 }
 
+// Adds the bias, if there is one, to the output's neighbours from `filter` on, of which `left`
+// exist.
+template <typename T, typename Sum, int kRun>
+TF_DEFORMABLE_DEVICE void AddBias(const T* bias, int32_t filter, int left, Sum (&sums)[kRun]) {
+  if (bias == nullptr) return;
+#pragma unroll
+  for (int k = 0; k < kRun; ++k) {
+    if (k < left) sums[k] += ToCompute(bias[filter + k]);
+  }
+}
+
 // Stores a run of neighbouring sums, those of columns [column, columns) only.
 template <typename T, int kRun, bool kVectors, typename Sum>
 TF_DEFORMABLE_DEVICE void StoreRun(const Sum (&sums)[kRun], int column, int columns, T* to) {
@@ -315,7 +92,8 @@ TF_DEFORMABLE_DEVICE void StoreRun(const Sum (&sums)[kRun], int column, int colu
 
 // --- Tiles ---------------------------------------------------------------------------------------
 
-// A block's part of a product, kRows x kColumns, cut into kWarpRows x kWarpColumns for its warps.
+// What a block computes of a product, kRows x kColumns; each of its warps has kWarpRows x
+// kWarpColumns of it.
 template <typename T_, bool kFma_, int kRows_, int kColumns_, int kWarpRows_, int kWarpColumns_,
           bool kVectors_>
 struct Tile {
@@ -330,12 +108,12 @@ struct Tile {
   using Product = std::conditional_t<kFma, FmaProduct<T, kWarpRows, kWarpColumns>,
                                      WarpProduct<T, kWarpRows, kWarpColumns>>;
   static constexpr int kLanes = 16 / sizeof(T);
-  static constexpr int kSteps = kChunkBytes / 32;  // a chunk takes so many steps of the product
+  static constexpr int kDepthSteps = kChunkBytes / 32;  // of a chunk
   // How many tiles of an operand are in shared memory: the one in use, and those that are copied in
   // the background. The product of large ones takes so long that one ahead is enough, and two
   // blocks fit on a multiprocessor.
   static constexpr int kStages = kRows * kColumns >= 128 * 128 ? 2 : 3;
-  static_assert(kRows / kWarpRows * (kColumns / kWarpColumns) == kWarps, "a part for each warp");
+  static_assert(kRows / kWarpRows * (kColumns / kWarpColumns) == kWarps, "each warp has its share");
 
   static TF_DEFORMABLE_DEVICE int FirstRow(int warp) {
     return warp / (kColumns / kWarpColumns) * kWarpRows;
@@ -345,15 +123,38 @@ struct Tile {
   }
 };
 
-// Takes parts of a block's shared memory, one after the other. The host runs it too, from null, to
-// learn how much to ask for.
+// Adds the product of two tiles of kChunkBytes of depth to what the warp has of a block's product:
+// a [kRows, depth], b [depth, kColumns]. Calls before(k) and after(k) around each depth step, for
+// what is to be done meanwhile.
+template <typename Tile, Contiguous kA, Contiguous kB, bool kRoundedA, bool kRoundedB,
+          typename Before, typename After>
+TF_DEFORMABLE_DEVICE void MultiplyTiles(const typename Tile::T* a, int a_row,
+                                        const typename Tile::T* b, int b_row, const Before& before,
+                                        const After& after, typename Tile::Product* product) {
+  constexpr int kDepth = Tile::Product::kDepth;
+  const int warp = ThreadIndex() / 32, lane = ThreadIndex() % 32;
+  constexpr bool kDepthOfA = kA == Contiguous::kDepth, kDepthOfB = kB == Contiguous::kDepth;
+  a += Tile::FirstRow(warp) * (kDepthOfA ? a_row : 1);
+  b += Tile::FirstColumn(warp) * (kDepthOfB ? b_row : 1);
+#pragma unroll
+  for (int k = 0; k < Tile::kDepthSteps; ++k) {
+    before(k);
+    product->template Step<kA, kB, kRoundedA, kRoundedB>(
+        a + k * kDepth * (kDepthOfA ? 1 : a_row), a_row, b + k * kDepth * (kDepthOfB ? 1 : b_row),
+        b_row, lane);
+    after(k);
+  }
+}
+
+// Lays out arrays in a block's shared memory, one after the other. The host does it too, from null,
+// to learn how much to ask for.
 class SharedLayout {
  public:
   TF_DEFORMABLE_HOST_DEVICE explicit SharedLayout(char* memory) : memory_(memory) {}
   template <typename Element>
   TF_DEFORMABLE_HOST_DEVICE Element* Take(int64_t elements) {
     char* const taken = memory_ + size_;
-    size_ += (elements * static_cast<int64_t>(sizeof(Element)) + 127) / 128 * 128;
+    size_ += RoundUp(elements * static_cast<int64_t>(sizeof(Element)), 128);
     return reinterpret_cast<Element*>(taken);
   }
   TF_DEFORMABLE_HOST_DEVICE int64_t size() const { return size_; }

@@ -171,8 +171,8 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   }
   if (Known(offset_channels) && Known(taps)) {
     g.offset_groups = offset_channels / Product(taps, 2);
-  } else if (Known(mask.dim(3)) && Known(taps) && mask.dim(3) % taps == 0) {
-    g.offset_groups = std::max<int64_t>(mask.dim(3) / taps, 1);
+  } else if (Known(mask.dim(3)) && Known(taps)) {
+    g.offset_groups = std::max<int64_t>(mask.dim(3) / taps, 1);  // checked below
   }
   if (Known(g.channels) && Known(g.offset_groups) && g.channels % g.offset_groups != 0) {
     return Message(a, "inputs channels must be a multiple of the offset groups, got C=" +

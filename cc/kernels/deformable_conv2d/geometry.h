@@ -33,7 +33,7 @@ struct Arguments {
 };
 
 // A dimension that does not follow from what is known is kUnknown; kernels are only ever given a
-// fully known geometry. Those for CUDA get a 32-bit copy of it (cuda_tiles.h).
+// fully known geometry. Those for CUDA get a 32-bit copy of it (cuda_convolution.h).
 struct Geometry {
   int64_t batch = kUnknown;
   int64_t height = kUnknown, width = kUnknown, channels = kUnknown;

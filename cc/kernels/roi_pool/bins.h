@@ -84,20 +84,13 @@ TF_DEFORMABLE_HOST_DEVICE BoxAxis<A> MakeBoxAxis(const Geometry& g, A low, A hig
   return axis;
 }
 
-// By how many pixels an offset of 1 moves the bins of a box. It is finite, so that no gradient of 0
-// becomes NaN for a box that is larger than A can say.
+// By how many pixels an offset of 1 moves the bins of a box. It is finite, so that an offset of 0
+// moves nothing, and no gradient of 0 becomes NaN, for a box that is larger than A can say.
 template <typename A>
 TF_DEFORMABLE_HOST_DEVICE A PixelsPerOffset(const Geometry& g, const BoxAxis<A>& box) {
   const A largest = sizeof(A) == sizeof(float) ? A(3.402823466e+38f) : A(1.7976931348623157e+308);
   const A pixels = static_cast<A>(g.gamma) * box.size;
   return pixels > largest ? largest : pixels < -largest ? -largest : pixels;
-}
-
-// By how many pixels an offset moves them. An offset of 0 moves nothing, whatever the size of the
-// box. V: A, or a vector of A.
-template <typename V, typename A>
-TF_DEFORMABLE_HOST_DEVICE V OffsetPixels(V offset, A pixels_per_offset) {
-  return offset == 0 ? V{} : offset * pixels_per_offset;
 }
 
 // --- Bins ----------------------------------------------------------------------------------------

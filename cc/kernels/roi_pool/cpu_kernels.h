@@ -25,7 +25,7 @@ struct BackwardJob {
   using A = ComputeType<T>;
   Geometry geometry;
   BackwardTensors<T> tensors;
-  // The images whose boxes take part, and their gradients [images, H, W, C]: those of the tensors,
+  // The images whose boxes are read, and their gradients [images, H, W, C]: those of the tensors,
   // unless they have to be rounded.
   int64_t first_image, last_image;
   A* grad_inputs;

@@ -3,13 +3,8 @@
 #include "kernels/roi_pool/cuda_plan.h"
 
 namespace tf_deformable::roi_pool::cuda {
-namespace {
 
 using namespace tf_deformable::cuda;
-
-constexpr char kOp[] = "deformable_roi_pool";
-
-}  // namespace
 
 Status ConvertBoxes(const float* from, int64_t size, double* to, void* stream) {
   return Launch(kOp, ConvertKernel<float, double>, CeilDiv(size, kReduceThreads), kReduceThreads, 0,

@@ -15,6 +15,8 @@
 
 namespace tf_deformable::roi_pool::cuda {
 
+inline constexpr char kOp[] = "deformable_roi_pool";
+
 // As for the convolution (deformable_conv2d/cuda_plan.h).
 template <typename T>
 class ForwardPlan {

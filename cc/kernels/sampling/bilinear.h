@@ -77,6 +77,11 @@ TF_DEFORMABLE_HOST_DEVICE void CornerWeights(A fraction_y, A fraction_x, A mask,
   weights[3] = fraction_y * fraction_x * mask;
 }
 
+// The bytes of a sample in the vector form, whole vectors of which are a SampleVector
+// (bilinear_simd.inc).
+template <typename A>
+inline constexpr int64_t kSampleBytes = 4 * sizeof(int64_t) + 7 * sizeof(A);
+
 template <typename A>
 struct PointGradients {
   A y, x, mask;

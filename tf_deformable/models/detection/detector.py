@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_deformable._keras import IS_KERAS_3, is_graph
+from tf_deformable._keras import IS_KERAS_3, is_graph, set_dtype_policy
 from tf_deformable.models import boxes as box_ops
 from tf_deformable.models.detection.box_layers import Best, Decode, Joined, Regions
 from tf_deformable.models.detection.targets import Batch, as_batch, with_targets
@@ -118,10 +118,8 @@ class Detector(tf.keras.Model):
         super().__init__(inputs=images, outputs=found, name=name, trainable=trainable)
         self.output_names = sorted(found)  # Of signatures; Keras would call all of them alike.
         self.supports_jit = False  # The non-maximum suppression does not.
-        if dtype is not None and IS_KERAS_3:
-            self.dtype_policy = dtype
-        elif dtype is not None:
-            self._set_dtype_policy(dtype)
+        if dtype is not None:
+            set_dtype_policy(self, dtype)
 
         self.backbone, self.rpn, self.head = backbone, rpn, head
         self.classes = classes
