@@ -130,7 +130,11 @@ FILES: tuple[File, ...] = (
             "const int64_t panel_filters = «std::min(depth, kLargestPanel)»",
             "std::min(depth, kLargestPanel / 2)",
         ),
-        ("if («g.groups > packed_groups») return false;", "false"),
+        (
+            "if («g.groups > packed_groups») return false;",
+            "false",
+            "the same sums, in a larger workspace",
+        ),
         (
             "RoundUp(«together.groups * g.group_filters() + kernels_.lanes - 1», kernels_.lanes);",
             "together.groups * g.group_filters()",
@@ -177,7 +181,6 @@ FILES: tuple[File, ...] = (
             "",
             "blocks past the last row are empty: they only take time",
         ),
-        ("f.groups_together = «blocks == g.groups» ? together.groups : 1;", "true"),
         ("«f.panel_row = together.panel_row;»", ""),
         (
             "«f.tile_pixels = std::min(f.tile_pixels, 2 * together.tile_pixels);»",
@@ -432,8 +435,16 @@ FILES: tuple[File, ...] = (
         ("«Min(tap + job.taps_together, g.taps())»);", "tap + job.taps_together"),
         ("for (int64_t row = 0; row < b.rows; ++row) «sums[row] = 0;»", ""),
         ("sums + (row + run.first - «b.first_row»));", "row"),
-        ("g, «Max(b.first_row - row, int64_t{0})», Min(last_row", "0"),
-        ("«Min(last_row - row, g.channels)»,", "g.channels"),
+        (
+            "g, «Max(b.first_row - row, int64_t{0})», Min(last_row",
+            "0",
+            "blocks of up to 131,072 channels have whole taps",
+        ),
+        (
+            "«Min(last_row - row, g.channels)»,",
+            "g.channels",
+            "blocks of up to 131,072 channels have whole taps",
+        ),
         ("return Load(grad_output + c) * «Load(filters + c)»; }", "Load(filters)"),
         ("grad_output + «pixel[i] * channels»}; }", "0"),
         ("job.tensors.filters + «tap.index * g.channels» + b.first,", "0"),
