@@ -44,9 +44,10 @@ int64_t BackwardPlan<T>::PlanFilters(const Geometry& g, bool depthwise, int num_
   const Together together(kernels_, g);
   f.groups_together = blocks == g.groups ? together.groups : 1;
   if (f.groups_together > 1) {
-    f.part_row = together.part_row;
+    f.group_row = together.group_row;
     f.panel_row = together.panel_row;
-    f.tile_pixels = std::min(f.tile_pixels, together.tile_pixels);
+    // Twice the panel of the forward pass: the sums are read and written once for each tile.
+    f.tile_pixels = std::min(f.tile_pixels, 2 * together.tile_pixels);
   }
   f.sums_size = f.rows_per_block * f.sums_row;
   const int64_t room = std::max<int64_t>(
@@ -79,8 +80,10 @@ int64_t BackwardPlan<T>::PlanInputs(const Geometry& g, bool depthwise, int num_w
   InputsGradientJob<T>& job = inputs_job_;
   job.geometry = g;
   job.depthwise = depthwise;
+  // To scatter a sample takes as long before its channels as 64 of them, without a product.
+  const int64_t most_channels = kLargestPanel / 2, fewest_channels = depthwise ? most_channels : 64;
   const int64_t widest = std::clamp<int64_t>(
-      RoundUp(CeilDiv(g.batch * g.channels, kUnitsWanted), lanes), 64, kLargestPanel / 2);
+      RoundUp(CeilDiv(g.batch * g.channels, kUnitsWanted), lanes), fewest_channels, most_channels);
   const int64_t most_packed = kPackedBytes / static_cast<int64_t>(sizeof(A));
   int64_t packed = 0, largest_slab = 0, widest_block = 0, most_filters = 0;
   for (int64_t first = 0; first < g.channels;) {
@@ -136,6 +139,8 @@ int64_t BackwardPlan<T>::PlanInputs(const Geometry& g, bool depthwise, int num_w
   pixels_per_step_ = std::clamp<int64_t>(pixels / images_per_step_, 1, size);
 
   job.tile_pixels = TilePixels(kernels_, pixels_per_step_, 1, std::max(widest_block, most_filters));
+  // Nothing is read for all of a tile; low ones can be cut into more splits.
+  if (depthwise) job.tile_pixels = std::min(job.tile_pixels, kDepthwiseTileVectors * lanes);
   if (pixels_per_step_ < size) {
     pixels_per_step_ = RoundUp(pixels_per_step_, job.tile_pixels);
   }

@@ -41,7 +41,7 @@ bool ForwardPlan<T>::PlanTogether(int num_workers) {
   job_.groups_together = together.groups;
   job_.last_group = g.groups;
   job_.last_filter = g.group_filters();
-  job_.part_row = together.part_row;
+  job_.group_row = together.group_row;
   job_.panel_row = together.panel_row;
   // The last group's columns may fill up a vector.
   job_.sums_row = RoundUp(together.groups * g.group_filters() + kernels_.lanes - 1, kernels_.lanes);

@@ -59,8 +59,8 @@ struct ForwardJob {
   A* sampled;  // [groups, panels, tile_pixels, panel_row]
   int64_t filters_per_block, filter_blocks;
   // Groups of few channels are sampled together, and a unit has some: so many, else 1. Their
-  // sampled values in a panel are part_row apart.
-  int64_t groups_together, part_row;
+  // sampled values in a panel are group_row apart.
+  int64_t groups_together, group_row;
   // Depthwise: the samples of so many taps are worked out at a time, for one vector of pixels.
   int64_t taps_together;
 };
@@ -77,7 +77,7 @@ struct FiltersGradientJob {
   int64_t rows_per_block, row_blocks;
   int64_t filters_per_block, filter_blocks;
   // Of groups that are sampled together, a unit has one block each: see ForwardJob.
-  int64_t groups_together, part_row;
+  int64_t groups_together, group_row;
   int64_t tile_pixels;
   A* sums;  // [units, groups_together, sums_size]; only used if there is more than one split
   int64_t sums_row, sums_size;

@@ -37,7 +37,9 @@ inline constexpr int64_t kSplitsBytes = 4 << 20;
 inline constexpr int64_t kTileBlocks = 16;
 // A tile is at least so many register blocks high, if that leaves tiles for some threads.
 inline constexpr int64_t kFewestTileBlocks = 4;
-// The samples of a depthwise convolution are worked out for so many taps at a time.
+// A tile of the inputs' gradient of a depthwise convolution has so many vectors of pixels,
+inline constexpr int64_t kDepthwiseTileVectors = 4;
+// and forward the samples are worked out for so many taps at a time.
 inline constexpr int64_t kTapsTogether = 32;
 // A split of the inputs' gradient has at least so many tiles, or to add it up would take too long.
 inline constexpr int64_t kSplitTiles = 8;
@@ -80,7 +82,7 @@ inline int64_t PanelSamples(const Geometry& g, int64_t lanes) {
 // few register blocks.
 struct Together {
   int64_t groups = 1;  // a divisor of all
-  int64_t part_row = 0, panel_row = 0;
+  int64_t group_row = 0, panel_row = 0;
   int64_t tile_pixels = 0;  // at most
 
   template <typename T>
@@ -91,13 +93,13 @@ struct Together {
     if (g.offset_group_channels() % g.group_channels() != 0) return;
     const int64_t depth = g.taps() * g.group_channels(), rows = kernels.block_rows;
     // Behind the columns of a group lies what its last vector has too much.
-    part_row = RoundUp(depth + kernels.lanes - 1, kernels.lanes);
+    group_row = RoundUp(depth + kernels.lanes - 1, kernels.lanes);
     const int64_t panel_size = kPanelBytes / static_cast<int64_t>(sizeof(A));
-    groups = std::min({panel_size / (2 * rows) / part_row,
+    groups = std::min({panel_size / (2 * rows) / group_row,
                        kLargestPanel / std::max(g.group_channels(), g.group_filters()), g.groups});
     while (groups > 1 && g.groups % groups != 0) --groups;
     groups = std::max<int64_t>(groups, 1);
-    panel_row = PanelRow<A>(groups * part_row);
+    panel_row = PanelRow<A>(groups * group_row);
     tile_pixels = std::max<int64_t>(panel_size / panel_row / rows, 1) * rows;
   }
 };
