@@ -67,7 +67,6 @@ OPERATORS = {
     "attention": _of_operators("deformable_attention"),
     "attention_blocks": _of_operators("deformable_attention_blocks"),
     "attention_native": _of_operators("deformable_attention_native"),
-    "attention_errors": _of_operators("deformable_attention_errors"),
     "baseline": Suite(
         files=("tests/ops/test_deformable_conv2d.py",),
         only=("dtype", "half"),

@@ -7,6 +7,7 @@ import re
 import pytest
 import tensorflow as tf
 
+import tf_deformable
 from tests.ops.deformable_attention_cases import Case
 from tests.ops.processes import lines_with_threads
 from tf_deformable import _native
@@ -71,3 +72,19 @@ def test_locations_of_another_dtype_are_refused() -> None:
         _native.load().tf_deformable_multi_scale_deformable_attention(
             spatial_shapes=Case().levels, **arrays
         )
+
+
+def test_a_map_of_negative_height_is_refused_where_only_the_run_shows_it() -> None:
+    """Though all of them have as many pixels as the value: 12 - 4."""
+
+    @tf.function(input_signature=[tf.TensorSpec([2, 2], tf.int32)], autograph=False)
+    def function(spatial_shapes: tf.Tensor) -> tf.Tensor:
+        return tf_deformable.multi_scale_deformable_attention(
+            tf.ones([1, 8, 1, 2]),
+            spatial_shapes,
+            tf.zeros([1, 3, 1, 2, 1, 2]),
+            tf.ones([1, 3, 1, 2, 1]),
+        )
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="heights and widths of at least 0"):
+        function(tf.constant([[-1, 4], [3, 4]]))
