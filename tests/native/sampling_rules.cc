@@ -325,6 +325,7 @@ void CheckNarrow(int exponent_bits) {
     check(std::nextafter(half_way, 0.0f), bits);
     check(std::nextafter(half_way, std::numeric_limits<float>::infinity()), bits + 1);
   }
+  check(static_cast<float>(1.5 * value(infinity - 1)), infinity);
   check(std::numeric_limits<float>::max(), infinity);
   check(std::numeric_limits<float>::infinity(), infinity);
   for (const uint32_t nan : {0x7fc00000u, 0x7fffffffu, 0xffffffffu, 0x7f800001u, 0xff802000u}) {

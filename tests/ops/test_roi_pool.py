@@ -368,7 +368,12 @@ def test_boxes_of_less_than_a_tenth_of_a_pixel_are_a_tenth_wide() -> None:
 def test_a_box_of_too_many_pixels_weighs_each_with_nothing() -> None:
     box = [-(2.0**31), -(2.0**31), 2.0**31, 2.0**31]
     output = tf_deformable.deformable_roi_pool(
-        tf.ones([1, 6, 7, 3]), [box], [0], output_size=1, samples_per_bin=0, aligned=True
+        tf.ones([1, 6, 7, 3], tf.float64),
+        [box],
+        [0],
+        output_size=1,
+        samples_per_bin=0,
+        aligned=True,
     )
     assert not output.numpy().any()
 
@@ -746,7 +751,8 @@ def test_empty_maps(size: tuple[int, int], aligned: bool) -> None:
     case = Case(size=size, aligned=aligned)
     arrays = case.arrays()
     arrays["boxes"][:] = [0, 0, 3, 4]
-    arrays["offsets"][0] = 0  # half a pixel before the first one, where there would be a sample
+    # Half a pixel before the first one there would be a sample.
+    arrays["offsets"][:] = np.where(arrays["box_indices"][:, None, None, None, None] == 0, 0, 1)
 
     got = evaluate(arrays, **case.attributes())
 
