@@ -377,11 +377,13 @@ bool CheckPlans(Operator* call, const typename Operator::Geometry& geometry) {
     if (of_shape > kMostElementsHere) return true;
     elements += of_shape;
   }
-  // As SECURITY.md has it; a bound of many megabytes for what no workload is like.
+  // As SECURITY.md has it; a bound of many megabytes for what no workload is like. Where one box has
+  // all of an output, RoI pooling's gradient keeps three sums for each of its elements.
   constexpr int64_t kMostBytes = int64_t{1} << 28;
+  constexpr int64_t kElementBytes = 3 * sizeof(double);
   const auto check = [&](const std::vector<int64_t>& workspaces) {
     for (const int64_t bytes : workspaces) {
-      if (bytes < 0 || bytes > kMostBytes + 8 * elements) {
+      if (bytes < 0 || bytes > kMostBytes + kElementBytes * elements) {
         return Wrong("a workspace of " + std::to_string(bytes) + " bytes", call->shapes());
       }
     }
