@@ -377,8 +377,8 @@ bool CheckPlans(Operator* call, const typename Operator::Geometry& geometry) {
     if (of_shape > kMostElementsHere) return true;
     elements += of_shape;
   }
-  // As SECURITY.md has it; a bound of many megabytes for what no workload is like. Where one box has
-  // all of an output, RoI pooling's gradient keeps three sums for each of its elements.
+  // As SECURITY.md has it; a bound of many megabytes for what no workload is like. Where one box
+  // has all of an output, RoI pooling's gradient keeps three sums for each of its elements.
   constexpr int64_t kMostBytes = int64_t{1} << 28;
   constexpr int64_t kElementBytes = 3 * sizeof(double);
   const auto check = [&](const std::vector<int64_t>& workspaces) {
