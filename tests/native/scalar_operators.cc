@@ -74,6 +74,12 @@ bool MayCross(long double exact, long double boundary, long double error) {
   return std::fabs(exact - boundary) <= error;
 }
 
+// Whether a number of type A is `exact`.
+template <typename A>
+bool IsExact(long double exact) {
+  return static_cast<A>(exact) == exact;
+}
+
 template <typename A>
 BinAxis<A> MakeBinAxis(const roi_pool::Geometry& g, A low, A high, int64_t bins, int64_t bin,
                        A offset, int64_t limit) {
@@ -104,6 +110,10 @@ BinAxis<A> MakeBinAxis(const roi_pool::Geometry& g, A low, A high, int64_t bins,
   const Exact error = 8 * ulp * reach;
   constexpr Exact kSumErrorUlps = 168;  // kSumTolerance of results.h: 2e-5 of float
   axis.unsure = static_cast<double>(2 * reach / kSumErrorUlps);
+  const Exact exact_base = start + bin * bin_size + exact_shift;
+  const bool base_is_exact = box.start == start && (bin == 0 || box.bin == bin_size) &&
+                             IsExact<A>(bin * bin_size) && shift == exact_shift &&
+                             samples.base == exact_base;
   for (int64_t s = samples.first; s < samples.last; ++s) {
     A position;
     const bool counts = samples.Position(s, &position);
@@ -114,11 +124,12 @@ BinAxis<A> MakeBinAxis(const roi_pool::Geometry& g, A low, A high, int64_t bins,
     const bool reversed = samples.aligned && samples.step < 0;
     const Exact index = reversed ? count - 1 - s : Exact(s);
     const Exact within = samples.aligned ? index + 0.5L : index;
-    const Exact exact = start + bin * bin_size + exact_shift + within * bin_size / count;
-    const A rounded = static_cast<A>(
-        samples.aligned ? samples.base + (static_cast<A>(index) + A(0.5)) * samples.step
-                        : samples.base + static_cast<A>(s) * samples.step);
-    if (rounded == exact) continue;
+    const Exact exact = exact_base + within * bin_size / count;
+    // A product of rounded numbers may be right by luck, and is not where it is fused with a sum.
+    if (base_is_exact && IsExact<A>(within * bin_size / count) && IsExact<A>(exact) &&
+        (within == 0 || samples.step == bin_size / count)) {
+      continue;
+    }
     const Exact lowest = samples.aligned ? -1 : -0.5L;
     axis.rounding_decides |= MayCross(exact, lowest, error) ||
                              MayCross(exact, Exact{samples.highest}, error) ||
