@@ -103,6 +103,7 @@ class Cases {
   // With S, offsets and masks (locations and weights) are of that type.
   template <typename S>
   void ConvolutionOf();
+  void ChooseTaps(deformable_conv2d::Arguments* a);
   template <typename S>
   void RoIPoolOf();
   template <typename S>
@@ -127,6 +128,18 @@ template <typename T>
 void Cases<T>::Convolution() {
   if (Chance(2)) return ConvolutionOf<A>();
   ConvolutionOf<T>();
+}
+
+template <typename T>
+void Cases<T>::ChooseTaps(deformable_conv2d::Arguments* a) {
+  a->dilations = {Between(1, 3), Between(1, 3)};
+  a->padding = static_cast<deformable_conv2d::Padding>(Between(0, 2));
+  a->explicit_paddings = {Between(0, 4), Between(0, 4), Between(0, 4), Between(0, 4)};
+  if (!Chance(20)) return;
+  // Beyond what float counts, and padded so that a kernel of two rows fits: one of them is on the
+  // map.
+  constexpr int64_t kFar = (int64_t{1} << 31) - 1;
+  a->dilations[0] = a->explicit_paddings[Between(0, 1)] = kFar;
 }
 
 template <typename T>
@@ -155,9 +168,7 @@ void Cases<T>::ConvolutionOf() {
   if (a.inputs.dim(2) > 80) a.inputs.dims[1] *= 6;
   a.filters = Shape({taps_y, taps_x, group_channels, filters});
   a.strides = {Between(1, 3), Between(1, 3)};
-  a.dilations = {Between(1, 3), Between(1, 3)};
-  a.padding = static_cast<deformable_conv2d::Padding>(Between(0, 2));
-  a.explicit_paddings = {Between(0, 4), Between(0, 4), Between(0, 4), Between(0, 4)};
+  ChooseTaps(&a);
   deformable_conv2d::Geometry g;
   if (!deformable_conv2d::Parse(a, &g).ok()) return;  // a kernel larger than the map
   const int64_t samples = offset_groups * g.taps();
@@ -222,9 +233,7 @@ void Cases<T>::Branch() {
   a.inputs = Shape({Between(0, 3), Between(0, 14), Between(0, Chance(4) ? 300 : 14), channels});
   a.filters = Shape({taps_y, taps_x, channels, filters});
   a.strides = {Between(1, 3), Between(1, 3)};
-  a.dilations = {Between(1, 3), Between(1, 3)};
-  a.padding = static_cast<deformable_conv2d::Padding>(Between(0, 2));
-  a.explicit_paddings = {Between(0, 4), Between(0, 4), Between(0, 4), Between(0, 4)};
+  ChooseTaps(&a);
   deformable_conv2d::Geometry g;
   if (!deformable_conv2d::ParseBranch(a, has_mask, nullptr, &g).ok()) return;  // a large kernel
 
