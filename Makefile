@@ -102,7 +102,7 @@ build: $(VENV)/build-requirements ## compile what changed: sources, flags, compi
 sanitizers: $(VENV)/build-requirements ## run the native tests under the address, undefined behaviour and thread sanitizers
 	cd cc && for preset in address thread; do \
 		PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --preset $$preset && \
-		cmake --build --preset $$preset --target fuzz_kernels parallel_loop replay_inputs && \
+		cmake --build --preset $$preset --target calls fuzz_kernels parallel_loop replay_inputs && \
 		ctest --preset $$preset || exit 1; \
 	done
 

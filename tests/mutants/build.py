@@ -62,7 +62,7 @@ def build() -> None:
     wanted = {
         path.relative_to(ROOT): path.read_bytes()
         for path in sources
-        if path.suffix not in (".so", ".pyc") and path.parent != pathlib.Path(__file__).parent
+        if path.suffix not in (".so", ".pyc")
     }
     _put_mutants_in(wanted)
     for name in ("switch.h", "switch.cc"):
@@ -86,7 +86,7 @@ def build() -> None:
     subprocess.run(setup, cwd=TREE, env=environment, check=True)
     cmake, folder = pathlib.Path(sys.executable).with_name("cmake"), TREE / "build" / "native"
     subprocess.run([cmake, folder, "-DTF_DEFORMABLE_TESTS=ON"], check=True, capture_output=True)
-    programs = ("fuzz_kernels", "parallel_loop", "replay_inputs")
+    programs = ("calls", "fuzz_kernels", "parallel_loop", "replay_inputs")
     subprocess.run([cmake, "--build", folder, "--target", *programs], check=True)
 
 
