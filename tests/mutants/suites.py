@@ -92,7 +92,9 @@ PACKAGE = {
     ),
     "py_detection": _files("models/test_detection"),
     "py_detector": _files(
-        "models/test_detector_as_keras_model", "models/test_pyramid", without=("learns",)
+        "models/test_pyramid",
+        "models/test_detector_as_keras_model",
+        without=("learn", "serves", "replicas", "files", "callbacks", "mixed_precision"),
     ),
     "py_surgery": _files("models/test_surgery", "models/test_segmentation"),
     "py_surgery_of_models": _files("models/test_custom_layers", "models/test_own_constructors"),
