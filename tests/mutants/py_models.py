@@ -90,7 +90,6 @@ FILES: tuple[File, ...] = (
     file(
         "tf_deformable/models/detection/box_layers.py",
         ["py_detection", "py_detector"],
-        ("super().__init__(autocast=«False»,", "True"),
         ("box_ops.anchor_boxes(«tf.shape(features)[1:3]», stride", "tf.shape(features)[2:0:-1]"),
         ("for each in zip(*«inputs», strict=True)]", "inputs[::-1]"),
         ("tf.nn.softmax(tf.stop_gradient(logits))[..., «:-1»]", "1:"),

@@ -25,7 +25,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "tf_deformable/_geometry/sizes.py",
-        ["py_reference", "py_reference_attention", "py_reference_conv2d"],
+        ["py_reference", "py_reference_attention"],
         ("if math.prod(«max(size, 1)» for size in sizes if isinstance(size, int)) >", "size"),
         ("if isinstance(size, int)) «>» _MOST_ELEMENTS:", ">="),
         ("return any(«known(a, b)» and a != b", "True"),

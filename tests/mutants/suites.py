@@ -90,7 +90,7 @@ PACKAGE = {
         "analysis/test_offset_health",
         "analysis/test_roi_bins",
     ),
-    "py_detection": _files("models/test_detection"),
+    "py_detection": _files("models/test_detection_parts", "models/test_detection"),
     "py_detector": _files(
         "models/test_pyramid",
         "models/test_detector_as_keras_model",
