@@ -321,8 +321,9 @@ def test_a_layer_that_is_called_twice_has_two_names():
     assert found.layers == ("shared#0", "shared#1")
     one = analysis.sampling_locations(model, images, unit=(4, 4), layers=["shared#0"])
     assert one.positions.shape == (1, 9, 2)
-    with pytest.raises(ValueError, match="layers must name one call each .* several calls"):
-        analysis.sampling_locations(model, images, unit=(4, 4), layers=[shared])
+    for both in (shared, "shared"):
+        with pytest.raises(ValueError, match="layers must name one call each .* several calls"):
+            analysis.sampling_locations(model, images, unit=(4, 4), layers=[both])
 
 
 def test_two_images_of_the_same_size():
