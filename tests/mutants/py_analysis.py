@@ -123,7 +123,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "tf_deformable/graphs/keras_graph.py",
-        ["py_graphs", "py_surgery"],
+        ["py_keras_graph", "py_graphs"],
         ("rows = «2 if is_channels_first(model) else 1»", "1"),
         ("shape[axis] = «size if shape[axis] is None else shape[axis]»", "size"),
         ('_run(call.layer, read, «path + "/"», found)', "prefix"),

@@ -96,6 +96,7 @@ PACKAGE = {
         "models/test_detector_as_keras_model",
         without=("learn", "serves", "replicas", "files", "callbacks", "mixed_precision"),
     ),
+    "py_surgery_parts": _files("models/test_surgery_parts"),
     "py_surgery": _files("models/test_surgery", "models/test_segmentation"),
     "py_surgery_of_models": _files("models/test_custom_layers", "models/test_own_constructors"),
     "py_d_fine": _files("models/test_d_fine"),
@@ -145,5 +146,6 @@ PACKAGE = {
     "py_layer_roi_pool": _files("layers/test_roi_pool", "layers/test_roi_pool_saving"),
     "py_layer_attention": _files("layers/test_deformable_attention"),
     "py_config": _files("test_config"),
+    "py_keras_graph": _files("graphs/test_keras_graph"),
     "py_graphs": _files("graphs/test_strides", "analysis/test_sampling_locations"),
 }
