@@ -98,11 +98,10 @@ wheel-check: $(VENV)/wheel-tools ## try that wheel in a clean environment for ea
 build: $(VENV)/build-requirements ## compile what changed: sources, flags, compiler or TensorFlow
 	$(BIN)/python setup.py build_ext --inplace
 
-# The tests do not need the program that counts instructions.
 sanitizers: $(VENV)/build-requirements ## run the native tests under the address, undefined behaviour and thread sanitizers
 	cd cc && for preset in address thread; do \
 		PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --preset $$preset && \
-		cmake --build --preset $$preset --target calls fuzz_kernels parallel_loop replay_inputs && \
+		cmake --build --preset $$preset --target native_tests && \
 		ctest --preset $$preset || exit 1; \
 	done
 

@@ -72,7 +72,7 @@ FILES: tuple[File, ...] = (
         ("kernels_.forward(job, unit, space + worker_at_ + «worker * worker_size_»);", "0"),
         ("kernels_.backward(job, unit, space + worker_at_ + «worker * worker_size_»);", "0"),
         (
-            "images_per_step_ = kRounds ? «std::min(images, CeilDiv(kUnitsWanted, image_units))» :",
+            "kHasWiderSums<T> ? «std::min(images, CeilDiv(kUnitsWanted, image_units))» : images;",
             "images",
             "more images at a time, of which each has its own sums",
         ),
@@ -80,7 +80,7 @@ FILES: tuple[File, ...] = (
             "job.blocks = std::max<int64_t>(«CeilDiv(g.depth, job.channels_per_block)», 1);",
             "g.depth / job.channels_per_block",
         ),
-        ("job.upstream_at = worker.Add(«kRounds ? block_channels : 0»);", "0"),
+        ("job.upstream_at = worker.Add(«kHasWiderSums<T> ? block_channels : 0»);", "0"),
         ("partials_at_ = all.Add(«queries_per_step_ * query_partials»);", "query_partials"),
         (
             "job.last_image = «std::min(image + images_per_step_, images_)»;",
@@ -94,7 +94,7 @@ FILES: tuple[File, ...] = (
         ("job.first_query = «query»;", "0"),
         ("job.partials = «job.blocks > 1» ? space + partials_at_ : nullptr;", "job.blocks > 2"),
         ("ForEach(executor, «images * queries», job.heads", "images * queries - 1"),
-        ("tensors.grad_value + «image * image_size + first»);", "first"),
+        ("kernels_.round(job.grad_value + first, count, «grad_value + first»);", "grad_value"),
     ),
     file(
         "cc/kernels/deformable_attention/cpu_kernels.inc",

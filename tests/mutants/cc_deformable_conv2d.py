@@ -20,7 +20,7 @@ FILES: tuple[File, ...] = (
             "fuzz",
         ],
         ("axis.extent = «(kernel - 1) * dilation + 1»;", "kernel * dilation"),
-        ("axis.output = «(input + stride - 1) / stride»;", "(input + stride) / stride"),
+        ("axis.output = «CeilDiv(input, stride)»;", "input / stride + 1"),
         (
             "«std::max<int64_t>((axis.output - 1) * stride + axis.extent - input, 0) / 2»;",
             "(std::max<int64_t>((axis.output - 1) * stride + axis.extent - input, 0) + 1) / 2",
@@ -143,7 +143,7 @@ FILES: tuple[File, ...] = (
             "CeilDiv(g.output_pixels(), job.tile_pixels) * («g.groups / job.groups_together»),",
             "1",
         ),
-        ("worker.Add(«std::is_same_v<T, A> ? 0 : lanes * job_.sums_row»);", "job_.sums_row"),
+        ("worker.Add(«kHasWiderSums<T> ? lanes * job_.sums_row : 0»);", "job_.sums_row"),
         ("AddTile(worker, «job_.taps_together * lanes»);", "lanes"),
         (
             "job_.all_samples = «g.groups > 1» && block_samples",
@@ -255,7 +255,7 @@ FILES: tuple[File, ...] = (
     file(
         "cc/kernels/deformable_conv2d/cpu_samples.inc",
         ["conv2d_quick", "fuzz", "conv2d", "conv2d_blocks"],
-        ("int64_t vectors() const { return «(count + kLanes - 1) / kLanes»; }", "count / kLanes"),
+        ("int64_t vectors() const { return «CeilDiv(count, kLanes)»; }", "count / kLanes"),
         ("if («++x == g.kernel_width») {", "++x > g.kernel_width"),
         ("LoadSampling(offsets, «2 * at + 1»);", "2 * at"),
         ("samples->mask[i] = «LoadSampling(masks, pixels.sample[i] + first)»;", "A{1}"),
@@ -518,7 +518,7 @@ FILES: tuple[File, ...] = (
         ["branch_quick", "fuzz", "branch", "corpus", "more_fuzz", "threads"],
         ("return {output, 0, 1, stride, «-pad», input, kernel,", "pad"),
         ("for (int64_t tap = 0; tap < «std::min(apart, forward.taps)»; ++tap) {", "apart"),
-        ("const int64_t apart = «stride / std::gcd(stride, dilation)»;", "stride"),
+        ("const int64_t apart = «stride / std::gcd(stride, forward.dilation)»;", "stride"),
         ("const int64_t first = «(shift % stride + stride) % stride»;", "shift % stride"),
         ("if («first >= forward.source_size») continue;", "first > forward.source_size"),
         (
@@ -529,7 +529,7 @@ FILES: tuple[File, ...] = (
             "axis.size = «CeilDiv(forward.source_size - first, stride)»;",
             "(forward.source_size - first) / stride",
         ),
-        ("axis.origin = (first - shift) / stride - «(taps - 1) * step»;", "taps * step"),
+        ("axis.origin = (first - shift) / stride - «(taps - 1) * dilation»;", "taps * dilation"),
         ("axis.first_tap = tap + «(taps - 1) * apart»;", "0"),
         ("axis.taps_apart = «-apart»;", "apart"),
         (
@@ -537,7 +537,7 @@ FILES: tuple[File, ...] = (
             "grid->width",
             "which rows share their copies decides about time alone",
         ),
-        ("CeilDiv((grid->width - 1) * x.stride + «(x.taps - 1) * x.tap_step» + 1, x.stride);", "0"),
+        ("CeilDiv((grid->width - 1) * x.stride + «(x.taps - 1) * x.dilation» + 1, x.stride);", "0"),
         ("grid->row_tiles = «CeilDiv(all_rows, grid->rows)»;", "all_rows / grid->rows"),
         ("return «(grid.rows - 1) * grid.row_pitch + grid.width»; }", "grid.rows * grid.width"),
         ("return «std::max(read, written)» * grid.chunk_channels + lanes;", "written"),
@@ -609,7 +609,7 @@ FILES: tuple[File, ...] = (
             "const int64_t image = «(tile.row + r) / grid.y.size»;\n    const int64_t y = grid.y.first",
             "tile.row / grid.y.size",
         ),
-        ("grid.y.first + (tile.row + r) % grid.y.size * «grid.y.step»;", "1"),
+        ("grid.y.first + (tile.row + r) % grid.y.size * «grid.y.results_apart»;", "1"),
         ("run(r * «grid.row_pitch» + i, image, y,", "tile.width"),
         ("Min(first < 0 ? «CeilDiv(-first, apart)» : int64_t{0}, pixels);", "-first / apart"),
         (
@@ -620,7 +620,7 @@ FILES: tuple[File, ...] = (
         ("if (y < 0 || «y >= grid.y.source_size») {", "y > grid.y.source_size"),
         ("    «ClearElements(begin * channels, to);»", ""),
         ("    «ClearElements((pixels - end) * channels, to + end * channels);»", ""),
-        ("return copied + product.tap % grid.x.taps * «grid.x.tap_step» * product.channels;", "1"),
+        ("return copied + product.tap % grid.x.taps * «grid.x.dilation» * product.channels;", "1"),
         ("if («apart == 1 && channels == all_channels») return Widen", "channels == all_channels"),
         ("if («apart == 1 && channels == all_channels») return Widen", "apart == 1"),
         (

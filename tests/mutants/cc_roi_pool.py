@@ -110,11 +110,11 @@ FILES: tuple[File, ...] = (
         ("return «samples >= 1» ? 1 / samples : A{0};", "samples > 1"),
         ("return «samples >= 1 ? 1 / samples : A{0}»;", "1 / samples"),
         (
-            "const int64_t s = step < 0 ? «static_cast<int64_t>(count) - 1 - index» : index;",
+            "const int64_t s = spacing < 0 ? «static_cast<int64_t>(count) - 1 - index» : index;",
             "static_cast<int64_t>(count) - index",
         ),
-        ("const int64_t s = «step < 0» ? static_cast", "false"),
-        ("p = base + («s + A(0.5)») * step;", "s"),
+        ("const int64_t s = «spacing < 0» ? static_cast", "false"),
+        ("p = base + («s + A(0.5)») * spacing;", "s"),
         (
             "if (!(«p >= (kAligned ? A{-1} : A(-0.5))» && p <= highest))",
             "p > (kAligned ? A{-1} : A(-0.5))",
@@ -127,7 +127,7 @@ FILES: tuple[File, ...] = (
             "samples.highest = g.aligned ? static_cast<A>(limit) : «limit - A(0.5)»;",
             "static_cast<A>(limit)",
         ),
-        ("samples.step = box.bin / «g.samples_per_bin»;", "(g.samples_per_bin + 1)"),
+        ("samples.spacing = box.bin / «g.samples_per_bin»;", "(g.samples_per_bin + 1)"),
         ("static_cast<A>(g.samples_per_bin) : «-Floor(-box.bin)»;", "Floor(box.bin)"),
         ("if (!(«samples.count >= 1 && samples.count <= A(1 << 30)») ||", "samples.count >= 1"),
         (
@@ -135,12 +135,12 @@ FILES: tuple[File, ...] = (
             "samples.count > 1 && samples.count <= A(1 << 30)",
         ),
         (
-            "const A width = «samples.step < 0 ? -samples.step : samples.step»;",
-            "samples.step",
+            "const A width = «samples.spacing < 0 ? -samples.spacing : samples.spacing»;",
+            "samples.spacing",
             "all samples of an inverted box, of which there are few, are visited",
         ),
         (
-            "const A low = «samples.step > 0 ? samples.base : samples.base + all * samples.step»;",
+            "const A low = «samples.spacing > 0 ? samples.base : samples.base + all * samples.spacing»;",
             "samples.base",
         ),
         ("const A before = «(-1 - low) / width - 2»,", "(-1 - low) / width + 1"),
@@ -234,7 +234,7 @@ FILES: tuple[File, ...] = (
             "const A highest = g.aligned ? static_cast<A>(limit) : «limit - A(0.5)»;",
             "static_cast<A>(limit - 1)",
         ),
-        ("(s + («g.aligned ? A(0.5) : A{0}»)) * step;", "A{0}"),
+        ("(s + («g.aligned ? A(0.5) : A{0}»)) * spacing;", "A{0}"),
         ("kept[s] = «inside» ? zero + 1 : zero;", "(p > lowest) & (p <= highest)"),
         ("kept[s] = «inside» ? zero + 1 : zero;", "(p >= lowest) & (p < highest)"),
         ("const Vector<A> clamped = «p > 0 ? p : zero»;", "p"),
@@ -244,7 +244,7 @@ FILES: tuple[File, ...] = (
             "the pixel behind the last one is the last one again",
         ),
         ("«if (g.aligned) axis->samples = zero + static_cast<A>(samples);»", ""),
-        ("const bool ascending = «step >= 0»;", "true"),
+        ("const bool ascending = «spacing >= 0»;", "true"),
         ("if («lane_reach > reach») reach = lane_reach;", "lane == 0"),
         ("if (!(«reach <= kLargestWindow - 1»)) return false;", "reach <= kLargestWindow"),
         (

@@ -49,7 +49,7 @@ OPERATORS = {
     "threads": Suite(program=("fuzz_kernels", "0", "2000", "threads")),
     "calls": Suite(program=("calls",)),
     "parallel_loop": Suite(program=("parallel_loop",)),
-    "sampling_rules": Suite(files=("tests/native/test_sampling_rules.py",)),
+    "sampling_rules": Suite(program=("sampling_rules_baseline",)),
     "raw_operators": _of_operators("raw_operators"),
     "shapes": _of_operators(
         "deformable_conv2d", "roi_pool", "deformable_attention", "conv2d_branch", only=_SHAPES

@@ -1,10 +1,8 @@
 // Checks that the vector forms of the sampling rules are these rules: bilinear_simd.inc that of
 // sampling/bilinear.h, and the lanes of RoI pooling those of roi_pool/bins.h; and that 16-bit
 // numbers are widened and rounded as IEEE 754 says. Prints which check failed and exits with 1, or
-// prints how much was compared.
-//
-// Compiled once for each instruction set (see test_sampling_rules.py), without contracting products
-// and sums: where a slope has a step, one rounding less would decide.
+// prints how much was compared; or exits with 77, if the processor lacks what it is compiled for
+// (CMakeLists.txt: once for each instruction set).
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -348,6 +346,11 @@ void CheckAll() {
 
 int main() {
   using namespace tf_deformable::roi_pool;
+#if defined(__AVX512F__)
+  if (!__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) return 77;
+#elif defined(__AVX2__)
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 77;
+#endif
   CheckAll<float>();
   CheckAll<double>();
   CheckNarrow<tf_deformable::Half>(5);

@@ -121,13 +121,13 @@ BinAxis<A> MakeBinAxis(const roi_pool::Geometry& g, A low, A high, int64_t bins,
       if (!samples.aligned) axis.samples += 1;
       if (limit > 0) axis.pairs.push_back(roi_pool::MakePixelPair<int64_t>(position));
     }
-    const bool reversed = samples.aligned && samples.step < 0;
+    const bool reversed = samples.aligned && samples.spacing < 0;
     const Exact index = reversed ? count - 1 - s : Exact(s);
     const Exact within = samples.aligned ? index + 0.5L : index;
     const Exact exact = exact_base + within * bin_size / count;
     // A product of rounded numbers may be right by luck, and is not where it is fused with a sum.
     if (base_is_exact && IsExact<A>(within * bin_size / count) && IsExact<A>(exact) &&
-        (within == 0 || samples.step == bin_size / count)) {
+        (within == 0 || samples.spacing == bin_size / count)) {
       continue;
     }
     const Exact lowest = samples.aligned ? -1 : -0.5L;

@@ -31,13 +31,20 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-def run(build: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs the fuzzer."""
-    emulator = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"]
-    program = build / "native_tests" / "fuzz_kernels"
+def run(
+    build: pathlib.Path, *arguments: str, program: str = "fuzz_kernels"
+) -> subprocess.CompletedProcess[str]:
+    """Runs a native program."""
+    command = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", build / "native_tests" / program]
     return subprocess.run(
-        [*emulator, program, *arguments], capture_output=True, text=True, timeout=300, check=False
+        [*command, *arguments], capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def test_vectors_follow_the_scalar_rules(build: pathlib.Path) -> None:
+    done = run(build, program="sampling_rules_baseline")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.endswith(" values are the same\n")
 
 
 def test_random_shapes_and_hostile_values(build: pathlib.Path) -> None:

@@ -3,6 +3,7 @@
 #define TF_DEFORMABLE_CC_KERNELS_BASE_FLOAT_TYPES_H_
 
 #include <cstdint>
+#include <type_traits>
 
 namespace tf_deformable {
 
@@ -26,6 +27,20 @@ struct ComputeTypeOf<double> {
 };
 template <typename T>
 using ComputeType = typename ComputeTypeOf<T>::type;
+
+// Whether sums of T are held in a wider type, and rounded once, when nothing more is added.
+template <typename T>
+inline constexpr bool kHasWiderSums = !std::is_same_v<T, ComputeType<T>>;
+
+// Where the sums of results are held: in the results, unless they are wider.
+template <typename T>
+ComputeType<T>* SumsOf(T* results, void* wider_sums) {
+  if constexpr (kHasWiderSums<T>) {
+    return static_cast<ComputeType<T>*>(wider_sums);
+  } else {
+    return results;
+  }
+}
 
 // Every integer up to this one is a float: along so many pixels, positions of pixels are exact.
 inline constexpr int64_t kExactAsFloat = 1 << 24;

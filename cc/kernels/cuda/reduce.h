@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/base/integers.h"
 #include "kernels/cuda/primitives.h"
 
 namespace tf_deformable {
@@ -35,6 +36,25 @@ TF_DEFORMABLE_KERNEL(kReduceThreads, 1)
 void ConvertKernel(const From* from, int64_t size, To* to) {
   const int64_t i = BlockIndex() * kReduceThreads + ThreadIndex();
   if (i < size) to[i] = static_cast<To>(from[i]);
+}
+
+// Launches one of these.
+template <typename... Parameters>
+[[nodiscard]] Status LaunchForElements(const char* op, void (*kernel)(Parameters...), int64_t size,
+                                       void* stream, const Parameters&... parameters) {
+  return Launch(op, kernel, CeilDiv(size, kReduceThreads), kReduceThreads, 0, stream,
+                parameters...);
+}
+
+// Rounds the sums to the results, where these do not hold them.
+template <typename T>
+[[nodiscard]] Status RoundSums(const char* op, const ComputeType<T>* sums, int64_t size, T* results,
+                               void* stream) {
+  if constexpr (kHasWiderSums<T>) {
+    return LaunchForElements(op, SumKernel<T>, size, stream, sums, size, int32_t{1}, results);
+  } else {
+    return Status();
+  }
 }
 
 }  // namespace cuda

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
 
 #include "kernels/cpu/driver.h"
 
@@ -117,7 +116,6 @@ template <typename T>
 BackwardPlan<T>::BackwardPlan(const Geometry& g, int num_workers)
     : kernels_(TableKernels<T>()), levels_(g.maps), images_(g.batch) {
   using A = ComputeType<T>;
-  constexpr bool kRounds = !std::is_same_v<T, A>;
   BackwardJob<T>& job = job_;
   job.pixels = g.pixels;
   job.queries = g.queries;
@@ -134,7 +132,8 @@ BackwardPlan<T>::BackwardPlan(const Geometry& g, int num_workers)
   // 16-bit gradients are summed in float, of some images at a time, and rounded once.
   const int64_t images = std::max<int64_t>(g.batch, 1);
   const int64_t image_units = std::max<int64_t>(g.heads * job.blocks, 1);
-  images_per_step_ = kRounds ? std::min(images, CeilDiv(kUnitsWanted, image_units)) : images;
+  images_per_step_ =
+      kHasWiderSums<T> ? std::min(images, CeilDiv(kUnitsWanted, image_units)) : images;
   const int64_t query_partials =
       job.blocks > 1 ? images_per_step_ * g.heads * job.blocks * job.samples * 3 : 0;
   queries_per_step_ = std::max<int64_t>(g.queries, 1);
@@ -147,13 +146,14 @@ BackwardPlan<T>::BackwardPlan(const Geometry& g, int num_workers)
   Layout<A> worker;
   job.samples_at = worker.AddBytes(SamplesBytes<A>(job.samples, kernels_.lanes));
   job.gradients_at = worker.Add(std::min(job.samples, kMostSamples) * 3);
-  job.upstream_at = worker.Add(kRounds ? block_channels : 0);
+  job.upstream_at = worker.Add(kHasWiderSums<T> ? block_channels : 0);
   job.discard_at = worker.Add(block_channels);
   worker_size_ = worker.size();
   Layout<A> all;
   maps_at_ = AddMaps(job.samples, 1, kernels_.lanes, &all);
   partials_at_ = all.Add(queries_per_step_ * query_partials);
-  grad_value_at_ = all.Add(kRounds && g.batch > 0 ? images_per_step_ * g.pixels * g.channels() : 0);
+  grad_value_at_ =
+      all.Add(kHasWiderSums<T> && g.batch > 0 ? images_per_step_ * g.pixels * g.channels() : 0);
   worker_at_ = all.Add(num_workers * worker_size_);
   workspace_bytes_ = all.size() * sizeof(A);
 }
@@ -173,11 +173,8 @@ void BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, Executor& executor,
     job.first_image = image;
     job.last_image = std::min(image + images_per_step_, images_);
     const int64_t images = job.last_image - job.first_image;
-    if constexpr (std::is_same_v<T, A>) {
-      job.grad_value = tensors.grad_value;  // all images are one step
-    } else {
-      job.grad_value = space + grad_value_at_;
-    }
+    T* const grad_value = tensors.grad_value + image * image_size;
+    job.grad_value = SumsOf(grad_value, space + grad_value_at_);
     ForEachPiece(executor, images * image_size, [&](int64_t first, int64_t count) {
       std::memset(job.grad_value + first, 0, count * sizeof(A));
     });
@@ -193,10 +190,9 @@ void BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, Executor& executor,
       ForEach(executor, images * queries, job.heads * job.samples * 3 * job.blocks,
               [&](int64_t unit, int) { kernels_.reduce_partials(job, unit); });
     }
-    if constexpr (!std::is_same_v<T, A>) {
+    if constexpr (kHasWiderSums<T>) {
       ForEachPiece(executor, images * image_size, [&](int64_t first, int64_t count) {
-        kernels_.round(job.grad_value + first, count,
-                       tensors.grad_value + image * image_size + first);
+        kernels_.round(job.grad_value + first, count, grad_value + first);
       });
     }
   }

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 #include "kernels/base/integers.h"
 #include "kernels/cuda/reduce.h"
@@ -112,7 +111,7 @@ BackwardPlan<T>::BackwardPlan(const Geometry& g, const CudaOptions& options)
   using A = ComputeType<T>;
   images_per_step_ = std::max<int64_t>(g.batch, 1);
   workspace_bytes_ = 0;
-  if (!status_.ok() || HasNoRows(g) || std::is_same_v<T, A>) return;
+  if (!status_.ok() || HasNoRows(g) || !kHasWiderSums<T>) return;
   const int64_t image_bytes = g.pixels * g.channels() * static_cast<int64_t>(sizeof(A));
   images_per_step_ = std::clamp<int64_t>(kValueGradientBytes / std::max<int64_t>(image_bytes, 1), 1,
                                          images_per_step_);
@@ -123,7 +122,6 @@ template <typename T>
 Status BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, void* workspace,
                             void* stream) const {
   using A = ComputeType<T>;
-  constexpr bool kWidened = !std::is_same_v<T, A>;
   const Geometry& g = geometry_;
   if (!status_.ok()) return status_;
   const int64_t image_size = g.pixels * g.channels();
@@ -138,12 +136,8 @@ Status BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, void* workspace,
     const int64_t images = std::min(images_per_step_, g.batch - image);
     job.first_row = image * job.image_rows;
     job.last_row = (image + images) * job.image_rows;
-    A* sums;
-    if constexpr (kWidened) {
-      sums = static_cast<A*>(workspace);
-    } else {
-      sums = tensors.grad_value + image * image_size;
-    }
+    T* const grad_value = tensors.grad_value + image * image_size;
+    A* const sums = SumsOf(grad_value, workspace);
     Status status = FillZeros(kOp, sums, images * image_size * sizeof(A), stream);
     if (status.ok() && deterministic_ && g.samples > 0) {
       const int64_t threads = images * g.heads * g.levels * g.depth;
@@ -155,14 +149,7 @@ Status BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, void* workspace,
       status = LaunchTeams<T>(vectorised ? BackwardKernel<T, true> : BackwardKernel<T, false>, job,
                               vectorised ? kRun : 1, stream, tensors, scattered);
     }
-    if constexpr (kWidened) {
-      const int64_t size = images * image_size;
-      if (status.ok()) {
-        status =
-            Launch(kOp, SumKernel<T>, CeilDiv(size, kReduceThreads), kReduceThreads, 0, stream,
-                   static_cast<const A*>(sums), size, 1, tensors.grad_value + image * image_size);
-      }
-    }
+    if (status.ok()) status = RoundSums(kOp, sums, images * image_size, grad_value, stream);
     if (!status.ok()) return status;
   }
   return Status();

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
 
 #include "kernels/cpu/driver.h"
 #include "kernels/deformable_conv2d/cpu_tiles.h"
@@ -157,7 +156,6 @@ int64_t BackwardPlan<T>::PlanInputs(const Geometry& g, bool depthwise, int num_w
                             1, kUnitsWanted);
   }
   const int64_t part_channels = PlanParts(g, num_workers);
-  constexpr bool kRounds = !std::is_same_v<T, A>;
   job.columns_row = widest_block;
   Layout<A> inputs_worker;
   job.upstream_row = PanelRow<A>(std::max(widest_block, most_filters));
@@ -172,8 +170,9 @@ int64_t BackwardPlan<T>::PlanInputs(const Geometry& g, bool depthwise, int num_w
   packed_at_ = inputs.Add(largest_slab);
   partials_at_ = inputs.Add(images_per_step_ * job.num_blocks * pixels_per_step_ * g.taps() * 3);
   unfinished_at_ = inputs.Add(has_unfinished_ ? size * g.taps() * 3 : 0);
-  grad_inputs_at_ = inputs.Add(
-      kRounds ? std::min(images_per_part_, g.batch) * g.height * g.width * part_channels : 0);
+  grad_inputs_at_ = inputs.Add(kHasWiderSums<T> ? std::min(images_per_part_, g.batch) * g.height *
+                                                      g.width * part_channels
+                                                : 0);
   split_sums_at_ = inputs.Add((job.splits - 1) * job.split_size);
   inputs_worker_at_ = inputs.Add(num_workers * inputs_worker_size_);
   return inputs.size();
@@ -188,7 +187,7 @@ int64_t BackwardPlan<T>::PlanParts(const Geometry& g, int num_workers) {
   images_per_part_ = images_per_step_;
   blocks_per_part_ = num_blocks;
   // Splits are for where the units are too few as it is.
-  if (std::is_same_v<T, A> || inputs_job_.splits > 1) return g.channels;
+  if (!kHasWiderSums<T> || inputs_job_.splits > 1) return g.channels;
   int64_t widest = 0;
   for (const ChannelBlock& block : blocks_) widest = std::max(widest, block.width);
   const int64_t unit_size = std::max<int64_t>(g.height * g.width * widest, 1);
@@ -284,13 +283,9 @@ void BackwardPlan<T>::RunInputs(const BackwardTensors<T>& tensors, Executor& exe
       job.last_part_block = std::min(block + blocks_per_part_, job.num_blocks);
       job.first_channel = blocks_[block].first;
       job.sums_channels = ChannelsOf(block, job.last_part_block);
-      if constexpr (std::is_same_v<T, A>) {
-        job.grad_inputs = grad_inputs;  // of all blocks
-      } else {
-        job.grad_inputs = workspace + grad_inputs_at_;
-      }
+      job.grad_inputs = SumsOf(grad_inputs, workspace + grad_inputs_at_);
       SumPart(&job, executor, worker_space);
-      if constexpr (!std::is_same_v<T, A>) RoundPart(job, executor, grad_inputs);
+      if constexpr (kHasWiderSums<T>) RoundPart(job, executor, grad_inputs);
     }
   }
 }

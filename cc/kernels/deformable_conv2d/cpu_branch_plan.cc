@@ -37,25 +37,25 @@ Grid ForwardGrid(const Geometry& g) {
 // pixels first + i * stride are read by the same taps, every apart-th one, and each of these from
 // p = i + a constant. There is an axis for each `first` that any tap reads.
 std::vector<GridAxis> GradientAxes(const GridAxis& forward) {
-  const int64_t stride = forward.stride, dilation = forward.tap_step;
-  const int64_t apart = stride / std::gcd(stride, dilation);
+  const int64_t stride = forward.stride;
+  const int64_t apart = stride / std::gcd(stride, forward.dilation);
   std::vector<GridAxis> axes;
   for (int64_t tap = 0; tap < std::min(apart, forward.taps); ++tap) {
-    const int64_t shift = forward.origin + tap * dilation;
+    const int64_t shift = forward.origin + tap * forward.dilation;
     const int64_t first = (shift % stride + stride) % stride;
     if (first >= forward.source_size) continue;
     // From the last of these taps, which comes from the first p, to `tap`.
     const int64_t taps = CeilDiv(forward.taps - tap, apart);
-    const int64_t step = apart * dilation / stride;
+    const int64_t dilation = apart * forward.dilation / stride;
     GridAxis axis = {};
     axis.size = CeilDiv(forward.source_size - first, stride);
     axis.first = first;
-    axis.step = stride;
+    axis.results_apart = stride;
     axis.stride = 1;
-    axis.origin = (first - shift) / stride - (taps - 1) * step;
+    axis.origin = (first - shift) / stride - (taps - 1) * dilation;
     axis.source_size = forward.size;
     axis.taps = taps;
-    axis.tap_step = step;
+    axis.dilation = dilation;
     axis.first_tap = tap + (taps - 1) * apart;
     axis.taps_apart = -apart;
     axes.push_back(axis);
@@ -70,7 +70,7 @@ void CutGrid(int64_t most_results, Grid* grid) {
   grid->width = CeilDiv(x.size, grid->column_tiles);
   // In a copy that taps share, a row is longer by what its last tap reads further on.
   const int64_t pitch =
-      CeilDiv((grid->width - 1) * x.stride + (x.taps - 1) * x.tap_step + 1, x.stride);
+      CeilDiv((grid->width - 1) * x.stride + (x.taps - 1) * x.dilation + 1, x.stride);
   grid->shares_rows = x.taps > 1 && x.stride <= kMostSharedStride &&
                       pitch - grid->width <= grid->width / kSharedRowsWaste;
   grid->row_pitch = grid->shares_rows ? pitch : grid->width;
@@ -87,7 +87,7 @@ int64_t TileResults(const Grid& grid) { return (grid.rows - 1) * grid.row_pitch 
 // The elements of a copy of which `results` are read, and of the vector behind the last channel.
 int64_t CopySize(const Grid& grid, int64_t results, int64_t lanes) {
   const int64_t read =
-      (results - 1) * grid.pixels_apart() + 1 + (grid.copied_taps() - 1) * grid.x.tap_step;
+      (results - 1) * grid.pixels_apart() + 1 + (grid.copied_taps() - 1) * grid.x.dilation;
   const int64_t written = grid.rows * grid.row_pitch * grid.pixels_apart();
   return std::max(read, written) * grid.chunk_channels + lanes;
 }

@@ -1,7 +1,6 @@
 #include "kernels/deformable_conv2d/cpu_forward_plan.h"
 
 #include <algorithm>
-#include <type_traits>
 
 #include "kernels/cpu/driver.h"
 #include "kernels/deformable_conv2d/cpu_tiles.h"
@@ -153,7 +152,7 @@ void ForwardPlan<T>::PlanDepthwise(int num_workers) {
   job_.taps_together = CeilDiv(g.taps(), CeilDiv(g.taps(), kTapsTogether));
   job_.sums_row = std::min(g.channels, kLargestPanel);
   Layout<A> worker;
-  job_.sums_at = worker.Add(std::is_same_v<T, A> ? 0 : lanes * job_.sums_row);
+  job_.sums_at = worker.Add(kHasWiderSums<T> ? lanes * job_.sums_row : 0);
   AddTile(worker, job_.taps_together * lanes);
   worker_size_ = worker.size();
   workspace_bytes_ = num_workers * worker_size_ * sizeof(A);

@@ -136,13 +136,14 @@ struct InputsGradientJob {
 
 // --- The branch ----------------------------------------------------------------------------------
 
-// One axis of a convolution on a regular grid: its result at first + i * step, i in [0, size),
+// One axis of a convolution on a regular grid: its result at first + i *
+// results_apart, i in [0, size),
 // reads with its t-th tap, t in [0, taps), what the source has at i * stride + origin + t *
-// tap_step. The tap is the one numbered first_tap + t * taps_apart among those of the filters.
+// dilation. The tap is the one numbered first_tap + t * taps_apart among those of the filters.
 struct GridAxis {
-  int64_t size, first, step;
+  int64_t size, first, results_apart;
   int64_t stride, origin, source_size;
-  int64_t taps, tap_step, first_tap, taps_apart;  // tap_step is positive
+  int64_t taps, dilation, first_tap, taps_apart;  // dilation is positive
 };
 
 // A convolution on a regular grid, cut into tiles of some rows of results, or of some of one row.
@@ -171,7 +172,7 @@ struct Grid {
     return shares_rows ? x.taps : 1;
   }
   TF_DEFORMABLE_HOST_DEVICE constexpr int64_t product_taps() const {
-    return shares_rows && x.tap_step == 1 ? x.taps : 1;
+    return shares_rows && x.dilation == 1 ? x.taps : 1;
   }
   TF_DEFORMABLE_HOST_DEVICE constexpr int64_t products() const {
     return chunks() * taps() / product_taps();

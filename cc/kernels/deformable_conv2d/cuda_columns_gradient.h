@@ -208,8 +208,7 @@ Status PrepareFilters(const Convolution& c, PreparedFilters how, const T* filter
   if constexpr (std::is_same_v<T, float>) {
     if (how == PreparedFilters::kRounded) {
       const int64_t size = PreparedBytes<T>(c, how) / sizeof(T);
-      return Launch(kOp, RoundKernel<T>, CeilDiv(size, kReduceThreads), kReduceThreads, 0, stream,
-                    filters, size, memory);
+      return LaunchForElements(kOp, RoundKernel<T>, size, stream, filters, size, memory);
     }
   }
   return Status();

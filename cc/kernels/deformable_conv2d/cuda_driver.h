@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 #include "kernels/deformable_conv2d/cuda_filters_gradient.h"
 #include "kernels/deformable_conv2d/cuda_forward.h"

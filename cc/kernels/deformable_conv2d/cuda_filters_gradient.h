@@ -367,8 +367,8 @@ Status BackwardPlan<T>::RunFilters(const BackwardTensors<T>& tensors, void* work
         });
   }
   if (!status.ok() || partials == nullptr) return status;
-  return Launch(kOp, SumKernel<T>, CeilDiv(size, kReduceThreads), kReduceThreads, 0, stream,
-                static_cast<const A*>(partials), size, splits_, tensors.grad_filters);
+  return LaunchForElements(kOp, SumKernel<T>, size, stream, static_cast<const A*>(partials), size,
+                           splits_, tensors.grad_filters);
 }
 
 }  // namespace tf_deformable::deformable_conv2d::cuda

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 #include "kernels/cuda/reduce.h"
 #include "kernels/deformable_conv2d/cuda_cell_lists.h"
@@ -67,7 +66,7 @@ InputsGradientSteps PlanInputsGradient(const Geometry& g, const Convolution& c,
       prepared_bytes = std::max(prepared_bytes, PreparedBytes<T>(c, how));
     }
   }
-  const bool has_sums = !std::is_same_v<T, A> && steps.pixels_per_step > 0;
+  const bool has_sums = kHasWiderSums<T> && steps.pixels_per_step > 0;
   const Memory memory(nullptr, nullptr, steps.images_per_list * g.offset_groups, cells,
                       steps.pixels_per_list * pixel_samples);
   const auto take = [&](int64_t bytes) {
@@ -176,14 +175,9 @@ class InputsGradientPasses {
 
   // Takes some pixels of an image in each step, which adds to the sums of those before.
   Status RunImage(int64_t image) {
-    constexpr bool kWidened = !std::is_same_v<T, A>;
     const int64_t image_size = g_.height * g_.width * g_.channels;
     T* const grad_inputs = tensors_.grad_inputs + image * image_size;
-    if constexpr (kWidened) {
-      gather_.sums = reinterpret_cast<A*>(workspace_ + steps_.sums_at);
-    } else {
-      gather_.sums = grad_inputs;
-    }
+    gather_.sums = SumsOf(grad_inputs, workspace_ + steps_.sums_at);
     gather_.adds = false;
     Status status;
     const int64_t last = (image + 1) * g_.output_size();
@@ -194,12 +188,7 @@ class InputsGradientPasses {
       if (status.ok()) status = RunStep(first, end, 1);
       gather_.adds = true;
     }
-    if constexpr (kWidened) {
-      if (status.ok()) {
-        status = Launch(kOp, SumKernel<T>, CeilDiv(image_size, kReduceThreads), kReduceThreads, 0,
-                        stream_, static_cast<const A*>(gather_.sums), image_size, 1, grad_inputs);
-      }
-    }
+    if (status.ok()) status = RoundSums(kOp, gather_.sums, image_size, grad_inputs, stream_);
     return status;
   }
 

@@ -4,6 +4,7 @@
 #include <limits>
 #include <utility>
 
+#include "kernels/base/integers.h"
 #include "kernels/base/validation.h"
 
 namespace tf_deformable::deformable_conv2d {
@@ -27,7 +28,7 @@ Axis ResolveAxis(int64_t input, int64_t kernel, int64_t stride, int64_t dilation
   if (Known(kernel)) axis.extent = (kernel - 1) * dilation + 1;
   if (padding == Padding::kSame) {
     if (!Known(input)) return axis;
-    axis.output = (input + stride - 1) / stride;
+    axis.output = CeilDiv(input, stride);
     if (Known(axis.extent)) {
       axis.pad_before = std::max<int64_t>((axis.output - 1) * stride + axis.extent - input, 0) / 2;
     }

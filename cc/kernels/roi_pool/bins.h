@@ -129,7 +129,7 @@ TF_DEFORMABLE_HOST_DEVICE A BinScale(A samples_y, A samples_x, A dy, A dx) {
 // `first` and from `last` on are far off the map.
 template <typename A>
 struct BinSamples {
-  A base, step;
+  A base, spacing;
   A count;  // aligned: all samples; else 0, and those that count have to be counted
   int64_t first, last;
   int64_t limit;  // pixels of the map along this axis
@@ -145,10 +145,10 @@ struct BinSamples {
   TF_DEFORMABLE_HOST_DEVICE bool PositionAs(int64_t index, A* position) const {
     A p;
     if (kAligned) {
-      const int64_t s = step < 0 ? static_cast<int64_t>(count) - 1 - index : index;
-      p = base + (s + A(0.5)) * step;
+      const int64_t s = spacing < 0 ? static_cast<int64_t>(count) - 1 - index : index;
+      p = base + (s + A(0.5)) * spacing;
     } else {
-      p = base + index * step;
+      p = base + index * spacing;
     }
     if (!(p >= (kAligned ? A{-1} : A(-0.5)) && p <= highest)) return false;
     *position = p < 0 ? A{0} : p > end ? end : p;
@@ -169,21 +169,21 @@ TF_DEFORMABLE_HOST_DEVICE BinSamples<A> MakeBinSamples(const Geometry& g, const 
   samples.first = samples.last = 0;
   if (!g.aligned) {
     samples.count = 0;
-    samples.step = box.bin / g.samples_per_bin;
+    samples.spacing = box.bin / g.samples_per_bin;
     samples.last = g.samples_per_bin;
     return samples;
   }
   samples.count = g.samples_per_bin > 0 ? static_cast<A>(g.samples_per_bin) : -Floor(-box.bin);
-  samples.step = 0;
+  samples.spacing = 0;
   // A bin of more pixels than this weighs each with nothing.
   if (!(samples.count >= 1 && samples.count <= A(1 << 30)) || limit == 0) return samples;
   const int64_t all = static_cast<int64_t>(samples.count);
-  samples.step = box.bin / samples.count;
+  samples.spacing = box.bin / samples.count;
   samples.last = all;
   // Of a large bin only the samples near the map are visited.
-  const A width = samples.step < 0 ? -samples.step : samples.step;
+  const A width = samples.spacing < 0 ? -samples.spacing : samples.spacing;
   if (width > 0) {
-    const A low = samples.step > 0 ? samples.base : samples.base + all * samples.step;
+    const A low = samples.spacing > 0 ? samples.base : samples.base + all * samples.spacing;
     const A before = (-1 - low) / width - 2, until = (limit - low) / width + 2;
     if (!(before < all && until > 0)) {
       samples.last = 0;

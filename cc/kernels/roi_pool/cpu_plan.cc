@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
 
 #include "kernels/cpu/driver.h"
 
@@ -75,12 +74,13 @@ BackwardPlan<T>::BackwardPlan(const Geometry& geometry, int num_workers)
   // Without boxes their partials would be as many as anyone asks for.
   partials_at_ = all.Add<A>(std::min(boxes_per_step_, g.boxes) * box_partials);
   // Where gradients are rounded, their sums are held for some images at a time.
-  constexpr bool kRounds = !std::is_same_v<T, A>;
   const int64_t image_size = g.height * g.width * g.channels;
   const int64_t images = std::max<int64_t>(g.batch, 1);  // boxes that are padding need no image
   const int64_t image_bytes = std::max<int64_t>(image_size * static_cast<int64_t>(sizeof(A)), 1);
-  images_per_part_ = kRounds ? std::clamp<int64_t>(kRoundedBytes / image_bytes, 1, images) : images;
-  grad_inputs_at_ = all.Add<A>(kRounds ? std::min(images_per_part_, g.batch) * image_size : 0);
+  images_per_part_ =
+      kHasWiderSums<T> ? std::clamp<int64_t>(kRoundedBytes / image_bytes, 1, images) : images;
+  grad_inputs_at_ =
+      all.Add<A>(kHasWiderSums<T> ? std::min(images_per_part_, g.batch) * image_size : 0);
   workspace_bytes_ = all.size();
 }
 
@@ -102,11 +102,7 @@ void BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, Executor& executor,
     job.first_image = image;
     job.last_image = image + images_per_part_;
     T* const grad_inputs = tensors.grad_inputs + image * image_size;
-    if constexpr (std::is_same_v<T, A>) {
-      job.grad_inputs = grad_inputs;
-    } else {
-      job.grad_inputs = reinterpret_cast<A*>(space + grad_inputs_at_);
-    }
+    job.grad_inputs = SumsOf(grad_inputs, space + grad_inputs_at_);
     const int64_t size = std::min(images_per_part_, g.batch - image) * image_size;
     ForEachPiece(executor, size, [&](int64_t first, int64_t count) {
       std::memset(job.grad_inputs + first, 0, count * sizeof(A));
@@ -124,7 +120,7 @@ void BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, Executor& executor,
                 [&](int64_t unit, int) { kernels_.reduce_partials(job, job.first_box + unit); });
       }
     }
-    if constexpr (!std::is_same_v<T, A>) {
+    if constexpr (kHasWiderSums<T>) {
       ForEachPiece(executor, size, [&](int64_t first, int64_t count) {
         kernels_.round(job.grad_inputs + first, count, grad_inputs + first);
       });

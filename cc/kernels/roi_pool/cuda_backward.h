@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 #include "kernels/base/integers.h"
 #include "kernels/cuda/reduce.h"
@@ -180,9 +179,8 @@ BackwardPlan<T>::BackwardPlan(const Geometry& g, const CudaOptions& options)
   blocks_ = blocks.blocks;
   shared_bytes_ = blocks.shared_bytes;
   // 16-bit gradients are summed in float and rounded once, some images at a time.
-  const bool widened = !std::is_same_v<T, A>;
   const int64_t image_bytes =
-      widened ? g.height * g.width * g.channels * static_cast<int64_t>(sizeof(A)) : 0;
+      kHasWiderSums<T> ? g.height * g.width * g.channels * static_cast<int64_t>(sizeof(A)) : 0;
   images_per_step_ = std::clamp<int64_t>(kInputsGradientBytes / std::max<int64_t>(image_bytes, 1),
                                          1, std::max<int64_t>(g.batch, 1));
   const int64_t box_bytes = g.bins() * g.classes * 3 * static_cast<int64_t>(sizeof(A));
@@ -196,11 +194,10 @@ template <typename T>
 Status BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, void* workspace,
                             void* stream) const {
   using A = ComputeType<T>;
-  constexpr bool kWidened = !std::is_same_v<T, A>;
   const Geometry& g = geometry_;
   if (!status_.ok()) return status_;
   const int64_t image_size = g.height * g.width * g.channels;
-  if (!kWidened || g.boxes == 0) {
+  if (!kHasWiderSums<T> || g.boxes == 0) {
     const Status status =
         FillZeros(kOp, tensors.grad_inputs, g.batch * image_size * sizeof(T), stream);
     if (!status.ok() || g.boxes == 0) return status;
@@ -217,13 +214,11 @@ Status BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, void* workspace,
     job.first_image = image;
     job.last_image = std::min(image + images_per_step_, std::max<int64_t>(g.batch, 1));
     const int64_t images = std::min(job.last_image, g.batch) - image;
-    A* sums;
-    if constexpr (kWidened) {
-      sums = reinterpret_cast<A*>(memory + grad_inputs_at_);
+    T* const grad_inputs = tensors.grad_inputs + image * image_size;
+    A* const sums = SumsOf(grad_inputs, memory + grad_inputs_at_);
+    if (kHasWiderSums<T>) {
       const Status status = FillZeros(kOp, sums, images * image_size * sizeof(A), stream);
       if (!status.ok()) return status;
-    } else {
-      sums = tensors.grad_inputs + image * image_size;
     }
     if (deterministic_) {
       const Status status =
@@ -251,13 +246,8 @@ Status BackwardPlan<T>::Run(const BackwardTensors<T>& tensors, void* workspace,
                  tensors, static_cast<const A*>(gradients.partials));
       if (!reduced.ok()) return reduced;
     }
-    if constexpr (kWidened) {
-      const int64_t size = images * image_size;
-      const Status status =
-          Launch(kOp, SumKernel<T>, CeilDiv(size, kReduceThreads), kReduceThreads, 0, stream,
-                 static_cast<const A*>(sums), size, 1, tensors.grad_inputs + image * image_size);
-      if (!status.ok()) return status;
-    }
+    const Status status = RoundSums(kOp, sums, images * image_size, grad_inputs, stream);
+    if (!status.ok()) return status;
   }
   return Status();
 }

@@ -1,4 +1,3 @@
-#include "kernels/base/integers.h"
 #include "kernels/cuda/reduce.h"
 #include "kernels/roi_pool/cuda_plan.h"
 
@@ -7,13 +6,11 @@ namespace tf_deformable::roi_pool::cuda {
 using namespace tf_deformable::cuda;
 
 Status ConvertBoxes(const float* from, int64_t size, double* to, void* stream) {
-  return Launch(kOp, ConvertKernel<float, double>, CeilDiv(size, kReduceThreads), kReduceThreads, 0,
-                stream, from, size, to);
+  return LaunchForElements(kOp, ConvertKernel<float, double>, size, stream, from, size, to);
 }
 
 Status ConvertBoxes(const double* from, int64_t size, float* to, void* stream) {
-  return Launch(kOp, ConvertKernel<double, float>, CeilDiv(size, kReduceThreads), kReduceThreads, 0,
-                stream, from, size, to);
+  return LaunchForElements(kOp, ConvertKernel<double, float>, size, stream, from, size, to);
 }
 
 }  // namespace tf_deformable::roi_pool::cuda

@@ -10,7 +10,6 @@
 #define TF_DEFORMABLE_CC_KERNELS_ROI_POOL_CUDA_CLASS_BINS_H_
 
 #include <cstdint>
-#include <type_traits>
 
 #include "kernels/base/integers.h"
 #include "kernels/cuda/elements.h"

@@ -28,7 +28,7 @@ template <typename V>
 
 // The position, in pixels, of a location that is a part of the map, of which 0 and 1 are the outer
 // edges. The product is rounded before the difference, on every processor: pixels' centres are
-// where the derivative has a step, and one rounding less would put some of them before it.
+// where the derivative jumps, and one rounding less would put some of them before it.
 template <typename A>
 TF_DEFORMABLE_HOST_DEVICE A PositionOfLocation(A location, A size) {
 #if defined(__CUDA_ARCH__)
