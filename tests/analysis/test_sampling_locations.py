@@ -71,6 +71,22 @@ def test_strides_dilations_and_padding_of_the_layers_themselves():
         assert found.positions.shape == (2, 6, 6, 9, 2)
 
 
+def test_masks_are_those_of_the_taps():
+    layer = models.deformable("a", kernel_size=(2, 3), modulated=True, offset_groups=2, filters=2)
+    model = functional(layers.Conv2D(2, 1), layer)
+    images = models.integer_images(1, 5, 6)
+    model(images)
+    logits = np.arange(12) / 12.0
+    layer.offset_bias.assign(np.concatenate([np.zeros(24), logits]))
+
+    (samples,) = analysis.layer_samples(model, images)
+
+    expected = (1 / (1 + np.exp(-logits))).reshape(2, 2, 3)  # group, tap row, tap column
+    np.testing.assert_allclose(
+        samples.mask, np.broadcast_to(expected, [1, 5, 6, 2, 2, 3]), atol=1e-6
+    )
+
+
 BETWEEN = {
     "a 1x1 convolution": [lambda: models.plain(1)],
     "a stride": [lambda: models.plain(1, strides=2)],
