@@ -191,7 +191,6 @@ FILES: tuple[File, ...] = (
         (
             "queries=«locations_dims[1] if known(locations_dims[1]) else weights_dims[1]»,",
             "locations_dims[1]",
-            "the same number, which is checked",
         ),
         ("axes_of_points: list[Dim] = [«sum(num_points)»]", "len(num_points)"),
     ),
