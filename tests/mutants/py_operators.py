@@ -62,7 +62,7 @@ FILES: tuple[File, ...] = (
         ('first = «1 if layout == "NHWC" else 2»', "1"),
         ("        if «pads[axis] != [0, 0]»:", "False"),
         (
-            "if isinstance(value, (str, bytes, bool, np.bool_)):\n        raise TypeError(rule)\n    try:\n        return «operator.index(value)»",
+            "number = «operator.index(value)»",
             "int(value)",
         ),
     ),
@@ -159,9 +159,9 @@ FILES: tuple[File, ...] = (
     file(
         "tf_deformable/ops/sampling.py",
         ["py_positions"],
-        ("taps = tf.range(kernel_size[axis]) * «dilations[axis]»", "dilations[0]"),
-        ("strides[axis], «tf.cast(pads[axis], pixels.dtype)»)", "0"),
-        ("pads = tf.constant([«before» for before, _ in padding])", "_"),
+        ("taps = _count(kernel_size[axis]) * «dilations[axis]»", "dilations[0]"),
+        ("strides[axis], «pads[axis]»)", "0"),
+        ("pads = [«before» for before, _ in padding]", "_"),
         ("low, size = («low + 0.5») / spatial_scale", "low"),
         (
             "starts += «gamma * tf.cast(offsets, boxes.dtype) * size»",
