@@ -32,7 +32,7 @@ class Suite:
 
 def _of_operators(*files: str, **arguments: tuple[str, ...]) -> Suite:
     """What runs the compiled operators; the reference is not what is mutated."""
-    without = ("[reference", "-reference", "narrower", *arguments.pop("without", ()))
+    without = ("[reference", "-reference", *arguments.pop("without", ()))
     return Suite(
         files=tuple(f"tests/ops/test_{name}.py" for name in files), without=without, **arguments
     )

@@ -1,4 +1,4 @@
-"""What the tests of both operators ask of processes of their own."""
+"""What the operators' tests ask of processes of their own."""
 
 from __future__ import annotations
 

@@ -1,24 +1,16 @@
 """Shapes large enough that the kernels cut them into blocks, against the reference.
 
 The cases of the other files are small, so that the oracle's loops end; they fit into one block of
-everything. Here some case exceeds every limit of cc/kernels/deformable_conv2d/cpu_tiles.h, in
-every instruction set that the processor has.
+everything. Here some case exceeds every limit of cc/kernels/deformable_conv2d/cpu_tiles.h.
 """
 
 from __future__ import annotations
-
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 import tensorflow as tf
 
 from tests.ops.deformable_conv2d_cases import Case, assert_close, evaluate
 from tf_deformable import config
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 SQUARE = {"kernel": (3, 3), "strides": (1, 1), "dilations": (1, 1), "padding": "SAME"}
 CASES = {
@@ -191,9 +183,6 @@ CASES = {
     ),
 }
 
-# From the narrowest to the widest, each with a flag that /proc/cpuinfo has for it.
-INSTRUCTION_SETS = {"baseline": "sse2", "avx2": "avx2", "avx512": "avx512vl"}
-
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64, tf.bfloat16], ids=lambda d: d.name)
 @pytest.mark.parametrize("name", CASES)
@@ -207,27 +196,3 @@ def test_blocks_add_up(name: str, dtype: tf.DType) -> None:
     with config.use_backend("native"):
         got = evaluate(arrays, **case.attributes())
     assert_close(got, {n: t.numpy() for n, t in expected.items()}, dtype)
-
-
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_narrower_instruction_sets_pass_the_operators_tests(isa: str) -> None:
-    """The widest one is what all other tests run on; the same tests again on the others."""
-    flags = pathlib.Path("/proc/cpuinfo").read_text().split()
-    supported = [name for name, flag in INSTRUCTION_SETS.items() if flag in flags]
-    if isa not in supported[:-1]:
-        pytest.skip(f"this processor has {supported}; the last is what the other tests run on")
-    files = ["test_deformable_conv2d.py", "test_deformable_conv2d_blocks.py", "test_roi_pool.py"]
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
-            *("-k", "(native or blocks) and not narrower"),
-            *(str(ROOT / "tests/ops" / file) for file in files),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "TF_DEFORMABLE_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert run.returncode == 0, run.stdout[-4000:]
-    assert "TF_DEFORMABLE_CPU_ISA must be" not in run.stderr  # the variable was not refused
