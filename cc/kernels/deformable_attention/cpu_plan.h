@@ -12,8 +12,7 @@
 namespace tf_deformable::deformable_attention::cpu {
 
 // As for the convolution (deformable_conv2d/cpu_forward_plan.h): made for one call, cut by the
-// shapes
-// alone, the workspace bounded and aligned to 64 bytes.
+// shapes alone, the workspace bounded and aligned to 64 bytes.
 template <typename T>
 class ForwardPlan {
  public:
