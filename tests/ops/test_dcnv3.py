@@ -213,6 +213,35 @@ def test_one_graph_serves_all_sizes(padding: Any) -> None:
         )
 
 
+@pytest.mark.parametrize("dilation", [2**25 + 4, 2**31 - 4])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize(("taps", "tap"), [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)])
+def test_taps_beyond_what_float_counts(taps: int, tap: int, scale: float, dilation: int) -> None:
+    """Center and tap lie far from the map, on its two sides, and only their sum is on it."""
+    rng = np.random.default_rng(3)
+    inputs = rng.normal(size=[1, 4, 5, 4]).astype(np.float32)
+    offsets = rng.normal(size=[1, 4, 5, taps, 2]).astype(np.float32)
+    reach = (taps - 1) * dilation
+    above = int(reach // 2 + (tap * dilation - reach // 2) * scale)  # the tap reads its own pixel
+    far = tf_deformable.dcnv3(
+        inputs,
+        offsets.reshape([1, 4, 5, taps * 2]),
+        np.ones([1, 4, 5, taps], np.float32),
+        kernel_size=(taps, 1),
+        dilations=(dilation, 1),
+        offset_scale=scale,
+        padding=[[0, 0], [above, reach - above], [0, 0], [0, 0]],
+    )
+    near = tf_deformable.dcnv3(
+        inputs,
+        offsets[:, :, :, tap],
+        np.ones([1, 4, 5, 1], np.float32),
+        kernel_size=1,
+        offset_scale=scale,
+    )
+    np.testing.assert_allclose(far, near, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
