@@ -17,7 +17,7 @@ def small(values):
 def deformable(name, **arguments):
     """A layer all of whose samples count, and whose offsets pass no gradient on."""
     return tf_deformable.DeformableConv2D(
-        1,
+        arguments.pop("filters", 1),
         arguments.pop("kernel_size", 3),
         name=name,
         kernel_initializer="ones",

@@ -71,6 +71,22 @@ def test_strides_dilations_and_padding_of_the_layers_themselves():
         assert found.positions.shape == (2, 6, 6, 9, 2)
 
 
+def test_masks_are_those_of_the_taps():
+    layer = models.deformable("a", kernel_size=(2, 3), modulated=True, offset_groups=2, filters=2)
+    model = functional(layers.Conv2D(2, 1), layer)
+    images = models.integer_images(1, 5, 6)
+    model(images)
+    logits = np.arange(12) / 12.0
+    layer.offset_bias.assign(np.concatenate([np.zeros(24), logits]))
+
+    (samples,) = analysis.layer_samples(model, images)
+
+    expected = (1 / (1 + np.exp(-logits))).reshape(2, 2, 3)  # group, tap row, tap column
+    np.testing.assert_allclose(
+        samples.mask, np.broadcast_to(expected, [1, 5, 6, 2, 2, 3]), atol=1e-6
+    )
+
+
 BETWEEN = {
     "a 1x1 convolution": [lambda: models.plain(1)],
     "a stride": [lambda: models.plain(1, strides=2)],
@@ -321,8 +337,9 @@ def test_a_layer_that_is_called_twice_has_two_names():
     assert found.layers == ("shared#0", "shared#1")
     one = analysis.sampling_locations(model, images, unit=(4, 4), layers=["shared#0"])
     assert one.positions.shape == (1, 9, 2)
-    with pytest.raises(ValueError, match="layers must name one call each .* several calls"):
-        analysis.sampling_locations(model, images, unit=(4, 4), layers=[shared])
+    for both in (shared, "shared"):
+        with pytest.raises(ValueError, match="layers must name one call each .* several calls"):
+            analysis.sampling_locations(model, images, unit=(4, 4), layers=[both])
 
 
 def test_two_images_of_the_same_size():

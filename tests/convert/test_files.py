@@ -181,6 +181,33 @@ def test_bad_safetensors(tmp_path: Path) -> None:
             convert.read_weights(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *(("F64", np.float64), ("F32", np.float32), ("F16", np.float16)),
+        *(("I64", np.int64), ("I32", np.int32), ("I16", np.int16), ("I8", np.int8)),
+        *(("U64", np.uint64), ("U32", np.uint32), ("U16", np.uint16), ("U8", np.uint8)),
+        *(("BF16", tf.bfloat16.as_numpy_dtype), ("BOOL", np.bool_)),
+    ],
+)
+def test_every_dtype_of_safetensors(
+    name: str, dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = np.array([[0, 1, 2], [3, 4, 200]]).astype(dtype)
+
+    class Safetensors:
+        """What the package gives of a file: bytes, and how to read them."""
+
+        @staticmethod
+        def deserialize(content: bytes) -> list[tuple[str, dict[str, Any]]]:
+            return [("a", {"dtype": name, "shape": [2, 3], "data": content})]
+
+    monkeypatch.setitem(sys.modules, "safetensors", Safetensors)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(array.tobytes())
+    np.testing.assert_array_equal(convert.read_weights(path)["a"], array, strict=True)
+
+
 # --- PyTorch ---
 
 
@@ -247,6 +274,20 @@ def test_an_old_pytorch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         convert.read_weights(tmp_path / "a.pt")
 
 
+def test_the_oldest_pytorch_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Torch:
+        __version__ = "2.6.0+cpu"
+
+        @staticmethod
+        def load(path: Path, map_location: str, weights_only: bool) -> dict[str, np.ndarray]:
+            assert weights_only
+            return {"weight": np.ones([2])}
+
+    (tmp_path / "a.PT").write_bytes(b"something")  # The case of a suffix does not matter.
+    monkeypatch.setitem(sys.modules, "torch", Torch)
+    assert set(convert.read_weights(tmp_path / "a.PT")) == {"weight"}
+
+
 def test_what_is_no_file_of_weights(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         convert.read_weights(tmp_path / "absent.params")
@@ -264,6 +305,10 @@ def test_mappings() -> None:
     state = {"a": np.ones([2]), "b": tf.ones([3])}
     assert set(convert.read_weights(state)) == {"a", "b"}
     assert set(convert.read_weights({"epoch": 3, "state_dict": state})) == {"a", "b"}
+    for key in ("model", "model_state_dict"):
+        assert set(convert.read_weights({"epoch": 3, key: state})) == {"a", "b"}
+    # An array of such a name is one of the weights.
+    assert set(convert.read_weights({**state, "model": np.ones([2])})) == {"a", "b", "model"}
     assert set(convert.read_weights({"ema": state, "state_dict": {}}, key="ema")) == {"a", "b"}
     with pytest.raises(ValueError, match=r"no weights under the key 'x'; its keys are 'ema'"):
         convert.read_weights({"ema": state}, key="x")

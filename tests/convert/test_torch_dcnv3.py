@@ -69,6 +69,41 @@ def test_out_again_bit_by_bit(case: str) -> None:
         assert array.dtype == state[name].dtype and array.flags.c_contiguous
 
 
+@pytest.mark.parametrize("remove_center", [False, True])
+def test_kernels_that_are_not_square(remove_center: bool) -> None:
+    layer = DCNv3(
+        2,
+        (3, 5),
+        depthwise_kernel_size=(5, 3),
+        normalization="layer",
+        remove_center=remove_center,
+    )
+    layer.build((None, None, None, 8))
+    random = np.random.default_rng(0)
+    layer.set_weights([random.normal(size=w.shape) for w in layer.get_weights()])
+
+    state = convert.torch_state_dict(layer, "dcn", as_numpy=True)
+    again = convert.dcnv3_layer_from_torch(state, "dcn", groups=2, kernel_size=(3, 5))
+
+    for one, other in zip(layer.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert state["dcn.dw_conv.0.weight"].shape == (8, 1, 5, 3)
+    # There taps go column by column, here row by row.
+    taps = [(row, column) for column in range(5) for row in range(3)]
+    here = [(row, column) for row in range(3) for column in range(5)]
+    if remove_center:
+        taps.remove((1, 2))
+        here.remove((1, 2))
+    for there, tap in enumerate(taps):
+        of_mask = state["dcn.mask.weight"][len(taps) + there]  # of the second group
+        np.testing.assert_array_equal(
+            of_mask, layer.mask_kernel[:, len(taps) + here.index(tap)].numpy()
+        )
+        dx, dy = state["dcn.offset.weight"].reshape(2, len(taps), 2, 8)[1, there]
+        kernel = layer.offset_kernel.numpy().reshape(8, 2, len(taps), 2)[:, 1, here.index(tap)]
+        np.testing.assert_array_equal([dy, dx], kernel.T)
+
+
 def test_loads_a_layer_of_a_model() -> None:
     case = "batch_normalization"
     maps = tf.keras.Input((None, None, 12))
@@ -96,7 +131,6 @@ def _changed(**changes: Any) -> dict[str, np.ndarray]:
         (_changed(), {"groups": 3}, "must be 27, or 24 without the center"),
         (_changed(), {"kernel_size": (5, 3)}, r"must be 30, or 28 without the center"),
     ],
-    ids=str,
 )
 def test_says_what_does_not_fit(
     state: dict[str, np.ndarray], arguments: dict[str, Any], message: str

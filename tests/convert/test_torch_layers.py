@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_deformable import DeformableConv2D, convert
+from tf_deformable import DeformableConv2D, MultiScaleDeformableAttention, convert
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORDED = np.load(GOLDEN / "torch_layers.npz")
@@ -326,6 +326,15 @@ def test_refuses_other_layers() -> None:
     layer.build((None, None, None, 2))
     with pytest.raises(ValueError, match="mask_prefix must be None for a layer that makes no mask"):
         convert.torch_state_dict(layer, mask_prefix="mask", as_numpy=True)
+    given = DeformableConv2D(3, 3, modulated=True, offset_source="given")
+    given.build([(None, None, None, 2), (None, None, None, 18), (None, None, None, 9)])
+    with pytest.raises(ValueError, match="mask_prefix must be None for a layer that makes no mask"):
+        convert.torch_state_dict(given, mask_prefix="mask", as_numpy=True)
+    attention = MultiScaleDeformableAttention(2, 1, 1)
+    attention.build([(None, None, 4), (None, None, 1, 2), (None, None, 4)])
+    for argument in ({"offset_prefix": "o"}, {"mask_prefix": "m"}, {"offset_use_bias": False}):
+        with pytest.raises(ValueError, match="offset_use_bias are for a DeformableConv2D"):
+            convert.load_torch_layer(attention, {}, "a", **argument)
 
 
 # --- With PyTorch ---

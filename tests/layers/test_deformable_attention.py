@@ -113,6 +113,19 @@ def test_an_untrained_layer_looks_in_a_direction_of_each_head(arrays):
     np.testing.assert_allclose(weights, np.full(weights.shape, 1 / 6), atol=1e-6)
 
 
+def test_an_untrained_layer_of_many_heads_looks_whole_pixels_away(arrays):
+    layer = make(num_heads=8, head_dim=2, num_points=1)
+    layer(arrays)
+
+    locations, _ = layer.sampling_locations(arrays)
+
+    pixels = (locations.numpy() - arrays[1][:, :, None, :, None]) * np.array(SIZES)[:, None]
+    around = [(0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1)]
+    for head, direction in enumerate(around):
+        expected = np.broadcast_to(direction, [2, QUERIES, 2, 1, 2])
+        np.testing.assert_allclose(pixels[:, :, head], expected, atol=1e-5)
+
+
 def test_an_untrained_layer_with_points_of_each_level(arrays):
     layer = make(num_heads=4, num_points=[1, 3])
     layer(arrays)
@@ -121,6 +134,7 @@ def test_an_untrained_layer_with_points_of_each_level(arrays):
 
     assert locations.shape == (2, QUERIES, 4, 2, 3, 2)
     np.testing.assert_allclose(weights[..., 0, :], np.tile([1 / 4, 0, 0], [2, QUERIES, 4, 1]))
+    assert np.all(locations[..., 0, 1:, :] < -1)  # What is missing is far from the map.
     np.testing.assert_allclose(weights[..., 1, :], np.full([2, QUERIES, 4, 3], 1 / 4), atol=1e-6)
     pixels = (locations.numpy() - arrays[1][:, :, None, :, None]) * np.array(SIZES)[:, None]
     np.testing.assert_allclose(pixels[:, :, 1, 0, 0, 0], np.ones([2, QUERIES]), atol=1e-5)
@@ -305,6 +319,9 @@ def test_wrong_inputs(arrays):
         ([query, references, maps[0]], r"must end with one value \[B,S,C\] or 2 maps"),
         ([query[0], references, *maps], "must begin with query"),
         ([query, references[..., :1], *maps], "reference_points must be"),
+        ([query, references.repeat(2, axis=3)[..., :3], *maps], "reference_points must be"),
+        ([query, references[:, :, :0], *maps], "reference_points must be"),
+        ([query, references.repeat(2, axis=2), *maps], "reference_points must be"),
         ([query, references, maps[0], maps[1][..., :3]], "the same number of channels"),
         ([query, references, flat(maps)], "spatial_shapes must be given with a flat value"),
     ):

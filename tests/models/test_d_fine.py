@@ -67,7 +67,7 @@ def expected(value, locations, weights, method):
 
 
 @pytest.mark.parametrize("method", ["default", "discrete"])
-@pytest.mark.parametrize("shapes", [SIZES, None], ids=["constant", "tensor"])
+@pytest.mark.parametrize("shapes", [SIZES, None, SIZES[:1]], ids=["constant", "tensor", "too few"])
 def test_levels_with_points_of_their_own(method, shapes):
     layer = Attention(method, shapes)
     model = tf.keras.Sequential([layer])
@@ -79,6 +79,36 @@ def test_levels_with_points_of_their_own(method, shapes):
     np.testing.assert_allclose(got, expected(*inputs, method), atol=1e-5)
     graph = tf.function(layer)(inputs)
     np.testing.assert_allclose(graph, got, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["default", "discrete"])
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16], ids=lambda dtype: dtype.name)
+def test_positions_in_half_precision_are_not_rounded_again(dtype, method):
+    layer = accelerate_d_fine(Attention(method))
+    narrow = [tf.cast(array, dtype) for array in arrays()]
+    rounded = [tf.cast(tensor, tf.float32).numpy() for tensor in narrow]
+
+    got = layer.ms_deformable_attn_core(
+        *(narrow[0], tf.constant(SIZES), *narrow[1:]), POINTS, None, SIZES, len(SIZES), None, method
+    )
+
+    assert got.dtype == dtype
+    want = expected(*rounded, method)
+    eps = 2.0**-10 if dtype == tf.float16 else 2.0**-7
+    np.testing.assert_allclose(tf.cast(got, tf.float32), want, rtol=eps, atol=1e-5)
+
+
+def test_what_keras_has_traced_is_traced_anew():
+    layer = Attention()
+    inputs = [tf.keras.Input(array.shape[1:], batch_size=BATCH) for array in arrays()]
+    layer.ms_deformable_attn_core = lambda value, *_: tf.zeros([BATCH, QUERIES, HEADS * DEPTH])
+    model = tf.keras.Model(inputs, layer(inputs))
+    assert not model.predict(arrays(), verbose=0).any()
+
+    accelerate_d_fine(model)
+
+    want = expected(*arrays(), "default")
+    np.testing.assert_allclose(model.predict(arrays(), verbose=0), want, atol=1e-5)
 
 
 def test_the_discrete_method_has_no_gradient_to_locations():

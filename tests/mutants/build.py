@@ -62,7 +62,7 @@ def build() -> None:
     wanted = {
         path.relative_to(ROOT): path.read_bytes()
         for path in sources
-        if path.suffix not in (".so", ".pyc") and path.parent != pathlib.Path(__file__).parent
+        if path.suffix not in (".so", ".pyc")
     }
     _put_mutants_in(wanted)
     for name in ("switch.h", "switch.cc"):

@@ -9,13 +9,13 @@ from tests.mutants.mutant import File, file
 FILES: tuple[File, ...] = (
     file(
         "cc/adapters/common/conv2d_attributes.cc",
-        ["raw_operators", "conv2d"],
+        ["calls", "raw_operators", "conv2d"],
         ('  } else if («name == "VALID"») {', 'name == "VALI"'),
         ('if («name == "SAME"») {', 'name != "EXPLICIT"'),
     ),
     file(
         "cc/adapters/common/deformable_conv2d_call.cc",
-        ["raw_operators", "conv2d", "conv2d_native"],
+        ["calls", "raw_operators", "conv2d", "conv2d_native"],
         ('if (status.ok()) «status = CheckZeroOrOne(kOp, "num_biases", num_biases_);»', ""),
         ("LastInput() + («is_gradient ? 1 : num_biases_»));", "num_biases_"),
         ("if («num_masks_ > 0») arguments.mask = inputs[3].shape;", "false"),
@@ -25,7 +25,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/adapters/common/conv2d_branch_call.cc",
-        ["raw_operators", "branch"],
+        ["calls", "raw_operators", "branch"],
         ("if (status.ok() && !(«largest_mask_ > 0»)) {", "largest_mask_ >= 0"),
         ("gradient.grad_offsets = inputs[2 + «num_masks_»].shape;", "0"),
         ("gradient.grad_mask = inputs[«4»].shape;", "2"),
@@ -33,7 +33,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/adapters/common/roi_pool_call.cc",
-        ["raw_operators", "roi_pool", "roi_pool_native"],
+        ["calls", "raw_operators", "roi_pool", "roi_pool_native"],
         ('const Status status = «CheckZeroOrOne(kOp, "num_offsets", num_offsets_)»;', "Status()"),
         ('status.ok() ? «CheckZeroOrOne(kOp, "num_masks", num_masks_)» : status;', "Status()"),
         ("if («num_masks_ > 0») arguments.mask = inputs[MaskInput()].shape;", "false"),
@@ -43,14 +43,14 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/adapters/common/deformable_attention_call.cc",
-        ["raw_operators", "attention", "attention_native"],
+        ["calls", "raw_operators", "attention", "attention_native"],
         ("for (const int64_t dim : inputs[kHostInput].shape.dims) «size *= dim;»", "size = dim;"),
         ("if («is_gradient») arguments.grad_output = inputs[4].shape;", "false"),
         ('} else if («coordinates_ == "pixels"») {', "true"),
     ),
     file(
         "cc/adapters/common/rules.cc",
-        ["raw_operators", "attention_native", "branch"],
+        ["calls", "raw_operators", "attention_native", "branch"],
         ("if («count == 0 || count == 1») return Status();", "count >= 0"),
         ("if («first.type != features.type && first.type != positions») {", "false"),
         (
@@ -61,12 +61,10 @@ FILES: tuple[File, ...] = (
             "if («type == expected») return Status();\n"
             '  return Invalid(op, std::string(name) + " must have the dtype of',
             "true",
-            "the registered operators already ask for the same type",
         ),
         (
             "if («got == expected») return Status();",
             "true",
-            "the registered operators already fix the number of tensors",
         ),
     ),
     file(

@@ -98,7 +98,14 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/kernels/deformable_attention/cpu_kernels.inc",
-        ["attention_quick", "fuzz", "attention", "attention_blocks", "attention_native"],
+        [
+            "attention_quick",
+            "fuzz",
+            "attention",
+            "attention_blocks",
+            "attention_native",
+            "more_fuzz",
+        ],
         (
             "const int64_t at = row * job.samples + «first»;\n  for (int64_t i = 0; i < count; i +=",
             "0",

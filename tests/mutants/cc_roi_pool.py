@@ -263,7 +263,7 @@ FILES: tuple[File, ...] = (
             "g.samples_per_bin < 0",
         ),
         ("|| «g.samples_per_bin > kMostSamples» ||", "g.samples_per_bin > kMostSamples + 1"),
-        ("|| «g.height == 0» || g.width == 0 ||", "false"),
+        ("|| «g.height == 0 || g.width == 0» ||", "false"),
         ("      «g.height > kExactAsFloat» || g.width > kExactAsFloat) {", "false"),
         ("      g.height > kExactAsFloat || «g.width > kExactAsFloat») {", "false"),
         ("dx[lane] = LoadSampling(tensors.offsets, first + «2 * lane + 1»);", "2 * lane"),

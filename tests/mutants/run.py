@@ -14,6 +14,7 @@ fails without a mutant, or less than 98 % of the mutants that are not equivalent
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -29,7 +30,14 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from tests.mutants import build, python
+from tests.mutants import (
+    build,
+    py_analysis,
+    py_convert,
+    py_layers,
+    py_models,
+    py_operators,
+)
 from tests.mutants.mutant import File, Mutant, mutated
 from tests.mutants.suites import OPERATORS, PACKAGE
 
@@ -37,6 +45,15 @@ Chosen = tuple[int, File, Mutant]  # the number of its switch, 0 in Python
 
 ENOUGH = 0.98
 RESULTS = build.TREE / "results.json"
+
+PY_FILES = (
+    *py_operators.FILES,
+    *py_layers.FILES,
+    *py_models.FILES,
+    *py_convert.FILES,
+    *py_analysis.FILES,
+)
+
 _LEAST_SECONDS = 40.0  # a mutant has this, or many times what its tests take without it
 _TIMES = 10
 
@@ -146,12 +163,7 @@ class OperatorRunner(Runner):
             if suite.program:
                 program = build.build_programs() / suite.program[0]
                 steps.append({"program": [str(program), *suite.program[1:]]})
-            tests = [
-                test
-                for file in suite.files
-                for test in self._tests
-                if test.startswith(f"{file}::") and suite.takes(test) and test not in done
-            ]
+            tests = [test for test in self._tests if suite.takes(test) and test not in done]
             done.update(tests)
             if tests:
                 steps.append({"tests": tests})
@@ -163,10 +175,12 @@ class PackageRunner(Runner):
 
     def task(self, names: Iterable[str], number: int, package: pathlib.Path) -> dict[str, Any]:
         suites = [PACKAGE[name] for name in names]
+        path = f"{package}{os.pathsep}{build.TREE}"
         return {
-            "steps": [{"tests": [file for suite in suites for file in suite.files]}],
-            "without": list(dict.fromkeys(part for suite in suites for part in suite.without)),
-            "environment": {"PYTHONPATH": f"{package}{os.pathsep}{build.TREE}"},
+            "steps": [{"tests": list(dict.fromkeys(f for suite in suites for f in suite.files))}],
+            "suites": [dataclasses.asdict(suite) for suite in suites],
+            "environment": dict(pair for suite in suites for pair in suite.environment)
+            | {"PYTHONPATH": path},
             "package": str(package),
         }
 
@@ -257,7 +271,7 @@ def main() -> int:
     options = parser.parse_args()
 
     everything = [(number, *both) for number, both in build.CC_MUTANTS.items()]
-    everything += [(0, file, mutant) for file in python.FILES for mutant in file.mutants]
+    everything += [(0, file, mutant) for file in PY_FILES for mutant in file.mutants]
     last = json.loads(RESULTS.read_text()) if options.again and RESULTS.exists() else {}
     chosen = [
         (number, file, mutant)

@@ -24,10 +24,10 @@ class Suite:
     environment: tuple[tuple[str, str], ...] = ()
 
     def takes(self, test: str) -> bool:
-        """Whether a test of the files, by its node id, is one of the suite."""
-        name = test.partition("::")[2]
+        """Whether a test, by its node id, is one of the suite."""
+        file, _, name = test.partition("::")
         named = not self.only or any(part in name for part in self.only)
-        return named and not any(part in name for part in self.without)
+        return file in self.files and named and not any(part in name for part in self.without)
 
 
 def _of_operators(*files: str, **arguments: tuple[str, ...]) -> Suite:
@@ -47,6 +47,7 @@ OPERATORS = {
     "more_fuzz": Suite(program=("fuzz_kernels", "400", "1500")),
     "corpus": Suite(program=("replay_inputs", "tests/native/corpus")),
     "threads": Suite(program=("fuzz_kernels", "0", "2000", "threads")),
+    "calls": Suite(program=("calls",)),
     "parallel_loop": Suite(program=("parallel_loop",)),
     "sampling_rules": Suite(program=("sampling_rules_baseline",)),
     "raw_operators": _of_operators("raw_operators"),
@@ -89,8 +90,16 @@ PACKAGE = {
         "analysis/test_offset_health",
         "analysis/test_roi_bins",
     ),
-    "py_detection": _files("models/test_detection"),
+    "py_detection": _files("models/test_detection_parts", "models/test_detection"),
+    "py_detector": _files(
+        "models/test_pyramid",
+        "models/test_detector_as_keras_model",
+        without=("learn", "serves", "replicas", "files", "callbacks", "mixed_precision"),
+    ),
+    "py_surgery_parts": _files("models/test_surgery_parts"),
     "py_surgery": _files("models/test_surgery", "models/test_segmentation"),
+    "py_surgery_of_models": _files("models/test_custom_layers", "models/test_own_constructors"),
+    "py_d_fine": _files("models/test_d_fine"),
     "py_layouts": _files("convert/test_layouts"),
     "py_convert": _files(
         "convert/test_matching",
@@ -98,6 +107,7 @@ PACKAGE = {
         "convert/test_torch_layers",
         "convert/test_mxnet_layers",
     ),
+    "py_convert_dcn": _files("convert/test_torch_dcnv3"),
     "py_reference": _files(
         *_REFERENCE,
         "reference/test_deformable_conv2d",
@@ -109,6 +119,15 @@ PACKAGE = {
     ),
     "py_reference_roi_pool": _files(
         "reference/test_roi_pool", "ops/test_roi_pool", without=("[native",)
+    ),
+    "py_reference_attention": _files(
+        "reference/test_deformable_attention",
+        "ops/test_deformable_attention_errors",
+        "ops/test_deformable_attention",
+        without=("[native", "-native"),
+    ),
+    "py_reference_branch": _files(
+        "ops/test_conv2d_branch", "layers/test_offset_branch", without=("[native", "-native")
     ),
     "py_dcnv3": _files("ops/test_dcnv3"),
     "py_positions": _files("layers/test_sampling_positions", "layers/test_bin_boxes"),
@@ -124,6 +143,9 @@ PACKAGE = {
         "layers/test_roi_pool_training",
     ),
     "py_layer_dcn": _files("layers/test_dcn"),
-    "py_layer_roi_pool": _files("layers/test_roi_pool"),
+    "py_layer_roi_pool": _files("layers/test_roi_pool", "layers/test_roi_pool_saving"),
+    "py_layer_attention": _files("layers/test_deformable_attention"),
+    "py_config": _files("test_config"),
+    "py_keras_graph": _files("graphs/test_keras_graph"),
     "py_graphs": _files("graphs/test_strides", "analysis/test_sampling_locations"),
 }

@@ -22,6 +22,8 @@ from typing import Any, TextIO
 
 import pytest
 
+from tests.mutants.suites import Suite
+
 ROOT = pathlib.Path.cwd()
 
 Task = dict[str, Any]
@@ -123,8 +125,15 @@ class Collected:
         return ""
 
 
-class _FirstFailure:
-    found = ""
+class _Suites:
+    """A plugin of pytest that leaves out tests of no suite, and keeps the first that fails."""
+
+    def __init__(self, suites: list[Suite]) -> None:
+        self._suites = suites
+        self.found = ""
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [i for i in items if any(suite.takes(i.nodeid) for suite in self._suites)]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -133,16 +142,14 @@ class _FirstFailure:
 
 def _run_pytest(task: Task) -> Callable[[list[str]], str]:
     """For a mutant of the package that lies in a folder of its own."""
-    options = ["-q", "-x", "-p", "no:cacheprovider"]
-    if task["without"]:
-        options += ["-k", " and ".join(f"not {part}" for part in task["without"])]
+    suites = [Suite(**suite) for suite in task["suites"]]
 
     def run(tests: list[str]) -> str:
         sys.path.insert(0, task["package"])
         import tf_deformable  # noqa: F401  what pytest finds imported, it does not look for
 
-        plugin = _FirstFailure()
-        code = pytest.main([*options, *tests], plugins=[plugin])
+        plugin = _Suites(suites)
+        code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests], plugins=[plugin])
         return plugin.found or ("" if code == 0 else f"pytest: {code}")
 
     return run

@@ -344,6 +344,26 @@ def test_graphs_agree_with_eager_mode_whatever_they_know(known: str, constant: b
         assert_close(call(arrays, other), expected)
 
 
+@pytest.mark.parametrize("points", [0, (0, 0, 0), 2], ids=str)
+@pytest.mark.parametrize("batch", [0, 2])
+def test_graphs_without_images_or_points_take_any_number_of_queries(
+    batch: int, points: int | tuple[int, ...]
+) -> None:
+    """A size of 0 leaves open what the unknown one is: it cannot be found by division."""
+    case = Case(batch=batch, points=points)
+    arrays, expected = arrays_and_expected(case)
+    signature = {}
+    for name, array in arrays.items():
+        shape = [None if name != "value" and i == 1 else n for i, n in enumerate(array.shape)]
+        signature[name] = tf.TensorSpec(shape, array.dtype)
+
+    function = tf.function(
+        lambda arguments: evaluate(arguments, **case.attributes()), input_signature=[signature]
+    )
+
+    assert_close(function({name: tf.constant(a) for name, a in arrays.items()}), expected)
+
+
 def test_shapes_are_inferred_in_graphs() -> None:
     arrays = Case().arrays()
     del arrays["grad_output"]

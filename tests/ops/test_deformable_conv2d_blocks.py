@@ -55,8 +55,8 @@ CASES = {
     "segments that fill no vectors": Case(
         batch=1, size=(48, 47), channels=5, filters=3, groups=1, offset_groups=1, **SQUARE
     ),
-    "sums of splits, one more than a unit adds up": Case(
-        batch=1, size=(65_537, 1), channels=1, filters=2, groups=1, offset_groups=1, **SQUARE
+    "sums of splits, one more than four units add up": Case(  # 2**18 + 1 elements
+        batch=1, size=(37, 109), channels=65, filters=2, groups=1, offset_groups=1, **SQUARE
     ),
     "segments of steps": Case(
         batch=1,

@@ -365,6 +365,24 @@ def test_boxes_of_less_than_a_tenth_of_a_pixel_are_a_tenth_wide() -> None:
     assert_close(evaluate(arrays, **case.attributes()), case.expected(arrays))
 
 
+@pytest.mark.parametrize("aligned", ALIGNED)
+def test_samples_on_the_borders_of_the_map_are_kept(aligned: bool) -> None:
+    case = Case(
+        boxes=2, output_size=(2, 2), part_size=None, samples_per_bin=2, spatial_scale=0.5,
+        aligned=aligned,
+    )  # fmt: skip
+    arrays = case.arrays()
+    height, width = np.array(case.size) / case.spatial_scale
+    if aligned:  # The first samples lie at -1, the last of the second box at the map's size.
+        boxes = [[-2, -2, 6, 6], [height - 6, width - 6, height + 2, width + 2]]
+    else:  # They lie at -0.5, and the first of the second box half a pixel behind the last pixel.
+        boxes = [[0, 0, 6, 8], [height, width, height + 5, width + 5]]
+    arrays["boxes"][:] = boxes
+    arrays["box_indices"][:] = [0, 1]
+
+    assert_close(evaluate(arrays, **case.attributes()), case.expected(arrays))
+
+
 def test_a_box_of_too_many_pixels_weighs_each_with_nothing() -> None:
     box = [-(2.0**31), -(2.0**31), 2.0**31, 2.0**31]
     output = tf_deformable.deformable_roi_pool(

@@ -206,6 +206,29 @@ def test_output_beyond_all_memory(backend: str, boxes: int, output_size: tuple[i
             function(*arguments)
 
 
+def test_an_output_of_as_many_elements_as_are_allowed(backend: str) -> None:
+    shapes = [([1, 4, 4, 8], tf.float32), ([2**20, 4], tf.float32), ([2**20], tf.int32)]
+
+    @tf.function(input_signature=[tf.TensorSpec(*spec) for spec in shapes], autograph=False)
+    def pool(*arguments: tf.Tensor) -> tf.Tensor:
+        return tf_deformable.deformable_roi_pool(*arguments, output_size=(2**12, 2**13))
+
+    assert pool.get_concrete_function().output_shapes == [2**20, 2**12, 2**13, 8]  # 2**48
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_as_many_samples_as_are_allowed(backend: str, aligned: bool) -> None:
+    columns = tf.tile(tf.range(8.0)[None, None, :, None], [1, 8, 1, 1])
+
+    output = tf_deformable.deformable_roi_pool(
+        columns, [[2, 2, 5, 5.0]], [0], output_size=1, samples_per_bin=1024, aligned=aligned
+    )
+
+    # Samples lie from 1.5 to 4.5, or to 5.5: the last pixel inside counts.
+    middle = 3.0 if aligned else 3.5
+    np.testing.assert_allclose(output, np.full([1, 1, 1, 1], middle), atol=3e-3)
+
+
 def test_plain_pooling_is_named_as_it_was_called(backend: str) -> None:
     inputs, boxes = tf.zeros([1, 4, 4, 8]), tf.zeros([2, 4])
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="deformable_roi_pool: "):

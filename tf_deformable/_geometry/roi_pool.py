@@ -41,15 +41,18 @@ _WITHOUT_CLASSES = "[R,part_h,part_w,2]"
 
 
 @dataclasses.dataclass(frozen=True)
-class RoIPoolAttributes:
-    """What is not a tensor of a call, normalised."""
-
+class _Pooling:
     output_size: Pair
     group_size: int
     spatial_scale: float
-    samples_per_bin: int
+    samples_per_bin: int  # 0: as many as the bin has pixels
     gamma: float
     aligned: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class RoIPoolAttributes(_Pooling):
+    """What is not a tensor of a call, normalised."""
 
     @classmethod
     def normalised(
@@ -87,7 +90,7 @@ class RoIPoolAttributes:
 
 
 @dataclasses.dataclass(frozen=True)
-class RoIPoolGeometry:
+class RoIPoolGeometry(_Pooling):
     """The attributes and all sizes of one pooling, each static where it can be known statically."""
 
     batch: Dim
@@ -98,13 +101,16 @@ class RoIPoolGeometry:
     part_height: Dim
     part_width: Dim
     classes: Dim
-    pooled_height: int
-    pooled_width: int
-    group_size: int
-    spatial_scale: float
-    samples_per_bin: int  # 0: as many as the bin has pixels
-    gamma: float
-    aligned: bool
+
+    @property
+    def pooled_height(self) -> int:
+        """Rows of bins."""
+        return self.output_size[0]
+
+    @property
+    def pooled_width(self) -> int:
+        """Columns of bins."""
+        return self.output_size[1]
 
 
 def roi_pool_checks(operator: str) -> Checks:
@@ -213,8 +219,7 @@ def roi_pool_geometry(
         part_height=part_height,
         part_width=part_width,
         classes=classes,
-        pooled_height=output_size[0],
-        pooled_width=output_size[1],
+        output_size=output_size,
         group_size=group_size,
         # The compiled operator's attributes are float32, for float64 tensors too.
         spatial_scale=float(np.float32(spatial_scale)),

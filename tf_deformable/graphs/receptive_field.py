@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tf_deformable._geometry.padding import resolve_axis, window_starts
+from tf_deformable._geometry.padding import Padding, resolve_axis, window_starts
 from tf_deformable.graphs.layer_calls import LayerCall
 
 Vector: TypeAlias = NDArray[np.float64]  # [2], y and x
@@ -246,13 +246,7 @@ def _convolution(operation: Any, known: _Known) -> Sequence[Field | None]:
     else:
         kernel = operation.inputs[1].shape.as_list()[:2]
         dilations = [operation.get_attr("dilations")[axis] for axis in axes]
-    padding = operation.get_attr("padding").decode()
-    if padding == "EXPLICIT":
-        pads = [operation.get_attr("explicit_paddings")[2 * axis] for axis in axes]
-    elif padding == "VALID":
-        pads = [0, 0]
-    else:
-        pads = _same(size, kernel, strides, dilations)
+    pads = _pads_before(_padding_of(operation, axes), size, kernel, strides, dilations)
     # Inside the batch of SpaceToBatchND neighbours are `block` apart.
     return [_windows(field, kernel, strides, np.multiply(dilations, field.block), pads)]
 
@@ -267,12 +261,7 @@ def _transposed_convolution(operation: Any, known: _Known) -> Sequence[Field | N
     strides = [operation.get_attr("strides")[axis] for axis in axes]
     dilations = [operation.get_attr("dilations")[axis] for axis in axes]
     kernel = operation.inputs[1].shape.as_list()[:2]
-    padding = operation.get_attr("padding").decode()
-    pads = [0.0, 0.0]
-    if padding == "EXPLICIT":
-        pads = [operation.get_attr("explicit_paddings")[2 * axis] for axis in axes]
-    elif padding == "SAME":
-        pads = _same(size, kernel, strides, dilations)
+    pads = _pads_before(_padding_of(operation, axes), size, kernel, strides, dilations)
     # What a tap of window i reads (`window_starts`), p = i*stride - pad + k*dilation, solved for i.
     extent = (np.array(kernel) - 1) * dilations
     step = np.array(strides, np.float64)
@@ -455,13 +444,9 @@ def _through_layer(call: LayerCall, fields: dict[Any, Field]) -> Field | None:
     axes = axes_of(layer)
     if field is None or field.axes != axes:
         return None
-    padding, pads = layer.padding_of_both_axes, [0.0, 0.0]
-    if padding == "SAME":
-        size = size_of(call.features, axes)
-        pads = _same(size, layer.kernel_size, layer.strides, layer.dilation_rate)
-    elif padding != "VALID":
-        pads = [float(before) for before, _ in padding]
-    return _windows(field, layer.kernel_size, layer.strides, layer.dilation_rate, pads)
+    window = (layer.kernel_size, layer.strides, layer.dilation_rate)
+    pads = _pads_before(layer.padding_of_both_axes, size_of(call.features, axes), *window)
+    return _windows(field, *window, pads)
 
 
 def _of_the_same_size(
@@ -500,11 +485,27 @@ def _union(fields: Sequence[Field]) -> Field | None:
     return dataclasses.replace(first, low=low, high=high)
 
 
-def _same(size: Sequence[Any], kernel: Any, strides: Any, dilations: Any) -> list[float]:
-    """The rows above and the columns left of the map that "SAME" padding adds.
+def _padding_of(operation: Any, axes: tuple[int, int]) -> Padding:
+    """Of a convolution or a pooling of TensorFlow, along the axes of rows and columns."""
+    padding = operation.get_attr("padding").decode()
+    if padding != "EXPLICIT":
+        return padding
+    pads = operation.get_attr("explicit_paddings")
+    y, x = ((pads[2 * axis], pads[2 * axis + 1]) for axis in axes)
+    return y, x
 
-    They depend on the size, unless the stride is 1. NaN: it is not known.
+
+def _pads_before(
+    padding: Padding, size: Sequence[Any], kernel: Any, strides: Any, dilations: Any
+) -> list[float]:
+    """The rows above and the columns left of the map that the padding adds.
+
+    Those of "SAME" depend on the size, unless the stride is 1. NaN: it is not known.
     """
+    if padding == "VALID":
+        return [0.0, 0.0]
+    if padding != "SAME":
+        return [float(before) for before, _ in padding]
     return [
         float("nan")
         if length is None and stride > 1
