@@ -14,7 +14,8 @@ FILES: tuple[File, ...] = (
         ("is_valid = math.isfinite(number)« and not isinstance(value, bool)»", ""),
         ("is_valid &= «number >= at_least»", "number > at_least"),
         ("is_valid &= «number > above»", "number >= above"),
-        ("if n is not None and «n >= 1»]", "n >= 0"),
+        ("if n is not None and «1» <= n <= LARGEST_INTEGER]", "0"),
+        ("if n is not None and 1 <= n« <= LARGEST_INTEGER»]", ""),
         (
             'return "float64" if self.compute_dtype == "float64" else «"float32"»',
             "self.compute_dtype",

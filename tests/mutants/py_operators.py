@@ -61,10 +61,9 @@ FILES: tuple[File, ...] = (
         ("not np.isfinite(nearest)« or (nearest == 0) != (given == 0)»):", ""),
         ('first = «1 if layout == "NHWC" else 2»', "1"),
         ("        if «pads[axis] != [0, 0]»:", "False"),
-        (
-            "if isinstance(value, (str, bytes, bool, np.bool_)):\n        raise TypeError(rule)\n    try:\n        return «operator.index(value)»",
-            "int(value)",
-        ),
+        ("        number = «operator.index(value)»", "int(value)"),
+        ("        if not -(2**63) <= «number < 2**63»:", "number <= 2**63"),
+        ("    if «max(values) > LARGEST_INTEGER»:", "max(values) >= LARGEST_INTEGER"),
     ),
     file(
         "tf_deformable/_geometry/roi_pool.py",
@@ -97,6 +96,9 @@ FILES: tuple[File, ...] = (
         ("        del taps[«len(taps) // 2»]", "0"),
         ("if known(sizes) and («sizes == 0» or sizes % (2 * taps)):", "False"),
         ("(along * self.dilations[i] - self.center(i)) * «self.scale»", "1"),
+        ("«is_far» & (np.abs(distances) < 2.0**53)", "False"),
+        ("return whole.astype(np.int64), «distances - whole»", "distances"),
+        ("if «kernel[0] * kernel[1]» > _MOST_TAPS:", "kernel[0]"),
     ),
     file(
         "tf_deformable/reference/_bilinear.py",
@@ -159,9 +161,9 @@ FILES: tuple[File, ...] = (
     file(
         "tf_deformable/ops/sampling.py",
         ["py_positions"],
-        ("taps = tf.range(kernel_size[axis]) * «dilations[axis]»", "dilations[0]"),
-        ("strides[axis], «tf.cast(pads[axis], pixels.dtype)»)", "0"),
-        ("pads = tf.constant([«before» for before, _ in padding])", "_"),
+        ("taps = _count(kernel_size[axis]) * «dilations[axis]»", "dilations[0]"),
+        ("strides[axis], «pads[axis]»)", "0"),
+        ("pads = [«before» for before, _ in padding]", "_"),
         ("low, size = («low + 0.5») / spatial_scale", "low"),
         (
             "starts += «gamma * tf.cast(offsets, boxes.dtype) * size»",
@@ -228,7 +230,7 @@ FILES: tuple[File, ...] = (
         "tf_deformable/ops/dcnv3.py",
         ["py_dcnv3", "py_layer_dcn"],
         ("tf.stack([«g.height, g.width»])", "g.width, g.height"),
-        ("centers = tf.cast(starts «+ window.center(i)», dtype)", ""),
+        ("nearest = (starts «+ window.center(i)»)[:, None] + pixels", ""),
         ("return moved «* window.scale» + tf", ""),
         (
             "tf.stack([«y + tf.zeros_like(x), x + tf.zeros_like(y)»]",
