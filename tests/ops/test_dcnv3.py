@@ -246,6 +246,7 @@ def test_taps_beyond_what_float_counts(taps: int, tap: int, scale: float, dilati
     ("changes", "error", "message"),
     [
         ({"kernel_size": (2, 3), "remove_center": True}, ValueError, "odd kernel_size, got [2,3]"),
+        ({"kernel_size": (3, 2), "remove_center": True}, ValueError, "odd kernel_size, got [3,2]"),
         ({"kernel_size": 1, "remove_center": True}, ValueError, "kernel_size above 1"),
         ({"remove_center": 1}, TypeError, "remove_center must be True or False, got 1"),
         ({"kernel_size": 0}, ValueError, "kernel_size must be positive, got [0,0]"),
@@ -262,6 +263,11 @@ def test_taps_beyond_what_float_counts(taps: int, tap: int, scale: float, dilati
             {"offsets": np.zeros([2, 5, 6, 20])},
             ValueError,
             "offsets channels must be a positive multiple of K*2=18, got 20",
+        ),
+        (
+            {"offsets": np.zeros([2, 5, 6, 0])},
+            ValueError,
+            "offsets channels must be a positive multiple of K*2=18, got 0",
         ),
         (
             {"offsets": np.zeros([2, 5, 6, 54])},
