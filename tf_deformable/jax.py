@@ -601,8 +601,8 @@ def _sum_of_taps(op: str, window: Window, inputs: Any, offsets: Any, mask: Any) 
         # In NumPy, whose integers have 64 bits.
         output = np.arange(axis.output, dtype=np.int64)
         starts = window_starts(output, window.strides[i], axis.pad_before)
-        pixels, rest = window.distances(i)
-        nearest = (starts + window.center(i))[:, None] + pixels
+        whole, rest = window.distances(i)
+        nearest = (starts + window.center(i))[:, None] + whole
         return jnp.asarray(nearest.astype(dtype) + rest.astype(dtype))
 
     y, x = along(0)[:, None, None, :], along(1)[None, :, None, :]

@@ -242,8 +242,8 @@ def _positions(
     def along(i: int) -> tf.Tensor:  # [Ho, K] or [Wo, K]
         pixels = tf.range(axes[i].output, dtype=tf.int64)
         starts = window_starts(pixels, window.strides[i], axes[i].pad_before)
-        pixels, rest = window.distances(i)
-        nearest = (starts + window.center(i))[:, None] + pixels
+        whole, rest = window.distances(i)
+        nearest = (starts + window.center(i))[:, None] + whole
         return tf.cast(nearest, dtype) + tf.constant(rest, dtype)
 
     y, x = along(0)[:, None, None, :], along(1)[None, :, None, :]
