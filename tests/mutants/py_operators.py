@@ -230,7 +230,7 @@ FILES: tuple[File, ...] = (
         "tf_deformable/ops/dcnv3.py",
         ["py_dcnv3", "py_layer_dcn"],
         ("tf.stack([«g.height, g.width»])", "g.width, g.height"),
-        ("nearest = (starts «+ window.center(i)»)[:, None] + pixels", ""),
+        ("nearest = (starts «+ window.center(i)»)[:, None] + whole", ""),
         ("return moved «* window.scale» + tf", ""),
         (
             "tf.stack([«y + tf.zeros_like(x), x + tf.zeros_like(y)»]",
