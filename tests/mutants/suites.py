@@ -127,7 +127,10 @@ PACKAGE = {
         without=("[native", "-native"),
     ),
     "py_reference_branch": _files(
-        "ops/test_conv2d_branch", "layers/test_offset_branch", without=("[native", "-native")
+        "reference/test_conv2d_branch",
+        "ops/test_conv2d_branch",
+        "layers/test_offset_branch",
+        without=("[native", "-native"),
     ),
     "py_dcnv3": _files("ops/test_dcnv3"),
     "py_positions": _files("layers/test_sampling_positions", "layers/test_bin_boxes"),
