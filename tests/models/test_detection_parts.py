@@ -243,3 +243,37 @@ def test_the_loss_of_boxes_is_the_sum_of_the_huber_losses_of_their_sides():
     expected = huber[positive].sum() / (positive.sum() + negative.sum())
     np.testing.assert_allclose(terms["rpn_boxes"], expected, rtol=1e-4)
     np.testing.assert_allclose(terms["rpn_classes"], np.log(2), rtol=1e-5)
+
+
+class Seen(tf.keras.metrics.Metric):
+    """Keeps the detections that it is given."""
+
+    def __init__(self):
+        super().__init__(name="seen")
+        self.detections = []
+
+    def update_state(self, targets, detections, sample_weight=None):
+        self.detections.append({name: np.array(each) for name, each in detections.items()})
+
+    def result(self):
+        return tf.zeros([])
+
+
+@pytest.mark.parametrize("kind", ["rpn", "faster_rcnn", "rfcn"])
+def test_metrics_see_the_detections_that_the_model_returns(kind):
+    heads = {"faster_rcnn": {"bins": 2, "units": (4,)}, "rfcn": {"bins": 2}}
+    model = detector(
+        backbone(), 2, kind, anchor_sizes=(12,), head_arguments=heads.get(kind), proposals=6,
+        score_threshold=0.0,
+    )  # fmt: skip
+    images = random(2, 32, 40, 1)
+    corners = np.float32([[[2, 3, 15, 18], [8, 20, 24, 36]], [[10, 8, 26, 22], [0, 0, 0, 0]]])
+    targets = {"boxes": corners, "labels": np.array([[1, 0], [1, -1]])}
+    seen = Seen()
+    model.compile("sgd", metrics=[seen], run_eagerly=True)
+
+    model.evaluate(images, targets, verbose=0)
+
+    (found,) = seen.detections
+    for name, expected in model(images).items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-3, err_msg=name)
