@@ -115,6 +115,10 @@ BAD_MXNET = {
     "dtype": (_mxnet_file([_mxnet_array(ONE, V2, 99)], ["a"]), "unknown dtype 99"),
     "names": (_mxnet_file([_mxnet_array(ONE, V2, 0)], []), "it has 1 arrays and 0 names"),
     "rest": (_mxnet_file([], []) + b"abc", "3 bytes follow after its end"),
+    "one name of two arrays": (
+        _mxnet_file([_mxnet_array(np.zeros(2, np.float32), V2, 0)] * 3, ["arg:a", "b", "arg:a"]),
+        "it has more than one array of the name 'arg:a'",
+    ),
     "count": (struct.pack("<QQQ", 0x112, 0, 2**62), "it is truncated: 0 bytes follow for"),
     "size": (
         _mxnet_file(
@@ -312,5 +316,7 @@ def test_mappings() -> None:
         convert.read_weights({"ema": state})
     with pytest.raises(ValueError, match="arrays of numbers by name, got str for 'a'"):
         convert.read_weights({"a": "text"})
+    with pytest.raises(ValueError, match="arrays of numbers by name, got list for 'a'"):
+        convert.read_weights({"a": [[1.0], [2.0, 3.0]]})
     with pytest.raises(ValueError, match="arrays of numbers by name, got ndarray for 1"):
         convert.read_weights({1: np.ones([2])})

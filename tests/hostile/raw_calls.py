@@ -202,7 +202,7 @@ def main(first: int, count: int) -> None:
     for seed in range(first, first + count):
         call = call_of(seed)
         print(seed, call, flush=True)
-        fits = all(math.prod(max(n, 1) for n in s) <= MOST_ELEMENTS for s in call.shapes.values())
+        fits = all(math.prod(shape) <= MOST_ELEMENTS for shape in call.shapes.values())
         for make in [_eager, _traced] if fits else [_traced]:
             try:
                 make(seed, call)

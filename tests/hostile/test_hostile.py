@@ -44,6 +44,11 @@ def test_raw_calls() -> None:
     assert sum(ends.values()) - ends["no error"] > 100
 
 
+def test_tensors_without_elements() -> None:
+    ends = _ends("empty_tensors")
+    assert list(ends) == ["no error"]
+
+
 def test_changed_saved_models(tmp_path: pathlib.Path) -> None:
     ends = _ends("saved_models", str(tmp_path), "0", "120")
     assert ends["no error"] > 5

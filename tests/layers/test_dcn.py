@@ -443,6 +443,12 @@ def test_config_holds_every_constructor_argument(kind):
         ({"groups": 0}, "groups must be a positive integer, got 0"),
         ({"kernel_size": (3, 0)}, "kernel_size must be a positive integer or two"),
         ({"strides": 1.5}, "strides must be a positive integer or two"),
+        ({"strides": 2**31}, r"strides must be .* \(y, x\), at most 2147483647, got 2147483648"),
+        (
+            {"dilation_rate": (1, 2**31)},
+            r"dilation_rate must be .* \(y, x\), at most 2147483647, got",
+        ),
+        ({"padding": 2**31}, r"padding must be .*, at most 2147483647, got 2147483648"),
         ({"padding": "causal"}, "padding must be 'valid', 'same'"),
         ({"offset_scale": math.inf}, "offset_scale must be a finite number, got inf"),
         ({"remove_center": 1}, "remove_center must be True or False, got 1"),

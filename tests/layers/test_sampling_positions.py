@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_deformable.ops.sampling import same_padding, sampling_positions
+from tf_deformable._geometry.padding import same_padding
+from tf_deformable.ops.sampling import sampling_positions
 
 
 def zeros(height, width, groups=1, taps=9, batch=1, dtype=tf.float32):
@@ -42,6 +43,44 @@ def test_explicit_padding_and_dilation():
     np.testing.assert_array_equal(positions[0, 0, 0, 0, :, 0, 0], [-2, 0, 2])
     np.testing.assert_array_equal(positions[0, 0, 0, 0, 0, :, 1], [-1, 0])
     np.testing.assert_array_equal(positions[0, 2, 1, 0, 2, 1], [2 * 2 - 2 + 2 * 2, 3 - 1 + 1])
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_sums_beyond_32_bits(known: bool) -> None:
+    largest = 2**31 - 1
+
+    def positions(size: tf.Tensor | tuple[int, int]) -> tf.Tensor:
+        return sampling_positions(
+            zeros(2, 2, taps=5, dtype=tf.float64),
+            kernel_size=(5, 1),
+            input_size=size,
+            dilations=largest,
+            strides=(1, largest),
+            padding=[[0, 0], [2 * largest, 2 * largest], [0, 0], [0, 0]],
+        )
+
+    got = positions((2, 2)) if known else tf.function(positions)(tf.constant([2, 2]))
+    taps = largest * np.arange(-2, 3)
+    np.testing.assert_array_equal(got[0, :, 0, 0, :, 0, 0], [taps, taps + 1])
+    np.testing.assert_array_equal(got[0, 0, :, 0, 0, 0, 1], [0, largest])
+
+
+def test_same_padding_beyond_32_bits() -> None:
+    largest = 2**31 - 1
+    positions = sampling_positions(
+        zeros(1, 1, taps=7, dtype=tf.float64),
+        kernel_size=(7, 1),
+        input_size=(1, 1),
+        dilations=largest,
+    )
+    np.testing.assert_array_equal(positions[0, 0, 0, 0, :, 0, 0], largest * np.arange(-3, 4))
+
+
+@pytest.mark.parametrize("argument", ["strides", "dilations", "kernel_size"])
+def test_attributes_beyond_32_bits_are_an_error(argument: str) -> None:
+    arguments = {"kernel_size": 3, "input_size": (5, 7), argument: 2**31}
+    with pytest.raises(ValueError, match=f"{argument} must be at most 2147483647, got"):
+        sampling_positions(zeros(2, 3), **arguments)
 
 
 def test_offsets_are_read_as_group_row_column_y_x():

@@ -257,6 +257,7 @@ FILES: tuple[File, ...] = (
         ["conv2d_quick", "fuzz", "conv2d", "conv2d_blocks"],
         ("int64_t vectors() const { return «CeilDiv(count, kLanes)»; }", "count / kLanes"),
         ("if («++x == g.kernel_width») {", "++x > g.kernel_width"),
+        ("if («g.reaches_far») GridPositions(", "false"),
         ("LoadSampling(offsets, «2 * at + 1»);", "2 * at"),
         ("samples->mask[i] = «LoadSampling(masks, pixels.sample[i] + first)»;", "A{1}"),
         ("LoadPairs(offsets.wide + «2 * first», pixels.sample, y, x);", "first"),

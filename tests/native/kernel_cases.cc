@@ -103,6 +103,7 @@ class Cases {
   // With S, offsets and masks (locations and weights) are of that type.
   template <typename S>
   void ConvolutionOf();
+  void ChooseTaps(deformable_conv2d::Arguments* a);
   template <typename S>
   void RoIPoolOf();
   template <typename S>
@@ -130,6 +131,18 @@ void Cases<T>::Convolution() {
 }
 
 template <typename T>
+void Cases<T>::ChooseTaps(deformable_conv2d::Arguments* a) {
+  a->dilations = {Between(1, 3), Between(1, 3)};
+  a->padding = static_cast<deformable_conv2d::Padding>(Between(0, 2));
+  a->explicit_paddings = {Between(0, 4), Between(0, 4), Between(0, 4), Between(0, 4)};
+  if (!Chance(20)) return;
+  // Beyond what float counts, and padded so that a kernel of two rows fits: one of them is on the
+  // map.
+  constexpr int64_t kFar = (int64_t{1} << 31) - 1;
+  a->dilations[0] = a->explicit_paddings[Between(0, 1)] = kFar;
+}
+
+template <typename T>
 template <typename S>
 void Cases<T>::ConvolutionOf() {
   int groups = Between(1, 4);
@@ -149,13 +162,13 @@ void Cases<T>::ConvolutionOf() {
   const bool has_mask = Chance(2), has_bias = Chance(2);
 
   deformable_conv2d::Arguments a;
-  // Some have more pixels than one tile.
+  // Some have more pixels than one tile; a few so many that their gradients are split, or are
+  // summed and rounded in parts.
   a.inputs = Shape({Between(0, 3), Between(0, 14), Between(0, Chance(4) ? 90 : 14), channels});
+  if (a.inputs.dim(2) > 80) a.inputs.dims[1] *= 6;
   a.filters = Shape({taps_y, taps_x, group_channels, filters});
   a.strides = {Between(1, 3), Between(1, 3)};
-  a.dilations = {Between(1, 3), Between(1, 3)};
-  a.padding = static_cast<deformable_conv2d::Padding>(Between(0, 2));
-  a.explicit_paddings = {Between(0, 4), Between(0, 4), Between(0, 4), Between(0, 4)};
+  ChooseTaps(&a);
   deformable_conv2d::Geometry g;
   if (!deformable_conv2d::Parse(a, &g).ok()) return;  // a kernel larger than the map
   const int64_t samples = offset_groups * g.taps();
@@ -220,9 +233,7 @@ void Cases<T>::Branch() {
   a.inputs = Shape({Between(0, 3), Between(0, 14), Between(0, Chance(4) ? 300 : 14), channels});
   a.filters = Shape({taps_y, taps_x, channels, filters});
   a.strides = {Between(1, 3), Between(1, 3)};
-  a.dilations = {Between(1, 3), Between(1, 3)};
-  a.padding = static_cast<deformable_conv2d::Padding>(Between(0, 2));
-  a.explicit_paddings = {Between(0, 4), Between(0, 4), Between(0, 4), Between(0, 4)};
+  ChooseTaps(&a);
   deformable_conv2d::Geometry g;
   if (!deformable_conv2d::ParseBranch(a, has_mask, nullptr, &g).ok()) return;  // a large kernel
 

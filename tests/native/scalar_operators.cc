@@ -155,22 +155,19 @@ Convolution Convolve(const deformable_conv2d::Geometry& g, const Numbers& inputs
   const int64_t group_filters = g.group_filters(), group_channels = g.group_channels();
   for (int64_t pixel = 0; pixel < g.output_pixels(); ++pixel) {
     const int64_t image = pixel / g.output_size();
-    const A first_y = static_cast<A>(pixel % g.output_size() / g.output_width * g.stride_y) -
-                      static_cast<A>(g.pad_top);
-    const A first_x =
-        static_cast<A>(pixel % g.output_width * g.stride_x) - static_cast<A>(g.pad_left);
+    const int64_t first_y = pixel % g.output_size() / g.output_width * g.stride_y - g.pad_top;
+    const int64_t first_x = pixel % g.output_width * g.stride_x - g.pad_left;
     Sum* const output = results.output.data() + pixel * g.filters;
     const double* const upstream = grad_output.data() + pixel * g.filters;
     for (size_t f = 0; f < bias.size(); ++f) output[f].Add(bias[f]);
     for (int64_t offset_group = 0; offset_group < g.offset_groups; ++offset_group) {
       for (int64_t tap = 0; tap < g.taps(); ++tap) {
         const int64_t at = (pixel * g.offset_groups + offset_group) * g.taps() + tap;
-        const A tap_y = static_cast<A>(tap / g.kernel_width * g.dilation_y);
-        const A tap_x = static_cast<A>(tap % g.kernel_width * g.dilation_x);
-        const Sample sample =
-            MakeSample<A>(first_y + tap_y + static_cast<A>(offsets[2 * at]),
-                          first_x + tap_x + static_cast<A>(offsets[2 * at + 1]), g.height, g.width,
-                          image * g.height * g.width, g.channels);
+        const A grid_y = static_cast<A>(first_y + tap / g.kernel_width * g.dilation_y);
+        const A grid_x = static_cast<A>(first_x + tap % g.kernel_width * g.dilation_x);
+        const Sample sample = MakeSample<A>(grid_y + static_cast<A>(offsets[2 * at]),
+                                            grid_x + static_cast<A>(offsets[2 * at + 1]), g.height,
+                                            g.width, image * g.height * g.width, g.channels);
         const double factor = mask.empty() ? 1 : mask[at];
         Sum dots[4];
         const int64_t first = offset_group * g.offset_group_channels();

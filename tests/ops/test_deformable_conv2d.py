@@ -268,6 +268,79 @@ def test_integer_offsets_are_a_shifted_convolution(shift: tuple[int, int]) -> No
     assert_close({"output": output}, {"output": expected.numpy()})
 
 
+# Tap and window lie far from the map, on its two sides, and only their sum is on it. Of float32,
+# two terms beyond 2**24 would be rounded before they meet.
+FAR = {
+    "SAME": ((3, 5), "SAME", (1, 2)),
+    "the last tap": ((2, 1), [[0, 0], [2**31 - 1, 0], [0, 0], [0, 0]], (1, 0)),
+    "the first tap": ((2, 1), [[0, 0], [0, 2**31 - 1], [0, 0], [0, 0]], (0, 0)),
+}
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16, tf.float64], ids=lambda d: d.name)
+@pytest.mark.parametrize("name", FAR)
+def test_taps_beyond_what_float_counts(name: str, dtype: tf.DType, groups: int) -> None:
+    kernel, padding, (row, column) = FAR[name]
+    rng = np.random.default_rng(7)
+    taps = kernel[0] * kernel[1]
+    filters = tf.constant(rng.normal(size=[*kernel, 4 // groups, 4]), dtype)
+    inputs = tf.constant(rng.normal(size=[2, 5, 6, 4]), dtype)
+    offsets = tf.constant(rng.normal(size=[2, 5, 6, taps, 2]).round(1), tf.float32)
+    offsets = tf.cast(offsets, dtype)
+    variables = [inputs, filters, offsets]
+
+    def far(inputs: tf.Tensor, filters: tf.Tensor, offsets: tf.Tensor) -> tf.Tensor:
+        return tf_deformable.deformable_conv2d(
+            inputs,
+            filters,
+            tf.reshape(offsets, [2, 5, 6, taps * 2]),
+            dilations=2**31 - 1,
+            padding=padding,
+        )
+
+    def near(inputs: tf.Tensor, filters: tf.Tensor, offsets: tf.Tensor) -> tf.Tensor:
+        return tf_deformable.deformable_conv2d(
+            inputs,
+            filters[row : row + 1, column : column + 1],
+            offsets[:, :, :, row * kernel[1] + column],
+        )
+
+    for got, expected in zip(
+        evaluate_twice(far, variables), evaluate_twice(near, variables), strict=True
+    ):
+        np.testing.assert_allclose(
+            tf.cast(got, tf.float64), tf.cast(expected, tf.float64), rtol=1e-5, atol=1e-5
+        )
+
+
+def evaluate_twice(function, variables) -> list[tf.Tensor]:
+    """The output, its gradients, and gradients of these."""
+    with tf.GradientTape() as outer:
+        outer.watch(variables)
+        with tf.GradientTape() as inner:
+            inner.watch(variables)
+            output = function(*variables)
+            loss = tf.reduce_sum(tf.sin(output))
+        first = inner.gradient(loss, variables)
+        of_gradients = sum(tf.reduce_sum(tf.sin(gradient)) for gradient in first)
+    return [output, *first, *outer.gradient(of_gradients, variables)]
+
+
+def test_windows_beyond_what_float_counts() -> None:
+    # Columns -2**24-1 and 0 of a map of one column: the second of them is on it.
+    far = 2**24 + 1
+    output = tf_deformable.deformable_conv2d(
+        tf.fill([1, 1, 1, 1], 3.0),
+        tf.ones([1, 2, 1, 1]),
+        tf.zeros([1, 1, 2, 4]),
+        strides=(1, far),
+        dilations=(1, far),
+        padding=[[0, 0], [0, 0], [far, far], [0, 0]],
+    )
+    np.testing.assert_array_equal(tf.squeeze(output), [3, 3])
+
+
 def test_a_mask_of_ones_is_no_mask() -> None:
     case = Case(bias=False)
     arrays = case.arrays()

@@ -279,6 +279,18 @@ _PADDING = 'padding must be "SAME", "VALID" or [[0,0],[top,bottom],[left,right],
     [
         ({"strides": (1, 2, 1)}, ValueError, "strides must be an integer or 2 integers (y, x)"),
         ({"strides": ()}, ValueError, "2 integers (y, x), got []"),
+        (
+            {"strides": 2**63},
+            ValueError,
+            "2 integers (y, x), got 9223372036854775808, which 64 bits do not hold",
+        ),
+        ({"dilations": (1, -(2**63) - 1)}, ValueError, "which 64 bits do not hold"),
+        ({"dilations": np.uint64(2**63)}, ValueError, "which 64 bits do not hold"),
+        (
+            {"padding": [[0, 0], [0, 10**30], [0, 0], [0, 0]]},
+            ValueError,
+            "which 64 bits do not hold",
+        ),
         ({"strides": 1.5}, TypeError, "2 integers (y, x), got 1.5"),
         ({"strides": (1, 2.0)}, TypeError, "2 integers (y, x), got [1,2.0]"),
         ({"strides": "2"}, TypeError, '2 integers (y, x), got "2"'),

@@ -14,7 +14,7 @@ import numpy as np
 
 from tf_deformable._geometry.data_format import DataFormat
 from tf_deformable._geometry.padding import Padding
-from tf_deformable._geometry.sizes import Pair
+from tf_deformable._geometry.sizes import AT_MOST_LARGEST, LARGEST_INTEGER, Pair
 
 
 def pair(op: str, argument: str, value: int | Sequence[int]) -> Pair:
@@ -34,15 +34,17 @@ def pair(op: str, argument: str, value: int | Sequence[int]) -> Pair:
 
 
 def positive_pair(op: str, argument: str, value: int | Sequence[int]) -> Pair:
-    """Normalises as `pair` does, and refuses numbers below 1.
+    """Normalises as `pair` does, and refuses numbers below 1 or beyond 32 bits.
 
     Raises:
         TypeError: not integers.
-        ValueError: not two of them, or one is not positive.
+        ValueError: not two of them, or one is not positive, or is too large.
     """
     values = pair(op, argument, value)
     if min(values) < 1:
         raise ValueError(f"{op}: {argument} must be positive, got {_text(values)}")
+    if max(values) > LARGEST_INTEGER:
+        raise ValueError(f"{op}: {argument} must be{AT_MOST_LARGEST[1:]}, got {_text(values)}")
     return values
 
 
@@ -176,13 +178,20 @@ def padding(op: str, value: str | Sequence[Sequence[int]], layout: DataFormat) -
 
 
 def _integers(value: Any, rule: str) -> Any:
-    """The nested sequence as lists of Python integers; numpy's integers count."""
+    """The nested sequence as lists of Python integers; numpy's integers count.
+
+    Attributes of operators have 64 bits. What these hold is for the operators to judge.
+    """
     if isinstance(value, (str, bytes, bool, np.bool_)):
         raise TypeError(rule)
     try:
-        return operator.index(value)
+        number = operator.index(value)
     except TypeError:
         pass
+    else:
+        if not -(2**63) <= number < 2**63:
+            raise ValueError(f"{rule}, which 64 bits do not hold")
+        return number
     try:
         items = list(value)
     except TypeError:

@@ -22,6 +22,9 @@ from tf_deformable._geometry.sizes import (
     text,
 )
 
+# Graphs hold the place of each tap, and programs that build them a list of all.
+_MOST_TAPS = 2**20
+
 _AXES = {"inputs": "[N,H,W,C]", "offsets": "[N,Ho,Wo,G*K*2]", "mask": "[N,Ho,Wo,G*K]"}
 
 
@@ -88,6 +91,10 @@ def dcnv3_window(
     if not np.isfinite(attributes.number(op, "offset_scale", offset_scale)):
         raise Checks(op).error(f"offset_scale must be finite, got {offset_scale:g}")
     scale = float(offset_scale)  # no attribute of an operator: it need not be float32
+    if kernel[0] * kernel[1] > _MOST_TAPS:
+        raise Checks(op).error(
+            f"kernel_size must have at most {_MOST_TAPS} taps, got {text(kernel)}"
+        )
     taps = list(itertools.product(range(kernel[0]), range(kernel[1])))
     if attributes.boolean(op, "remove_center", remove_center):
         if kernel == (1, 1):

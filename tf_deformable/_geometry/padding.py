@@ -104,6 +104,17 @@ def explicit_padding(padding: Padding) -> str | list[list[int]]:
     return [[0, 0], *map(list, padding), [0, 0]]
 
 
+def same_axes(
+    input_size: Any, kernel_size: Sequence[Dim], strides: Pair, dilations: Pair
+) -> tuple[Axis, Axis]:
+    """`resolve_axes` of "SAME" padding; arguments as `same_padding` has them."""
+    import tensorflow as tf
+
+    # LiteRT unpacks int32, and not int64.
+    size = [tf.cast(n, tf.int64) for n in tf.unstack(tf.cast(input_size, tf.int32), num=2)]
+    return resolve_axes(size, kernel_size, strides, dilations, "SAME")
+
+
 def same_padding(
     input_size: Any, kernel_size: Sequence[Dim], strides: Pair, dilations: Pair
 ) -> tf.Tensor:
@@ -117,9 +128,7 @@ def same_padding(
     """
     import tensorflow as tf
 
-    # LiteRT unpacks int32, and not int64.
-    size = [tf.cast(n, tf.int64) for n in tf.unstack(tf.cast(input_size, tf.int32), num=2)]
-    axes = resolve_axes(size, kernel_size, strides, dilations, "SAME")
+    axes = same_axes(input_size, kernel_size, strides, dilations)
     return tf.cast(tf.stack([[axis.pad_before, axis.pad_after] for axis in axes]), tf.int32)
 
 

@@ -105,7 +105,10 @@ def _arrays(state_dict: Mapping[str, Any]) -> dict[str, Array]:
         if hasattr(value, "detach"):  # a tensor of PyTorch
             value = value.detach().cpu()
             value = value.float() if str(value.dtype) == "torch.bfloat16" else value
-        array = np.asarray(value)
+        try:
+            array = np.asarray(value)
+        except ValueError:  # rows of several lengths
+            array = np.asarray(None)
         is_number = array.dtype.kind in "biuf" or array.dtype == tf.bfloat16.as_numpy_dtype
         if not isinstance(name, str) or not is_number:
             hint = f"; if that is the state dict, say key={name!r}" * isinstance(value, Mapping)

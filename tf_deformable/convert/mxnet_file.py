@@ -41,7 +41,8 @@ def parse_mxnet_params(content: bytes) -> dict[str, NDArray[Any]]:
     """Returns the arrays of a file by their names, as they stand there (`arg:...`, `aux:...`).
 
     Raises:
-        ValueError: the content is something else, truncated, or an array is sparse or has no name.
+        ValueError: the content is something else, truncated, or an array is sparse, or has no name,
+            or that of another.
     """
     reader = _Reader(content)
     if len(content) < 8 or reader.unpack("Q") != _FILE_MAGIC:
@@ -57,6 +58,9 @@ def parse_mxnet_params(content: bytes) -> dict[str, NDArray[Any]]:
         decoded = [name.decode() for name in names]
     except UnicodeDecodeError as error:
         raise ValueError(f"a name is not UTF-8: {error}") from error
+    if len(set(decoded)) != len(decoded):
+        repeated = next(name for name in decoded if decoded.count(name) > 1)
+        raise ValueError(f"it has more than one array of the name {repeated!r}")
     return dict(zip(decoded, arrays, strict=True))
 
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tf_deformable import _native, config
 from tf_deformable._geometry.data_format import TO_NCHW, TO_NHWC
+from tf_deformable._geometry.sizes import AT_MOST_LARGEST, LARGEST_INTEGER
 from tf_deformable._keras import IS_KERAS_3, as_output_shape
 
 __all__ = ["IS_KERAS_3", "OperatorLayer", "as_integer", "as_output_shape", "fresh"]
@@ -170,9 +171,10 @@ class OperatorLayer(tf.keras.layers.Layer):
 
     def _positive_pair(self, argument: str, value: Any) -> tuple[int, int]:
         pair = value if isinstance(value, (tuple, list)) else (value, value)
-        numbers = [n for n in map(as_integer, pair) if n is not None and n >= 1]
+        numbers = [n for n in map(as_integer, pair) if n is not None and 1 <= n <= LARGEST_INTEGER]
         if len(pair) != 2 or len(numbers) != 2:
-            raise self._error(argument, "must be a positive integer or two of them (y, x)", value)
+            rule = f"must be a positive integer or two of them (y, x){AT_MOST_LARGEST}"
+            raise self._error(argument, rule, value)
         return numbers[0], numbers[1]
 
 

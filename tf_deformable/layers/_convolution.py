@@ -7,7 +7,7 @@ from typing import Any
 
 from tf_deformable._geometry import rules
 from tf_deformable._geometry.padding import Padding, resolve_axes
-from tf_deformable._geometry.sizes import Pair
+from tf_deformable._geometry.sizes import AT_MOST_LARGEST, LARGEST_INTEGER, Pair
 from tf_deformable.layers._base import OperatorLayer, as_integer
 
 
@@ -57,13 +57,15 @@ class ConvolutionLayer(OperatorLayer):
         pads = []
         for axis in axes:
             sides = axis if isinstance(axis, (tuple, list)) else (axis, axis)
-            numbers = [n for n in map(as_integer, sides) if n is not None and n >= 0]
+            numbers = [
+                n for n in map(as_integer, sides) if n is not None and 0 <= n <= LARGEST_INTEGER
+            ]
             if len(numbers) == len(sides) == 2:
                 pads.append((numbers[0], numbers[1]))
         if len(pads) != 2 or len(axes) != 2:
             rule = (
                 "must be 'valid', 'same', a non-negative integer, two of them (y, x) or "
-                "((top, bottom), (left, right))"
+                f"((top, bottom), (left, right)){AT_MOST_LARGEST}"
             )
             raise self._error("padding", rule, value)
         return (pads[0], pads[1]) if any(map(any, pads)) else "valid"

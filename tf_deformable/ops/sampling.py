@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_deformable._geometry.boxes import box_extent
-from tf_deformable._geometry.padding import Padding, same_padding, window_starts
+from tf_deformable._geometry.padding import Padding, same_axes, window_starts
 from tf_deformable._geometry.sizes import Checks, Dim, Pair
 from tf_deformable.ops import _arguments
 from tf_deformable.ops._symbolic import accepts_keras_tensors
@@ -94,20 +94,26 @@ def regular_positions(
     Returns:
         Coordinates y and x, each of a shape that broadcasts to `[N, Ho, Wo, G, kh, kw]`.
     """
+    pads: Sequence[Dim]
     if padding == "SAME":
-        pads = same_padding(input_size, kernel_size, strides, dilations)[:, 0]
+        axes = same_axes(input_size, kernel_size, strides, dilations)
+        pads = [axis.pad_before for axis in axes]
     elif padding == "VALID":
-        pads = tf.constant([0, 0])
+        pads = 0, 0
     else:
-        pads = tf.constant([before for before, _ in padding])
+        pads = [before for before, _ in padding]
 
     def of_axis(axis: int) -> tf.Tensor:  # [Ho, kh] or [Wo, kw]
-        pixels = tf.range(output_size[axis])
-        starts = window_starts(pixels, strides[axis], tf.cast(pads[axis], pixels.dtype))
-        taps = tf.range(kernel_size[axis]) * dilations[axis]
-        return tf.cast(starts[:, None] + tf.cast(taps, starts.dtype), dtype)
+        starts = window_starts(_count(output_size[axis]), strides[axis], pads[axis])
+        taps = _count(kernel_size[axis]) * dilations[axis]
+        return tf.cast(starts[:, None] + taps, dtype)
 
     return of_axis(0)[:, None, None, :, None], of_axis(1)[:, None, None, :]
+
+
+def _count(size: Any) -> tf.Tensor:
+    """0 to size - 1 in 64 bits, which a multiple by any attribute fits into."""
+    return tf.range(tf.cast(size, tf.int64), dtype=tf.int64)
 
 
 @accepts_keras_tensors

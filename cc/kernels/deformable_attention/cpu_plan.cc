@@ -27,6 +27,16 @@ const Kernels<T>& TableKernels() {
 // Samples of a row, if there are rows: tensors without elements may have any number of them.
 int64_t Samples(const Geometry& g) { return g.rows() > 0 ? g.samples : 0; }
 
+// The geometry that gradients are planned by: there are no images where neither the value nor the
+// output has elements. Their other sizes may be anything then, and are not to be worked through.
+Geometry GradientGeometry(const Geometry& geometry) {
+  Geometry g = geometry;
+  if (g.rows() == 0 && (g.batch == 0 || g.pixels == 0 || g.heads == 0)) {
+    g.batch = g.pixels = g.queries = 0;
+  }
+  return g;
+}
+
 // Adds the arrays of SampleMaps for so many rows to a workspace; FillMaps writes and returns them.
 template <typename A>
 int64_t AddMaps(int64_t samples, int64_t rows, int64_t lanes, Layout<A>* layout) {
@@ -113,9 +123,11 @@ void ForwardPlan<T>::Run(const ForwardTensors<T>& tensors, Executor& executor,
 }
 
 template <typename T>
-BackwardPlan<T>::BackwardPlan(const Geometry& g, int num_workers)
-    : kernels_(TableKernels<T>()), levels_(g.maps), images_(g.batch) {
+BackwardPlan<T>::BackwardPlan(const Geometry& geometry, int num_workers)
+    : kernels_(TableKernels<T>()), levels_(geometry.maps) {
   using A = ComputeType<T>;
+  const Geometry g = GradientGeometry(geometry);
+  images_ = g.batch;
   BackwardJob<T>& job = job_;
   job.pixels = g.pixels;
   job.queries = g.queries;

@@ -196,9 +196,9 @@ void BranchForwardPlan<T>::Run(const BranchTensors<T>& tensors, Executor& execut
 template <typename T>
 BranchBackwardPlan<T>::BranchBackwardPlan(const Geometry& geometry, int num_workers)
     : kernels_(TableKernels<T>()) {
-  workspace_bytes_ =
-      std::max(PlanFilters(geometry, num_workers), PlanInputs(geometry, num_workers)) *
-      static_cast<int64_t>(sizeof(ComputeType<T>));
+  const Geometry g = KernelGeometry(geometry);
+  workspace_bytes_ = std::max(PlanFilters(g, num_workers), PlanInputs(g, num_workers)) *
+                     static_cast<int64_t>(sizeof(ComputeType<T>));
 }
 
 template <typename T>

@@ -104,10 +104,18 @@ struct Together {
   }
 };
 
-// The geometry that the kernels are given: to them, a depthwise convolution has one group.
+// The geometry that plans and kernels are given: to them, a depthwise convolution has one group,
+// and there are no images where neither inputs nor output have a pixel. Tensors without elements
+// may have any other sizes: what is made of those would overflow, or be worked through.
 inline Geometry KernelGeometry(const Geometry& geometry) {
   Geometry g = geometry;
   if (geometry.is_depthwise()) g.groups = 1;
+  if (g.height == 0 || g.width == 0) g.height = g.width = 0;
+  if (g.output_pixels() == 0 && g.height == 0) g.batch = 0;
+  if (g.batch == 0) g.height = g.width = g.output_height = g.output_width = 0;
+  g.reaches_far =
+      std::max({g.output_height * g.stride_y, g.output_width * g.stride_x, g.pad_top, g.pad_left,
+                g.kernel_height * g.dilation_y, g.kernel_width * g.dilation_x}) > kExactAsFloat;
   return g;
 }
 

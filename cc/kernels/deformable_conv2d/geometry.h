@@ -45,6 +45,8 @@ struct Geometry {
   int64_t stride_y = 1, stride_x = 1;
   int64_t dilation_y = 1, dilation_x = 1;
   int64_t pad_top = 0, pad_left = 0;
+  // Whether positions reach beyond the integers that float counts: plans for the CPU set it.
+  bool reaches_far = false;
 
   // Always inlined: the kernels' translation units, each for its own instruction set, must not
   // share a compiled copy.

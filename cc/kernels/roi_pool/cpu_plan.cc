@@ -18,11 +18,15 @@ const Kernels<T>& TableKernels() {
   return SelectedKernels<T>(TF_DEFORMABLE_KERNEL_TABLES(kKernels));
 }
 
-// The geometry that the kernels are given: to them, a map without pixels has no side either. The
-// tensor is empty then, and its sides may be anything.
+// The geometry that plans and kernels are given: to them, a map without pixels has no side either,
+// and is the only one of its image. The tensor is empty then: its other sizes may be anything.
 Geometry KernelGeometry(const Geometry& geometry) {
   Geometry g = geometry;
-  if (g.batch == 0 || g.height == 0 || g.width == 0) g.height = g.width = 0;
+  if (g.batch == 0 || g.height == 0 || g.width == 0) {
+    g.height = g.width = 0;
+    g.group_size = 1;
+    g.channels = g.depth;
+  }
   return g;
 }
 
@@ -77,8 +81,9 @@ BackwardPlan<T>::BackwardPlan(const Geometry& geometry, int num_workers)
   const int64_t image_size = g.height * g.width * g.channels;
   const int64_t images = std::max<int64_t>(g.batch, 1);  // boxes that are padding need no image
   const int64_t image_bytes = std::max<int64_t>(image_size * static_cast<int64_t>(sizeof(A)), 1);
-  images_per_part_ =
-      kHasWiderSums<T> ? std::clamp<int64_t>(kRoundedBytes / image_bytes, 1, images) : images;
+  images_per_part_ = kHasWiderSums<T> && image_size > 0
+                         ? std::clamp<int64_t>(kRoundedBytes / image_bytes, 1, images)
+                         : images;
   grad_inputs_at_ =
       all.Add<A>(kHasWiderSums<T> ? std::min(images_per_part_, g.batch) * image_size : 0);
   workspace_bytes_ = all.size();
