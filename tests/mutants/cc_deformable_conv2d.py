@@ -267,11 +267,8 @@ FILES: tuple[File, ...] = (
             "p.pixel[lane] * g.taps()",
         ),
         ("const int64_t first = «offset_group * g.taps()» + tap.index;", "0"),
-        ("static_cast<A>(tap.y * «g.dilation_y»)", "g.dilation_x"),
-        (
-            "mask, pixels.image, «g.height»,\n             g.width, g.width, samples);",
-            "g.height + 1",
-        ),
+        ("tap_y = tap.y * «g.dilation_y», tap_x", "g.dilation_x"),
+        ("mask, pixels.image, «g.height», g.width, g.width, samples);", "g.height + 1"),
         ("position %= «g.output_size()»;", "(g.output_size() + 1)"),
         (
             "last_row_ = «Min(first_row_ + kBandRows, height_)»;\n    position",

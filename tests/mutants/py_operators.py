@@ -61,10 +61,8 @@ FILES: tuple[File, ...] = (
         ("not np.isfinite(nearest)« or (nearest == 0) != (given == 0)»):", ""),
         ('first = «1 if layout == "NHWC" else 2»', "1"),
         ("        if «pads[axis] != [0, 0]»:", "False"),
-        (
-            "if isinstance(value, (str, bytes, bool, np.bool_)):\n        raise TypeError(rule)\n    try:\n        return «operator.index(value)»",
-            "int(value)",
-        ),
+        ("        number = «operator.index(value)»", "int(value)"),
+        ("if not «-(2**63) <= number < 2**63»:", "-(2**63) <= number <= 2**63"),
     ),
     file(
         "tf_deformable/_geometry/roi_pool.py",
@@ -93,6 +91,7 @@ FILES: tuple[File, ...] = (
             "return «self.dilations[i] * (self.kernel_size[i] - 1) // 2»",
             "self.dilations[i] * (self.kernel_size[i] // 2)",
         ),
+        ("if kernel[0] * kernel[1] «>» _MOST_TAPS:", ">="),
         ("if «kernel[0] % 2 == 0 or kernel[1] % 2 == 0»:", "kernel[0] % 2 == 0"),
         ("        del taps[«len(taps) // 2»]", "0"),
         ("if known(sizes) and («sizes == 0» or sizes % (2 * taps)):", "False"),
@@ -159,9 +158,9 @@ FILES: tuple[File, ...] = (
     file(
         "tf_deformable/ops/sampling.py",
         ["py_positions"],
-        ("taps = tf.range(kernel_size[axis]) * «dilations[axis]»", "dilations[0]"),
-        ("strides[axis], «tf.cast(pads[axis], pixels.dtype)»)", "0"),
-        ("pads = tf.constant([«before» for before, _ in padding])", "_"),
+        ("taps = _count(kernel_size[axis]) * «dilations[axis]»", "dilations[0]"),
+        ("strides[axis], «pads[axis]»)", "0"),
+        ("pads = [«before» for before, _ in padding]", "_"),
         ("low, size = («low + 0.5») / spatial_scale", "low"),
         (
             "starts += «gamma * tf.cast(offsets, boxes.dtype) * size»",
