@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tf_deformable.layers import DeformableConv2D, DeformablePSRoIPool, DeformableRoIPool, RoIPool
 from tf_deformable.models import (
+    Detector,
     boxes,
     detector,
     faster_rcnn_head,
@@ -210,23 +211,37 @@ def test_a_level_and_a_pyramid_exclude_each_other():
 # --- Losses --------------------------------------------------------------------------------------
 
 
-def loss_of(corners, **arguments):
+def losses_of(corners):
+    """Of an image of zeros with these objects."""
     model = detector(
         backbone(), 2, anchor_sizes=(16,), aspect_ratios=(1.0,), sampled_anchors=10**6,
-        head_arguments={"bins": 2, "units": (4,)}, proposals=4, **arguments,
+        head_arguments={"bins": 2, "units": (4,)}, proposals=4,
     )  # fmt: skip
     targets = {"boxes": np.float32([corners]), "labels": np.array([[1] * len(corners)])}
     return model.losses_of(np.zeros([1, 32, 32, 1], np.float32), targets)
 
 
+def test_the_losses_of_no_images_are_zeros():
+    """What a replica gets when the last batch has fewer images than there are replicas."""
+    # Without convolutions: those of TensorFlow fail without images.
+    images = tf.keras.Input((32, 32, 1))
+    pooled = tf.keras.Model(images, layers.AveragePooling2D(4)(images))
+    features = tf.keras.Input((8, 8, 1))
+    outputs = [layers.Reshape((64, n))(layers.Dense(n)(features)) for n in (3, 4)]
+    model = Detector(pooled, tf.keras.Model(features, outputs), None, 2, 4, (16,))
+    targets = {"boxes": np.zeros([0, 1, 4], np.float32), "labels": np.zeros([0, 1], int)}
+    losses = model.losses_of(np.zeros([0, 32, 32, 1], np.float32), targets)
+    assert {name: float(value) for name, value in losses.items()} == dict.fromkeys(losses, 0.0)
+
+
 def test_an_object_that_no_anchor_overlaps_well_teaches_the_best_of_them():
     small = [[7, 7, 15, 15]]  # A quarter of the anchor around (10, 10), the best.
     assert boxes.iou([[[2.0, 2, 18, 18]]], [small])[0, 0, 0] == 0.25
-    assert loss_of(small)["rpn_boxes"] > 0
+    assert losses_of(small)["rpn_boxes"] > 0
 
 
 def test_the_loss_of_boxes_is_the_sum_of_the_huber_losses_of_their_sides():
-    terms = loss_of([[2, 2, 18, 18], [1.5, 7, 17.5, 23]])
+    terms = losses_of([[2, 2, 18, 18], [1.5, 7, 17.5, 23]])
     # Anchors that overlap by 0.6 with one of them have deltas; the untrained network has others.
     centers = np.stack(np.meshgrid(*[np.arange(2, 32, 4.0)] * 2, indexing="ij"), axis=-1)
     anchors = np.concatenate([centers - 8, centers + 8], axis=-1).reshape(1, -1, 4)
