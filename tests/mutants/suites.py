@@ -10,7 +10,7 @@ class Suite:
     """Tests that run one after the other.
 
     Attributes:
-        program: a native program and its arguments; or
+        program: a native program and its arguments, for mutants of C++; or
         files: of pytest, from the root of the source tree.
         only: parts of names of tests, one of which a test must have; empty: all tests.
         without: parts of names of tests that are left out.
