@@ -97,6 +97,18 @@ PACKAGE = {
         without=("learn", "serves", "replicas", "files", "callbacks", "mixed_precision"),
     ),
     "py_surgery_parts": _files("models/test_surgery_parts"),
+    "py_surgery_quick": _files(
+        "models/test_surgery",
+        only=(
+            "trainable",
+            "costs",
+            "loss",
+            "normalization",
+            "share",
+            "channels_first",
+            "arguments",
+        ),
+    ),
     "py_surgery": _files("models/test_surgery", "models/test_segmentation"),
     "py_surgery_of_models": _files("models/test_custom_layers", "models/test_own_constructors"),
     "py_d_fine": _files("models/test_d_fine"),
