@@ -10,10 +10,12 @@ from tf_deformable.models import (
     boxes,
     detector,
     faster_rcnn_head,
+    feature_pyramid_network,
     region_proposal_network,
     rfcn_head,
 )
 from tf_deformable.models.detection.box_layers import Best, BoxesByLevel, Joined, Regions
+from tf_deformable.models.detection.targets import as_batch
 
 layers = tf.keras.layers
 
@@ -258,6 +260,30 @@ def test_the_loss_of_boxes_is_the_sum_of_the_huber_losses_of_their_sides():
     expected = huber[positive].sum() / (positive.sum() + negative.sum())
     np.testing.assert_allclose(terms["rpn_boxes"], expected, rtol=1e-4)
     np.testing.assert_allclose(terms["rpn_classes"], np.log(2), rtol=1e-5)
+
+
+def test_targets_without_area_or_label_are_padding():
+    corners = np.float32([[[0, 0, 4, 4], [3, 3, 3, 9], [2, 8, 5, 8], [5, 5, 1, 9], [1, 1, 2, 2]]])
+    labels = np.array([[0, 1, 1, 1, -1]])
+    batch = as_batch(np.zeros([1, 9, 9, 1]), {"boxes": corners, "labels": labels})
+    np.testing.assert_array_equal(batch.labels, [[0, -1, -1, -1, -1]])
+    np.testing.assert_array_equal(batch.boxes[0], [[0, 0, 4, 4], *[[0] * 4] * 4])
+    # Ragged labels beside boxes that have area where there is no object.
+    given = {
+        "boxes": np.tile(corners[:, :1], [2, 2, 1]),
+        "labels": tf.ragged.constant([[0], [1, 1]]),
+    }
+    batch = as_batch(np.zeros([2, 9, 9, 1]), given)
+    np.testing.assert_array_equal(batch.labels, [[0, -1], [1, 1]])
+    assert not batch.boxes[0, 1].numpy().any()
+
+
+@pytest.mark.parametrize("coarse", [2, 3, 5])
+def test_strides_of_a_pyramid_grow_by_whole_factors(coarse):
+    images = tf.keras.Input((30, 30, 1))
+    maps = [layers.Conv2D(2, 1, strides=stride)(images) for stride in (2, coarse)]
+    with pytest.raises(ValueError, match=f"got strides .*2.*{coarse}"):
+        feature_pyramid_network(tf.keras.Model(images, maps), 4)
 
 
 class Seen(tf.keras.metrics.Metric):
