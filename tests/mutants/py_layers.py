@@ -24,6 +24,7 @@ FILES: tuple[File, ...] = (
     file(
         "tf_deformable/layers/_convolution.py",
         ["py_layer_conv2d", "py_layers"],
+        ("if n is not None and «0 <= n <= LARGEST_INTEGER»\n", "0 <= n"),
         (
             "return [«None if pixels is None else axis.output» for pixels, axis in sized]",
             "axis.output if pixels else None",

@@ -92,6 +92,7 @@ FILES: tuple[File, ...] = (
             "return «self.dilations[i] * (self.kernel_size[i] - 1) // 2»",
             "self.dilations[i] * (self.kernel_size[i] // 2)",
         ),
+        ("if kernel[0] * kernel[1] «>» _MOST_TAPS:", ">="),
         ("if «kernel[0] % 2 == 0 or kernel[1] % 2 == 0»:", "kernel[0] % 2 == 0"),
         ("        del taps[«len(taps) // 2»]", "0"),
         ("if known(sizes) and («sizes == 0» or sizes % (2 * taps)):", "False"),

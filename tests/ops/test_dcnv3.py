@@ -256,6 +256,7 @@ def test_taps_beyond_what_float_counts(taps: int, tap: int, scale: float, dilati
         ({"strides": (1, 2**31)}, ValueError, "strides must be at most 2147483647, got"),
         ({"kernel_size": 2**31 - 1}, ValueError, "kernel_size must have at most 1048576 taps, got"),
         ({"kernel_size": (1025, 1024)}, ValueError, "kernel_size must have at most 1048576 taps"),
+        ({"kernel_size": (1024, 1024)}, ValueError, "a positive multiple of K*2=2097152, got 36"),
         ({"offset_scale": np.inf}, ValueError, "offset_scale must be finite, got inf"),
         ({"offset_scale": None}, TypeError, "offset_scale must be a number, got None"),
         ({"inputs": np.zeros([2, 5, 8])}, ValueError, "inputs must have rank 4 [N,H,W,C]"),
