@@ -598,9 +598,12 @@ def _sum_of_taps(op: str, window: Window, inputs: Any, offsets: Any, mask: Any) 
 
     def along(i: int) -> jax.Array:  # [Ho, K] or [Wo, K]
         axis = g.axes[i]
-        starts = window_starts(jnp.arange(axis.output), window.strides[i], axis.pad_before)
-        centers = (starts + window.center(i)).astype(dtype)
-        return centers[:, None] + jnp.asarray(window.distances(i), dtype)
+        # In NumPy, whose integers have 64 bits.
+        output = np.arange(axis.output, dtype=np.int64)
+        starts = window_starts(output, window.strides[i], axis.pad_before)
+        whole, rest = window.distances(i)
+        nearest = (starts + window.center(i))[:, None] + whole
+        return jnp.asarray(nearest.astype(dtype) + rest.astype(dtype))
 
     y, x = along(0)[:, None, None, :], along(1)[None, :, None, :]
     grid = jnp.stack(jnp.broadcast_arrays(y, x), axis=-1)  # [Ho, Wo, 1, K, 2]

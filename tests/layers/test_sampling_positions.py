@@ -83,6 +83,26 @@ def test_attributes_beyond_32_bits_are_an_error(argument: str) -> None:
         sampling_positions(zeros(2, 3), **arguments)
 
 
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"offsets": None}, TypeError, "offsets must be convertible to a tensor, got None"),
+        ({"offsets": "a"}, ValueError, "offsets must hold real numbers, got string"),
+        ({"offsets": tf.zeros([1, 2, 3, 18], tf.complex64)}, ValueError, "got complex64"),
+        ({"input_size": None}, TypeError, "input_size must be convertible to a tensor, got None"),
+        ({"input_size": tf.constant(["a", "b"])}, ValueError, "must have an integer dtype, got"),
+        ({"input_size": (5, 7, 3)}, ValueError, r"2 integers \(height, width\), got shape \[3\]"),
+        ({"input_size": 5}, ValueError, r"2 integers \(height, width\), got shape \[\]"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(
+    changes: dict[str, object], error: type[Exception], message: str
+) -> None:
+    arguments = {"offsets": zeros(2, 3), "kernel_size": 3, "input_size": (5, 7), **changes}
+    with pytest.raises(error, match=f"sampling_positions: .*{message}"):
+        sampling_positions(**arguments)
+
+
 def test_offsets_are_read_as_group_row_column_y_x():
     # Each offset is its own channel's number: dy is even, dx is odd.
     offsets = tf.reshape(tf.range(24, dtype=tf.float32), [1, 1, 1, 24])

@@ -6,13 +6,16 @@ import tensorflow as tf
 
 from tf_deformable.layers import DeformableConv2D, DeformablePSRoIPool, DeformableRoIPool, RoIPool
 from tf_deformable.models import (
+    Detector,
     boxes,
     detector,
     faster_rcnn_head,
+    feature_pyramid_network,
     region_proposal_network,
     rfcn_head,
 )
 from tf_deformable.models.detection.box_layers import Best, BoxesByLevel, Joined, Regions
+from tf_deformable.models.detection.targets import as_batch
 
 layers = tf.keras.layers
 
@@ -210,23 +213,37 @@ def test_a_level_and_a_pyramid_exclude_each_other():
 # --- Losses --------------------------------------------------------------------------------------
 
 
-def loss_of(corners, **arguments):
+def losses_of(corners):
+    """Of an image of zeros with these objects."""
     model = detector(
         backbone(), 2, anchor_sizes=(16,), aspect_ratios=(1.0,), sampled_anchors=10**6,
-        head_arguments={"bins": 2, "units": (4,)}, proposals=4, **arguments,
+        head_arguments={"bins": 2, "units": (4,)}, proposals=4,
     )  # fmt: skip
     targets = {"boxes": np.float32([corners]), "labels": np.array([[1] * len(corners)])}
     return model.losses_of(np.zeros([1, 32, 32, 1], np.float32), targets)
 
 
+def test_the_losses_of_no_images_are_zeros():
+    """What a replica gets when the last batch has fewer images than there are replicas."""
+    # Without convolutions: those of TensorFlow fail without images.
+    images = tf.keras.Input((32, 32, 1))
+    pooled = tf.keras.Model(images, layers.AveragePooling2D(4)(images))
+    features = tf.keras.Input((8, 8, 1))
+    outputs = [layers.Reshape((64, n))(layers.Dense(n)(features)) for n in (3, 4)]
+    model = Detector(pooled, tf.keras.Model(features, outputs), None, 2, 4, (16,))
+    targets = {"boxes": np.zeros([0, 1, 4], np.float32), "labels": np.zeros([0, 1], int)}
+    losses = model.losses_of(np.zeros([0, 32, 32, 1], np.float32), targets)
+    assert {name: float(value) for name, value in losses.items()} == dict.fromkeys(losses, 0.0)
+
+
 def test_an_object_that_no_anchor_overlaps_well_teaches_the_best_of_them():
     small = [[7, 7, 15, 15]]  # A quarter of the anchor around (10, 10), the best.
     assert boxes.iou([[[2.0, 2, 18, 18]]], [small])[0, 0, 0] == 0.25
-    assert loss_of(small)["rpn_boxes"] > 0
+    assert losses_of(small)["rpn_boxes"] > 0
 
 
 def test_the_loss_of_boxes_is_the_sum_of_the_huber_losses_of_their_sides():
-    terms = loss_of([[2, 2, 18, 18], [1.5, 7, 17.5, 23]])
+    terms = losses_of([[2, 2, 18, 18], [1.5, 7, 17.5, 23]])
     # Anchors that overlap by 0.6 with one of them have deltas; the untrained network has others.
     centers = np.stack(np.meshgrid(*[np.arange(2, 32, 4.0)] * 2, indexing="ij"), axis=-1)
     anchors = np.concatenate([centers - 8, centers + 8], axis=-1).reshape(1, -1, 4)
@@ -243,3 +260,61 @@ def test_the_loss_of_boxes_is_the_sum_of_the_huber_losses_of_their_sides():
     expected = huber[positive].sum() / (positive.sum() + negative.sum())
     np.testing.assert_allclose(terms["rpn_boxes"], expected, rtol=1e-4)
     np.testing.assert_allclose(terms["rpn_classes"], np.log(2), rtol=1e-5)
+
+
+def test_targets_without_area_or_label_are_padding():
+    corners = np.float32([[[0, 0, 4, 4], [3, 3, 3, 9], [2, 8, 5, 8], [5, 5, 1, 9], [1, 1, 2, 2]]])
+    labels = np.array([[0, 1, 1, 1, -1]])
+    batch = as_batch(np.zeros([1, 9, 9, 1]), {"boxes": corners, "labels": labels})
+    np.testing.assert_array_equal(batch.labels, [[0, -1, -1, -1, -1]])
+    np.testing.assert_array_equal(batch.boxes[0], [[0, 0, 4, 4], *[[0] * 4] * 4])
+    # Ragged labels beside boxes that have area where there is no object.
+    given = {
+        "boxes": np.tile(corners[:, :1], [2, 2, 1]),
+        "labels": tf.ragged.constant([[0], [1, 1]]),
+    }
+    batch = as_batch(np.zeros([2, 9, 9, 1]), given)
+    np.testing.assert_array_equal(batch.labels, [[0, -1], [1, 1]])
+    assert not batch.boxes[0, 1].numpy().any()
+
+
+@pytest.mark.parametrize("coarse", [2, 3, 5])
+def test_strides_of_a_pyramid_grow_by_whole_factors(coarse):
+    images = tf.keras.Input((30, 30, 1))
+    maps = [layers.Conv2D(2, 1, strides=stride)(images) for stride in (2, coarse)]
+    with pytest.raises(ValueError, match=f"got strides .*2.*{coarse}"):
+        feature_pyramid_network(tf.keras.Model(images, maps), 4)
+
+
+class Seen(tf.keras.metrics.Metric):
+    """Keeps the detections that it is given."""
+
+    def __init__(self):
+        super().__init__(name="seen")
+        self.detections = []
+
+    def update_state(self, targets, detections, sample_weight=None):
+        self.detections.append({name: np.array(each) for name, each in detections.items()})
+
+    def result(self):
+        return tf.zeros([])
+
+
+@pytest.mark.parametrize("kind", ["rpn", "faster_rcnn", "rfcn"])
+def test_metrics_see_the_detections_that_the_model_returns(kind):
+    heads = {"faster_rcnn": {"bins": 2, "units": (4,)}, "rfcn": {"bins": 2}}
+    model = detector(
+        backbone(), 2, kind, anchor_sizes=(12,), head_arguments=heads.get(kind), proposals=6,
+        score_threshold=0.0,
+    )  # fmt: skip
+    images = random(2, 32, 40, 1)
+    corners = np.float32([[[2, 3, 15, 18], [8, 20, 24, 36]], [[10, 8, 26, 22], [0, 0, 0, 0]]])
+    targets = {"boxes": corners, "labels": np.array([[1, 0], [1, -1]])}
+    seen = Seen()
+    model.compile("sgd", metrics=[seen], run_eagerly=True)
+
+    model.evaluate(images, targets, verbose=0)
+
+    (found,) = seen.detections
+    for name, expected in model(images).items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-3, err_msg=name)

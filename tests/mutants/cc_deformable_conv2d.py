@@ -267,11 +267,10 @@ FILES: tuple[File, ...] = (
             "p.pixel[lane] * g.taps()",
         ),
         ("const int64_t first = «offset_group * g.taps()» + tap.index;", "0"),
-        ("const int64_t tap_y = tap.y * «g.dilation_y», tap_x", "g.dilation_x"),
-        (
-            "grid_x + x, mask, pixels.image, «g.height», g.width, g.width, samples);",
-            "g.height + 1",
-        ),
+        ("const int64_t tap_y = tap.y * «g.dilation_y»,", "g.dilation_x"),
+        ("mask, pixels.image, «g.height», g.width, g.width, samples);", "g.height + 1"),
+        ("«pixel / g.output_width» * g.stride_y - g.pad_top + tap_y", "0"),
+        ("pixel % g.output_width * g.stride_x - «g.pad_left» + tap_x", "g.pad_top"),
         ("position %= «g.output_size()»;", "(g.output_size() + 1)"),
         (
             "last_row_ = «Min(first_row_ + kBandRows, height_)»;\n    position",

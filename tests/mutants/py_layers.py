@@ -14,7 +14,8 @@ FILES: tuple[File, ...] = (
         ("is_valid = math.isfinite(number)« and not isinstance(value, bool)»", ""),
         ("is_valid &= «number >= at_least»", "number > at_least"),
         ("is_valid &= «number > above»", "number >= above"),
-        ("if n is not None and «1 <= n <= LARGEST_INTEGER»]", "0 <= n <= LARGEST_INTEGER"),
+        ("if n is not None and «1» <= n <= LARGEST_INTEGER]", "0"),
+        ("if n is not None and 1 <= n« <= LARGEST_INTEGER»]", ""),
         (
             'return "float64" if self.compute_dtype == "float64" else «"float32"»',
             "self.compute_dtype",
@@ -23,6 +24,7 @@ FILES: tuple[File, ...] = (
     file(
         "tf_deformable/layers/_convolution.py",
         ["py_layer_conv2d", "py_layers"],
+        ("if n is not None and «0 <= n <= LARGEST_INTEGER»\n", "0 <= n"),
         (
             "return [«None if pixels is None else axis.output» for pixels, axis in sized]",
             "axis.output if pixels else None",

@@ -144,7 +144,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "tf_deformable/models/surgery/replace.py",
-        ["py_surgery_parts", "py_surgery", "py_surgery_of_models"],
+        ["py_surgery_parts", "py_surgery_quick", "py_surgery", "py_surgery_of_models"],
         ("if problem is None and «not layer.built»:", "False"),
         ("groups = «layer.groups if type(layer) is tf.keras.layers.Conv2D else 1»", "1"),
         ('"filters": «channels * layer.depth_multiplier»,', "channels"),
@@ -160,7 +160,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "tf_deformable/models/surgery/copy.py",
-        ["py_surgery_parts", "py_surgery", "py_surgery_of_models"],
+        ["py_surgery_parts", "py_surgery_quick", "py_surgery", "py_surgery_of_models"],
         ("other.trainable = «one.trainable»", "True"),
         ("                new.trainable = «old.trainable»\n                continue", "True"),
         ('if «hasattr(new, "finalize_state")»:', "False"),
@@ -173,7 +173,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "tf_deformable/models/costs.py",
-        ["py_surgery_parts", "py_surgery", "py_surgery_of_models"],
+        ["py_surgery_parts", "py_surgery_quick", "py_surgery", "py_surgery_of_models"],
         ("_BILINEAR = «4»", "3"),
         ("bilinear = samples * («_BILINEAR + layer.modulated»)", "_BILINEAR"),
         ("return _product(«made[1:-1]», math", "made[1:2]"),

@@ -61,10 +61,9 @@ FILES: tuple[File, ...] = (
         ("not np.isfinite(nearest)« or (nearest == 0) != (given == 0)»):", ""),
         ('first = «1 if layout == "NHWC" else 2»', "1"),
         ("        if «pads[axis] != [0, 0]»:", "False"),
-        (
-            "number = «operator.index(value)»",
-            "int(value)",
-        ),
+        ("        number = «operator.index(value)»", "int(value)"),
+        ("        if not -(2**63) <= «number < 2**63»:", "number <= 2**63"),
+        ("    if «max(values) > LARGEST_INTEGER»:", "max(values) >= LARGEST_INTEGER"),
     ),
     file(
         "tf_deformable/_geometry/roi_pool.py",
@@ -93,10 +92,14 @@ FILES: tuple[File, ...] = (
             "return «self.dilations[i] * (self.kernel_size[i] - 1) // 2»",
             "self.dilations[i] * (self.kernel_size[i] // 2)",
         ),
+        ("if kernel[0] * kernel[1] «>» _MOST_TAPS:", ">="),
         ("if «kernel[0] % 2 == 0 or kernel[1] % 2 == 0»:", "kernel[0] % 2 == 0"),
         ("        del taps[«len(taps) // 2»]", "0"),
         ("if known(sizes) and («sizes == 0» or sizes % (2 * taps)):", "False"),
         ("(along * self.dilations[i] - self.center(i)) * «self.scale»", "1"),
+        ("«is_far» & (np.abs(distances) < 2.0**53)", "False"),
+        ("return whole.astype(np.int64), «distances - whole»", "distances"),
+        ("if «kernel[0] * kernel[1]» > _MOST_TAPS:", "kernel[0]"),
     ),
     file(
         "tf_deformable/reference/_bilinear.py",
@@ -228,7 +231,7 @@ FILES: tuple[File, ...] = (
         "tf_deformable/ops/dcnv3.py",
         ["py_dcnv3", "py_layer_dcn"],
         ("tf.stack([«g.height, g.width»])", "g.width, g.height"),
-        ("centers = tf.cast(starts «+ window.center(i)», dtype)", ""),
+        ("nearest = (starts «+ window.center(i)»)[:, None] + whole", ""),
         ("return moved «* window.scale» + tf", ""),
         (
             "tf.stack([«y + tf.zeros_like(x), x + tf.zeros_like(y)»]",

@@ -10,7 +10,7 @@ class Suite:
     """Tests that run one after the other.
 
     Attributes:
-        program: a native program and its arguments; or
+        program: a native program and its arguments, for mutants of C++; or
         files: of pytest, from the root of the source tree.
         only: parts of names of tests, one of which a test must have; empty: all tests.
         without: parts of names of tests that are left out.
@@ -97,6 +97,18 @@ PACKAGE = {
         without=("learn", "serves", "replicas", "files", "callbacks", "mixed_precision"),
     ),
     "py_surgery_parts": _files("models/test_surgery_parts"),
+    "py_surgery_quick": _files(
+        "models/test_surgery",
+        only=(
+            "trainable",
+            "costs",
+            "loss",
+            "normalization",
+            "share",
+            "channels_first",
+            "arguments",
+        ),
+    ),
     "py_surgery": _files("models/test_surgery", "models/test_segmentation"),
     "py_surgery_of_models": _files("models/test_custom_layers", "models/test_own_constructors"),
     "py_d_fine": _files("models/test_d_fine"),
@@ -127,7 +139,10 @@ PACKAGE = {
         without=("[native", "-native"),
     ),
     "py_reference_branch": _files(
-        "ops/test_conv2d_branch", "layers/test_offset_branch", without=("[native", "-native")
+        "reference/test_conv2d_branch",
+        "ops/test_conv2d_branch",
+        "layers/test_offset_branch",
+        without=("[native", "-native"),
     ),
     "py_dcnv3": _files("ops/test_dcnv3"),
     "py_positions": _files("layers/test_sampling_positions", "layers/test_bin_boxes"),

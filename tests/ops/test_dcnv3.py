@@ -213,10 +213,40 @@ def test_one_graph_serves_all_sizes(padding: Any) -> None:
         )
 
 
+@pytest.mark.parametrize("dilation", [2**25 + 4, 2**31 - 4])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize(("taps", "tap"), [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)])
+def test_taps_beyond_what_float_counts(taps: int, tap: int, scale: float, dilation: int) -> None:
+    """Center and tap lie far from the map, on its two sides, and only their sum is on it."""
+    rng = np.random.default_rng(3)
+    inputs = rng.normal(size=[1, 4, 5, 4]).astype(np.float32)
+    offsets = rng.normal(size=[1, 4, 5, taps, 2]).astype(np.float32)
+    reach = (taps - 1) * dilation
+    above = int(reach // 2 + (tap * dilation - reach // 2) * scale)  # the tap reads its own pixel
+    far = tf_deformable.dcnv3(
+        inputs,
+        offsets.reshape([1, 4, 5, taps * 2]),
+        np.ones([1, 4, 5, taps], np.float32),
+        kernel_size=(taps, 1),
+        dilations=(dilation, 1),
+        offset_scale=scale,
+        padding=[[0, 0], [above, reach - above], [0, 0], [0, 0]],
+    )
+    near = tf_deformable.dcnv3(
+        inputs,
+        offsets[:, :, :, tap],
+        np.ones([1, 4, 5, 1], np.float32),
+        kernel_size=1,
+        offset_scale=scale,
+    )
+    np.testing.assert_allclose(far, near, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"kernel_size": (2, 3), "remove_center": True}, ValueError, "odd kernel_size, got [2,3]"),
+        ({"kernel_size": (3, 2), "remove_center": True}, ValueError, "odd kernel_size, got [3,2]"),
         ({"kernel_size": 1, "remove_center": True}, ValueError, "kernel_size above 1"),
         ({"remove_center": 1}, TypeError, "remove_center must be True or False, got 1"),
         ({"kernel_size": 0}, ValueError, "kernel_size must be positive, got [0,0]"),
@@ -226,6 +256,7 @@ def test_one_graph_serves_all_sizes(padding: Any) -> None:
         ({"strides": (1, 2**31)}, ValueError, "strides must be at most 2147483647, got"),
         ({"kernel_size": 2**31 - 1}, ValueError, "kernel_size must have at most 1048576 taps, got"),
         ({"kernel_size": (1025, 1024)}, ValueError, "kernel_size must have at most 1048576 taps"),
+        ({"kernel_size": (1024, 1024)}, ValueError, "a positive multiple of K*2=2097152, got 36"),
         ({"offset_scale": np.inf}, ValueError, "offset_scale must be finite, got inf"),
         ({"offset_scale": None}, TypeError, "offset_scale must be a number, got None"),
         ({"inputs": np.zeros([2, 5, 8])}, ValueError, "inputs must have rank 4 [N,H,W,C]"),
@@ -233,6 +264,11 @@ def test_one_graph_serves_all_sizes(padding: Any) -> None:
             {"offsets": np.zeros([2, 5, 6, 20])},
             ValueError,
             "offsets channels must be a positive multiple of K*2=18, got 20",
+        ),
+        (
+            {"offsets": np.zeros([2, 5, 6, 0])},
+            ValueError,
+            "offsets channels must be a positive multiple of K*2=18, got 0",
         ),
         (
             {"offsets": np.zeros([2, 5, 6, 54])},

@@ -22,6 +22,8 @@ from tf_deformable._geometry.sizes import (
     text,
 )
 
+# Float32 counts so many pixels, and as many again.
+_NEAR = 2**23
 # Graphs hold the place of each tap, and programs that build them a list of all.
 _MOST_TAPS = 2**20
 
@@ -44,10 +46,17 @@ class Window:
         """Distance of the center from the first tap along an axis."""
         return self.dilations[i] * (self.kernel_size[i] - 1) // 2
 
-    def distances(self, i: int) -> np.ndarray:
-        """Where the taps lie along an axis as seen from the center, `[K]`."""
+    def distances(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the taps lie along an axis as seen from the center: a sum of two, each `[K]`.
+
+        The first is of whole pixels, int64, to be added to the center before the sum is rounded: a
+        center and a tap may lie far from the map, on its two sides. It is 0 where all are near.
+        """
         along = np.array([tap[i] for tap in self.taps], np.int64)
-        return (along * self.dilations[i] - self.center(i)) * self.scale
+        distances = (along * self.dilations[i] - self.center(i)) * self.scale
+        is_far = np.abs(distances).max() > _NEAR
+        whole = np.where(is_far & (np.abs(distances) < 2.0**53), np.rint(distances), 0)
+        return whole.astype(np.int64), distances - whole
 
 
 @dataclasses.dataclass(frozen=True)

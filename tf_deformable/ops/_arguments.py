@@ -38,6 +38,7 @@ __all__ = [
     "pair",
     "points_of_levels",
     "positive_pair",
+    "real",
     "shape_text",
     "tensors",
 ]
@@ -115,6 +116,19 @@ def coordinates(op: str, argument: str, value: Any, dtype: tf.DType) -> tf.Tenso
             f"{op}: {argument} must have dtype float32, float64 or integers, "
             f"got {tensor.dtype.name}"
         )
+    return tensor
+
+
+def real(op: str, argument: str, value: Any) -> tf.Tensor:
+    """Converts to a tensor of real numbers, of any dtype.
+
+    Raises:
+        TypeError: the value cannot become a tensor.
+        ValueError: no numbers, or complex ones.
+    """
+    tensor = _tensor(op, argument, value, None)
+    if not (tensor.dtype.is_floating or tensor.dtype.is_integer):
+        raise ValueError(f"{op}: {argument} must hold real numbers, got {tensor.dtype.name}")
     return tensor
 
 

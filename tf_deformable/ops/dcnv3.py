@@ -242,8 +242,9 @@ def _positions(
     def along(i: int) -> tf.Tensor:  # [Ho, K] or [Wo, K]
         pixels = tf.range(axes[i].output, dtype=tf.int64)
         starts = window_starts(pixels, window.strides[i], axes[i].pad_before)
-        centers = tf.cast(starts + window.center(i), dtype)
-        return centers[:, None] + tf.constant(window.distances(i), dtype)
+        whole, rest = window.distances(i)
+        nearest = (starts + window.center(i))[:, None] + whole
+        return tf.cast(nearest, dtype) + tf.constant(rest, dtype)
 
     y, x = along(0)[:, None, None, :], along(1)[None, :, None, :]
     grid = tf.stack([y + tf.zeros_like(x), x + tf.zeros_like(y)], axis=-1)

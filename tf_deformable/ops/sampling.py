@@ -52,15 +52,21 @@ def sampling_positions(
         first pixel. float32, or float64 for float64 offsets. Differentiable.
 
     Raises:
-        TypeError: kernel_size, strides, padding or dilations is of the wrong kind.
-        ValueError: one of them breaks its rule, or offsets has another rank, or channels that are
-            not a positive multiple of kh*kw*2.
+        TypeError: an argument is of the wrong kind.
+        ValueError: one breaks its rule, or offsets has another rank, or channels that are not a
+            positive multiple of kh*kw*2.
     """
     kernel_size = _arguments.positive_pair(_OPERATOR, "kernel_size", kernel_size)
     strides = _arguments.positive_pair(_OPERATOR, "strides", strides)
     dilations = _arguments.positive_pair(_OPERATOR, "dilations", dilations)
     padding = _arguments.padding(_OPERATOR, padding, "NHWC")
-    offsets = tf.convert_to_tensor(offsets)
+    offsets = _arguments.real(_OPERATOR, "offsets", offsets)
+    input_size = _arguments.indices(_OPERATOR, "input_size", input_size)
+    if not input_size.shape.is_compatible_with([2]):
+        raise ValueError(
+            f"{_OPERATOR}: input_size must be 2 integers (height, width), got shape "
+            f"{_arguments.shape_text(input_size)}"
+        )
     Checks(_OPERATOR, {"offsets": "[N,Ho,Wo,G*kh*kw*2]"}).rank("offsets", offsets)
     dtype = tf.float64 if offsets.dtype == tf.float64 else tf.float32
     offsets = _split_channels(tf.cast(offsets, dtype), kernel_size)
@@ -174,7 +180,7 @@ def bin_boxes(
     bin_size = size / tf.constant(output_size, boxes.dtype)
     starts = low + tf.cast(tf.stack([rows, columns], axis=-1), boxes.dtype) * bin_size
     if offsets is not None:
-        offsets = _offsets_of_bins(op, tf.convert_to_tensor(offsets), output_size)
+        offsets = _offsets_of_bins(op, _arguments.real(op, "offsets", offsets), output_size)
         if offsets.shape.rank == 5:
             starts, size, bin_size = (t[..., None, :] for t in (starts, size, bin_size))
         starts += gamma * tf.cast(offsets, boxes.dtype) * size
