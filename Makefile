@@ -117,7 +117,7 @@ lock: $(VENV)/created ## renew requirements/: the newest versions that pyproject
 	$(PIP_INSTALL) --upgrade pip && $(PIP_INSTALL) --group lock
 	$(BIN)/python requirements/lock.py
 
-mutants: $(INSTALLED)-test $(LIBRARY) ## put single faults into the code and see that tests fail, an hour or two
+mutants: $(INSTALLED)-test $(LIBRARY) ## put single faults into the code and see that tests fail, hours
 	$(BIN)/python tests/mutants/run.py $(MUTANTS_ARGS)
 
 lint: $(VENV)/dev-tools ## check style and types
