@@ -92,13 +92,36 @@ def _convolution(choose: random.Random, gradient: bool) -> tuple[dict[str, Shape
     else:
         shapes["bias"] = [filters]
         counts["bias"] = choose.choice([0, 1, 1, 2])
-    attributes = {
+    return shapes, counts, _window(choose)
+
+
+def _window(choose: random.Random) -> dict[str, Any]:
+    return {
         "strides": _spoil_list(choose, [1, 1]),
         "dilations": _spoil_list(choose, [1, 1]),
         "padding": choose.choice(["SAME", "SAME", "VALID", "EXPLICIT"]),
         "explicit_paddings": _spoil_list(choose, []),
     }
-    return shapes, counts, attributes
+
+
+def _branch(choose: random.Random, gradient: bool) -> tuple[dict[str, Shape], dict, dict]:
+    batch, height, width, channels, kernel_height, kernel_width = (
+        choose.randint(1, 4) for _ in range(6)
+    )
+    samples = choose.randint(1, 3) * kernel_height * kernel_width
+    masks = choose.choice([0, 1, 1, 2])
+    filters = samples * (3 if masks else 2)
+    shapes = {
+        "inputs": [batch, height, width, channels],
+        "filters": [kernel_height, kernel_width, channels, filters],
+    }
+    attributes = {**_window(choose), "largest_mask": choose.choice([*NUMBERS, 1.0, 2.0])}
+    if not gradient:
+        shapes["bias"] = [filters]
+        return shapes, {}, {**attributes, "num_masks": masks}
+    shapes["mask"] = shapes["grad_mask"] = [batch, height, width, samples]
+    shapes["grad_offsets"] = [batch, height, width, samples * 2]
+    return shapes, {"mask": masks, "grad_mask": masks}, attributes
 
 
 def _roi_pool(choose: random.Random, gradient: bool) -> tuple[dict[str, Shape], dict, dict]:
@@ -150,6 +173,7 @@ def _attention(choose: random.Random, gradient: bool) -> tuple[dict[str, Shape],
 
 OPERATORS = {
     "tf_deformable_conv2d": _convolution,
+    "tf_deformable_conv2d_branch": _branch,
     "tf_deformable_roi_pool": _roi_pool,
     "tf_deformable_multi_scale_deformable_attention": _attention,
 }
@@ -168,6 +192,9 @@ def call_of(seed: int) -> Call:
         "box_indices": tf.int32,
         "spatial_shapes": tf.int32,
     }
+    if OPERATORS[operator] is _branch:
+        wide = tf.float64 if features == tf.float64 else tf.float32
+        dtypes.update({name: wide for name in shapes if name != "inputs"})
     name = f"{operator}_grad" if gradient else operator
     return Call(name, _spoil(choose, shapes), dtypes, counts, attributes)
 

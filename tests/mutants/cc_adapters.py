@@ -29,7 +29,11 @@ FILES: tuple[File, ...] = (
         ("if (status.ok() && !(«largest_mask_ > 0»)) {", "largest_mask_ >= 0"),
         ("gradient.grad_offsets = inputs[2 + «num_masks_»].shape;", "0"),
         ("gradient.grad_mask = inputs[«4»].shape;", "2"),
-        ("Shape({g.batch, g.output_height, g.output_width, «2 * samples»})}};", "samples"),
+        ("Shape({g.batch, g.output_height, g.output_width, «Product(samples, 2)»})}};", "samples"),
+        (
+            "samples = «Product(g.offset_groups, Product(g.kernel_height, g.kernel_width))»;",
+            "g.offset_groups * g.taps()",
+        ),
     ),
     file(
         "cc/adapters/common/roi_pool_call.cc",
@@ -92,37 +96,27 @@ FILES: tuple[File, ...] = (
         ("{g.batch, g.output_height, g.output_width, «Product(samples, 2)»},", "samples"),
         ("const int64_t samples = «Product(g.offset_groups, taps)»;", "taps"),
         (
-            "ToHandle(c, «call.Outputs(inputs, g)[0].shape.dims»)",
-            "std::vector<int64_t>({g.batch, g.output_width, g.output_height, g.filters})",
-        ),
-        (
-            "TF_RETURN_IF_ERROR(c->Merge(c->input(i), ToHandle(c, «inferred[i]»), &shape));",
+            "c->Merge(c->input(i), ToHandle(c, Shape(«inferred[i]»)), &shape));",
             "inferred[i > 2 ? 2 : i]",
         ),
     ),
     file(
         "cc/adapters/tensorflow/conv2d_branch_op.cc",
         ["shapes", "raw_operators", "branch"],
-        ("const int64_t channels = «i == 0 ? Product(samples, 2) : samples»;", "samples"),
         ("{g.kernel_height, g.kernel_width, «g.channels», g.filters}};", "g.filters"),
-        ("c->set_output(2, ToHandle(c, {«g.filters»}));", "g.channels"),
+        ("c->set_output(2, ToHandle(c, Shape({«g.filters»})));", "g.channels"),
     ),
     file(
-        "cc/adapters/tensorflow/roi_pool_op.cc",
-        ["shapes", "raw_operators", "roi_pool"],
-        ("c->set_output(i, c->input(«2 + i»));", "3 + i"),
-        ("c->set_output(i, c->input(«2 + i»));", "1 + i"),
-        ("c->set_output(0, c->input(«0»));", "1"),
-    ),
-    file(
-        "cc/adapters/tensorflow/deformable_attention_op.cc",
-        ["shapes", "raw_operators", "attention"],
-        ("c->set_output(i, ToHandle(c, «outputs[i].shape.dims»));", "outputs[0].shape.dims"),
+        "cc/adapters/tensorflow/call.h",
+        ["shapes", "raw_operators", "attention", "roi_pool"],
+        ("context->set_output(i, ToHandle(context, «outputs[i].shape»));", "outputs[0].shape"),
         ("for (size_t i = 0; «i < outputs.size()»; ++i) {", "i < 1"),
+        ("    «(*inputs)[Call::kHostInput] = View(*constant);»", ""),
     ),
     file(
         "cc/adapters/tensorflow/tensors.h",
         ["shapes", "conv2d", "attention"],
+        ("if («!shape.known_rank») return c->UnknownShape();", "false"),
         (
             "dims[i] = «c->ValueKnown(dim)» ? c->Value(dim) : kUnknown;",
             "c->ValueKnown(dim) && c->Value(dim) > 0",

@@ -55,7 +55,7 @@ FILES: tuple[File, ...] = (
         ("if («box_indices[i] < -1» ||", "box_indices[i] < -2"),
         ("|| «box_indices[i] >= g.batch») {", "box_indices[i] > g.batch"),
         (
-            "return «OutputError(OperatorName(a.group_size),\n                     {g.boxes, g.pooled_height, g.pooled_width, g.depth})»;",
+            "return «OutputError(op, {g.boxes, g.pooled_height, g.pooled_width, g.depth})»;",
             "std::string()",
         ),
     ),

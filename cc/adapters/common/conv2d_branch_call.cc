@@ -1,6 +1,7 @@
 #include "adapters/common/conv2d_branch_call.h"
 
 #include "adapters/common/rules.h"
+#include "kernels/base/validation.h"
 
 namespace tf_deformable::deformable_conv2d {
 
@@ -61,9 +62,9 @@ std::vector<TensorView> BranchCall<is_gradient>::Outputs(const std::vector<Tenso
   if (is_gradient) {
     return {{inputs[0].type, inputs[0].shape}, {wide, inputs[1].shape}, {wide, Shape({g.filters})}};
   }
-  const int64_t samples = g.offset_groups * g.taps();
+  const int64_t samples = Product(g.offset_groups, Product(g.kernel_height, g.kernel_width));
   std::vector<TensorView> outputs = {
-      {wide, Shape({g.batch, g.output_height, g.output_width, 2 * samples})}};
+      {wide, Shape({g.batch, g.output_height, g.output_width, Product(samples, 2)})}};
   if (num_masks_ > 0) {
     outputs.push_back({wide, Shape({g.batch, g.output_height, g.output_width, samples})});
   }

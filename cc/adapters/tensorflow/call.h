@@ -3,7 +3,6 @@
 #ifndef TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_CALL_H_
 #define TF_DEFORMABLE_CC_ADAPTERS_TENSORFLOW_CALL_H_
 
-#include <initializer_list>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -33,21 +32,34 @@ absl::Status ReadCall(tensorflow::OpKernelConstruction* context, Call* call) {
   return ToAbslStatus(call->CheckTypes(types));
 }
 
-// For shape functions. `read`: inputs of which the elements are read, if they are constants.
+// For shape functions.
 template <typename Call>
 absl::Status ParseCall(tensorflow::shape_inference::InferenceContext* context, Call* call,
-                       std::vector<TensorView>* inputs, typename Call::Geometry* geometry,
-                       std::initializer_list<int> read = {}) {
+                       std::vector<TensorView>* inputs, typename Call::Geometry* geometry) {
   TF_RETURN_IF_ERROR(ReadAttributes(context, call));
   for (int i = 0; i < context->num_inputs(); ++i) {
     inputs->push_back({ElementType::kOther, ToShape(context, context->input(i))});
   }
-  for (const int i : read) {
-    if (const tensorflow::Tensor* constant = context->input_tensor(i)) {
-      (*inputs)[i] = View(*constant);
+  if constexpr (Call::kHostInput >= 0) {
+    if (const tensorflow::Tensor* constant = context->input_tensor(Call::kHostInput)) {
+      (*inputs)[Call::kHostInput] = View(*constant);
     }
   }
   return ToAbslStatus(call->Parse(*inputs, geometry));
+}
+
+// The shape function of a call, by its outputs.
+template <typename Call>
+absl::Status SetOutputShapes(tensorflow::shape_inference::InferenceContext* context) {
+  Call call;
+  std::vector<TensorView> inputs;
+  typename Call::Geometry geometry;
+  TF_RETURN_IF_ERROR(ParseCall(context, &call, &inputs, &geometry));
+  const std::vector<TensorView> outputs = call.Outputs(inputs, geometry);
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    context->set_output(i, ToHandle(context, outputs[i].shape));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace tf_deformable

@@ -4,7 +4,6 @@
 #include "adapters/tensorflow/call.h"
 #include "adapters/tensorflow/op_attributes.h"
 #include "adapters/tensorflow/tensors.h"
-#include "kernels/base/validation.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"
 
@@ -13,19 +12,6 @@ namespace {
 
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
-
-absl::Status ForwardShape(InferenceContext* c) {
-  deformable_conv2d::BranchForwardCall call;
-  std::vector<TensorView> inputs;
-  deformable_conv2d::Geometry g;
-  TF_RETURN_IF_ERROR(ParseCall(c, &call, &inputs, &g));
-  const int64_t samples = Product(g.offset_groups, Product(g.kernel_height, g.kernel_width));
-  for (int i = 0; i < c->num_outputs(); ++i) {
-    const int64_t channels = i == 0 ? Product(samples, 2) : samples;
-    c->set_output(i, ToHandle(c, {g.batch, g.output_height, g.output_width, channels}));
-  }
-  return absl::OkStatus();
-}
 
 absl::Status GradientShape(InferenceContext* c) {
   deformable_conv2d::BranchGradientCall call;
@@ -37,10 +23,10 @@ absl::Status GradientShape(InferenceContext* c) {
       {g.kernel_height, g.kernel_width, g.channels, g.filters}};
   for (int i = 0; i < 2; ++i) {
     ShapeHandle shape;
-    TF_RETURN_IF_ERROR(c->Merge(c->input(i), ToHandle(c, inferred[i]), &shape));
+    TF_RETURN_IF_ERROR(c->Merge(c->input(i), ToHandle(c, Shape(inferred[i])), &shape));
     c->set_output(i, shape);
   }
-  c->set_output(2, ToHandle(c, {g.filters}));
+  c->set_output(2, ToHandle(c, Shape({g.filters})));
   return absl::OkStatus();
 }
 
@@ -55,7 +41,7 @@ REGISTER_OP("TFDeformable>Conv2DBranch")
     .Attr("num_masks: int >= 0 = 0")
     .Attr("largest_mask: float = 1.0")
     .TF_DEFORMABLE_WINDOW_ATTRIBUTES()
-    .SetShapeFn(ForwardShape)
+    .SetShapeFn(SetOutputShapes<deformable_conv2d::BranchForwardCall>)
     .Doc(R"doc(
 The convolution that predicts the offsets and the mask of TFDeformable>Conv2D.
 

@@ -10,21 +10,6 @@
 namespace tf_deformable {
 namespace {
 
-using tensorflow::shape_inference::InferenceContext;
-
-template <typename Call>
-absl::Status SetShapes(InferenceContext* c) {
-  Call call;
-  std::vector<TensorView> inputs;
-  deformable_attention::Geometry g;
-  TF_RETURN_IF_ERROR(ParseCall(c, &call, &inputs, &g, {Call::kHostInput}));
-  const std::vector<TensorView> outputs = call.Outputs(inputs, g);
-  for (size_t i = 0; i < outputs.size(); ++i) {
-    c->set_output(i, ToHandle(c, outputs[i].shape.dims));
-  }
-  return absl::OkStatus();
-}
-
 REGISTER_OP("TFDeformable>MultiScaleDeformableAttention")
     .Input("value: T")
     .Input("spatial_shapes: int32")
@@ -33,7 +18,7 @@ REGISTER_OP("TFDeformable>MultiScaleDeformableAttention")
     .Output("output: T")
     .Attr("T: {half, bfloat16, float, double}")
     .TF_DEFORMABLE_ATTENTION_ATTRIBUTES()
-    .SetShapeFn(SetShapes<deformable_attention::ForwardCall>)
+    .SetShapeFn(SetOutputShapes<deformable_attention::ForwardCall>)
     .Doc(R"doc(
 Multi-scale deformable attention (Zhu et al. 2021, equation 3), without its projections.
 
@@ -65,7 +50,7 @@ REGISTER_OP("TFDeformable>MultiScaleDeformableAttentionGrad")
     .Output("grad_attention_weights: Tsampling")
     .Attr("T: {half, bfloat16, float, double}")
     .TF_DEFORMABLE_ATTENTION_ATTRIBUTES()
-    .SetShapeFn(SetShapes<deformable_attention::GradientCall>)
+    .SetShapeFn(SetOutputShapes<deformable_attention::GradientCall>)
     .Doc(R"doc(
 Gradients of TFDeformable>MultiScaleDeformableAttention.
 

@@ -14,15 +14,6 @@ namespace {
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
-absl::Status ForwardShape(InferenceContext* c) {
-  deformable_conv2d::ForwardCall call;
-  std::vector<TensorView> inputs;
-  deformable_conv2d::Geometry g;
-  TF_RETURN_IF_ERROR(ParseCall(c, &call, &inputs, &g));
-  c->set_output(0, ToHandle(c, call.Outputs(inputs, g)[0].shape.dims));
-  return absl::OkStatus();
-}
-
 absl::Status GradientShape(InferenceContext* c) {
   deformable_conv2d::GradientCall call;
   std::vector<TensorView> inputs;
@@ -37,7 +28,7 @@ absl::Status GradientShape(InferenceContext* c) {
       {g.batch, g.output_height, g.output_width, samples}};
   for (int i = 0; i < c->num_outputs(); ++i) {
     ShapeHandle shape;
-    TF_RETURN_IF_ERROR(c->Merge(c->input(i), ToHandle(c, inferred[i]), &shape));
+    TF_RETURN_IF_ERROR(c->Merge(c->input(i), ToHandle(c, Shape(inferred[i])), &shape));
     c->set_output(i, shape);
   }
   return absl::OkStatus();
@@ -55,7 +46,7 @@ REGISTER_OP("TFDeformable>Conv2D")
     .Attr("num_masks: int >= 0 = 0")
     .Attr("num_biases: int >= 0 = 0")
     .TF_DEFORMABLE_WINDOW_ATTRIBUTES()
-    .SetShapeFn(ForwardShape)
+    .SetShapeFn(SetOutputShapes<deformable_conv2d::ForwardCall>)
     .Doc(R"doc(
 Deformable convolution (Dai et al. 2017, equations 2 to 4; with a mask, Zhu et al. 2019, equation 1).
 
@@ -120,7 +111,7 @@ REGISTER_OP("TFDeformable>DeformableConv2D")
     .Attr("num_masks: int >= 0 = 0")
     .Attr("num_biases: int >= 0 = 0")
     .TF_DEFORMABLE_WINDOW_ATTRIBUTES()
-    .SetShapeFn(ForwardShape)
+    .SetShapeFn(SetOutputShapes<deformable_conv2d::ForwardCall>)
     .Doc("TFDeformable>Conv2D of version 0.1.");
 
 REGISTER_OP("TFDeformable>DeformableConv2DGrad")

@@ -10,28 +10,6 @@
 namespace tf_deformable {
 namespace {
 
-using tensorflow::shape_inference::InferenceContext;
-
-absl::Status ForwardShape(InferenceContext* c) {
-  roi_pool::ForwardCall call;
-  std::vector<TensorView> inputs;
-  roi_pool::Geometry g;
-  TF_RETURN_IF_ERROR(ParseCall(c, &call, &inputs, &g));
-  c->set_output(0, ToHandle(c, call.Outputs(inputs, g)[0].shape.dims));
-  return absl::OkStatus();
-}
-
-absl::Status GradientShape(InferenceContext* c) {
-  roi_pool::GradientCall call;
-  std::vector<TensorView> inputs;
-  roi_pool::Geometry g;
-  TF_RETURN_IF_ERROR(ParseCall(c, &call, &inputs, &g));
-  // grad_inputs, then a gradient for each of the inputs from number 3 on but the last.
-  c->set_output(0, c->input(0));
-  for (int i = 1; i < c->num_outputs(); ++i) c->set_output(i, c->input(2 + i));
-  return absl::OkStatus();
-}
-
 REGISTER_OP("TFDeformable>RoiPool")
     .Input("inputs: T")
     .Input("boxes: Tboxes")
@@ -42,7 +20,7 @@ REGISTER_OP("TFDeformable>RoiPool")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tsampling: {half, bfloat16, float, double} = DT_FLOAT")
     .TF_DEFORMABLE_BINS_ATTRIBUTES()
-    .SetShapeFn(ForwardShape)
+    .SetShapeFn(SetOutputShapes<roi_pool::ForwardCall>)
     .Doc(R"doc(
 RoI pooling: plain, deformable, position-sensitive, modulated (Dai et al. 2017, equations 5 and 6).
 
@@ -80,7 +58,7 @@ REGISTER_OP("TFDeformable>RoiPoolGrad")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tsampling: {half, bfloat16, float, double} = DT_FLOAT")
     .TF_DEFORMABLE_BINS_ATTRIBUTES()
-    .SetShapeFn(GradientShape)
+    .SetShapeFn(SetOutputShapes<roi_pool::GradientCall>)
     .Doc(R"doc(
 Gradients of TFDeformable>RoiPool. Boxes are not differentiated.
 
@@ -105,7 +83,7 @@ REGISTER_OP("TFDeformable>DeformableRoIPool")
     .Output("output: T")
     .Attr("T: {half, bfloat16, float, double}")
     .TF_DEFORMABLE_BINS_ATTRIBUTES()
-    .SetShapeFn(ForwardShape)
+    .SetShapeFn(SetOutputShapes<roi_pool::ForwardCall>)
     .Doc("TFDeformable>RoiPool of version 0.1.");
 
 REGISTER_OP("TFDeformable>DeformableRoIPoolGrad")
@@ -120,7 +98,7 @@ REGISTER_OP("TFDeformable>DeformableRoIPoolGrad")
     .Output("grad_mask: num_masks * T")
     .Attr("T: {half, bfloat16, float, double}")
     .TF_DEFORMABLE_BINS_ATTRIBUTES()
-    .SetShapeFn(GradientShape)
+    .SetShapeFn(SetOutputShapes<roi_pool::GradientCall>)
     .Doc("TFDeformable>RoiPoolGrad of version 0.1.");
 
 }  // namespace

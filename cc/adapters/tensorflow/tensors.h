@@ -66,9 +66,10 @@ inline Shape ToShape(tensorflow::shape_inference::InferenceContext* c,
 }
 
 inline tensorflow::shape_inference::ShapeHandle ToHandle(
-    tensorflow::shape_inference::InferenceContext* c, const std::vector<int64_t>& dims) {
+    tensorflow::shape_inference::InferenceContext* c, const Shape& shape) {
+  if (!shape.known_rank) return c->UnknownShape();
   std::vector<tensorflow::shape_inference::DimensionHandle> handles;
-  for (int64_t dim : dims) {
+  for (int64_t dim : shape.dims) {
     handles.push_back(dim == kUnknown ? c->UnknownDim() : c->MakeDim(dim));
   }
   return c->MakeShape(handles);

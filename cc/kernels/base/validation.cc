@@ -40,6 +40,12 @@ std::string RankError(const char* op, const char* name, const char* layout, int 
          ", got shape " + ToString(shape);
 }
 
+std::string ShapeError(const char* op, const char* name, const char* layout,
+                       const std::string& expected, const Shape& shape) {
+  return std::string(op) + ": " + name + " must have shape " + layout + " = " + expected +
+         ", got shape " + ToString(shape);
+}
+
 std::string OutputError(const char* op, const std::vector<int64_t>& dims) {
   int64_t elements = 1;
   for (int64_t dim : dims) elements = Product(elements, std::max<int64_t>(dim, 1));

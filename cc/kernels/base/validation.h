@@ -45,6 +45,10 @@ std::string ListToString(const std::vector<int64_t>& values);
 std::string RankError(const char* op, const char* name, const char* layout, int rank,
                       const Shape& shape);
 
+// "<op>: <name> must have shape <layout> = <expected>, got shape [..]".
+std::string ShapeError(const char* op, const char* name, const char* layout,
+                       const std::string& expected, const Shape& shape);
+
 // "<op>: output must have at most <kMostElements> elements, got shape [..]"; empty if it has, as
 // far as is known. No dimension counts for less than 1, so that the sizes of one box or image are
 // small enough where there are none.

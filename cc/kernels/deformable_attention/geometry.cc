@@ -35,12 +35,6 @@ std::string CheckRanks(const Arguments& a, const Layouts& layouts, int64_t sampl
   return error;
 }
 
-std::string ShapeMessage(const char* name, const char* layout, const std::vector<int64_t>& expected,
-                         const Shape& got) {
-  return Message(std::string(name) + " must have shape " + layout + " = " + ToString(expected) +
-                 ", got shape " + ToString(got));
-}
-
 // Whether a tensor of known rank differs from what is expected of it.
 bool ShapeDiffers(const Shape& shape, const std::vector<int64_t>& expected) {
   for (size_t i = 0; i < expected.size(); ++i) {
@@ -115,26 +109,30 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   }
 
   if (ShapeDiffers(a.value, {g.batch, g.pixels, g.heads, g.depth})) {
-    return ShapeMessage("value", "[N,S,heads,D]", {g.batch, g.pixels, g.heads, g.depth}, a.value);
+    return ShapeError(kOp, "value", "[N,S,heads,D]",
+                      ToString({g.batch, g.pixels, g.heads, g.depth}), a.value);
   }
   if (g.depth == 0) {
     return Message("value must have at least 1 channel in each head, got shape " +
                    ToString(a.value));
   }
   if (ShapeDiffers(a.spatial_shapes, {g.levels, 2})) {
-    return ShapeMessage("spatial_shapes", "[levels,2]", {g.levels, 2}, a.spatial_shapes);
+    return ShapeError(kOp, "spatial_shapes", "[levels,2]", ToString({g.levels, 2}),
+                      a.spatial_shapes);
   }
   std::vector<int64_t> coordinates = g.samples_shape;
   coordinates.push_back(2);
   if (ShapeDiffers(locations, coordinates)) {
-    return ShapeMessage("sampling_locations", layouts.locations, coordinates, locations);
+    return ShapeError(kOp, "sampling_locations", layouts.locations, ToString(coordinates),
+                      locations);
   }
   if (ShapeDiffers(weights, g.samples_shape)) {
-    return ShapeMessage("attention_weights", layouts.weights, g.samples_shape, weights);
+    return ShapeError(kOp, "attention_weights", layouts.weights, ToString(g.samples_shape),
+                      weights);
   }
   const std::vector<int64_t> output = {g.batch, g.queries, Product(g.heads, g.depth)};
   if (a.grad_output && ShapeDiffers(grad_output, output)) {
-    return ShapeMessage("grad_output", "[N,Q,heads*D]", output, grad_output);
+    return ShapeError(kOp, "grad_output", "[N,Q,heads*D]", ToString(output), grad_output);
   }
   error = OutputError(kOp, output);
   if (!error.empty()) return error;

@@ -76,12 +76,11 @@ bool MapDiffers(const Shape& shape, const Geometry& g) {
          Differ(shape.dim(2), g.output_width);
 }
 
-std::string MapMessage(const Arguments& a, const char* name, const char* layout, const Geometry& g,
-                       const std::string& last, const Shape& shape) {
+std::string MapError(const Arguments& a, const char* name, const char* layout, const Geometry& g,
+                     const std::string& last, const Shape& shape) {
   std::string expected = ToString({g.batch, g.output_height, g.output_width});
   expected.back() = ',';
-  return Message(a, std::string(name) + " must have shape " + layout + " = " + expected + last +
-                        "], got shape " + ToString(shape));
+  return ShapeError(a.op, name, layout, expected + last + "]", shape);
 }
 
 // What is wrong with the arguments, or an empty string.
@@ -167,8 +166,8 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   const bool channels_wrong = Known(offset_channels) && Known(taps) &&
                               (offset_channels == 0 || offset_channels % Product(taps, 2) != 0);
   if (channels_wrong || MapDiffers(a.offsets, g)) {
-    return MapMessage(a, "offsets", "[N,Ho,Wo,G*kh*kw*2]", g,
-                      "G*" + DimensionToString(Product(taps, 2)), a.offsets);
+    return MapError(a, "offsets", "[N,Ho,Wo,G*kh*kw*2]", g,
+                    "G*" + DimensionToString(Product(taps, 2)), a.offsets);
   }
   if (Known(offset_channels) && Known(taps)) {
     g.offset_groups = offset_channels / Product(taps, 2);
@@ -182,15 +181,13 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   }
   const int64_t mask_channels = Product(g.offset_groups, taps);
   if (a.mask && (Differ(mask.dim(3), mask_channels) || MapDiffers(mask, g))) {
-    return MapMessage(a, "mask", "[N,Ho,Wo,G*kh*kw]", g, DimensionToString(mask_channels), mask);
+    return MapError(a, "mask", "[N,Ho,Wo,G*kh*kw]", g, DimensionToString(mask_channels), mask);
   }
   if (a.bias && Differ(bias.dim(0), g.filters)) {
-    return Message(
-        a, "bias must have shape [F] = " + ToString({g.filters}) + ", got shape " + ToString(bias));
+    return ShapeError(a.op, "bias", "[F]", ToString({g.filters}), bias);
   }
   if (a.grad_output && (Differ(grad_output.dim(3), g.filters) || MapDiffers(grad_output, g))) {
-    return MapMessage(a, "grad_output", "[N,Ho,Wo,F]", g, DimensionToString(g.filters),
-                      grad_output);
+    return MapError(a, "grad_output", "[N,Ho,Wo,F]", g, DimensionToString(g.filters), grad_output);
   }
   return OutputError(a.op, {g.batch, g.output_height, g.output_width, g.filters});
 }
@@ -223,7 +220,7 @@ std::string FillBranch(const Arguments& a, bool has_mask, const BranchGradientAr
     const std::string error = RankError(a.op, name, layout, 4, shape);
     if (!error.empty()) return error;
     if (!Differ(shape.dim(3), channels) && !MapDiffers(shape, g)) return std::string();
-    return MapMessage(a, name, layout, g, DimensionToString(channels), shape);
+    return MapError(a, name, layout, g, DimensionToString(channels), shape);
   };
   std::string error =
       check("grad_offsets", Product(samples, 2), "[N,Ho,Wo,G*kh*kw*2]", gradient->grad_offsets);

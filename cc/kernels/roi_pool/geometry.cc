@@ -67,15 +67,10 @@ std::string CheckRanks(const Arguments& a) {
   return error;
 }
 
-std::string ShapeMessage(const Arguments& a, const char* name, const char* layout,
-                         const std::string& expected, const Shape& got) {
-  return Message(a, std::string(name) + " must have shape " + layout + " = " + expected +
-                        ", got shape " + ToString(got));
-}
-
 // What is wrong with the arguments, or an empty string.
 std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   Geometry& g = *geometry;
+  const char* const op = OperatorName(a.group_size);
   std::string error = CheckAttributes(a);
   if (error.empty()) error = CheckRanks(a);
   if (!error.empty()) return error;
@@ -112,16 +107,16 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
   g.boxes = FirstKnown(
       {a.boxes.dim(0), a.box_indices.dim(0), offsets.dim(0), mask.dim(0), grad_output.dim(0)});
   if (Differ(a.boxes.dim(0), g.boxes) || Differ(a.boxes.dim(1), 4)) {
-    return ShapeMessage(a, "boxes", "[R,4]", ToString({g.boxes, 4}), a.boxes);
+    return ShapeError(op, "boxes", "[R,4]", ToString({g.boxes, 4}), a.boxes);
   }
   if (Differ(a.box_indices.dim(0), g.boxes)) {
-    return ShapeMessage(a, "box_indices", "[R]", ToString({g.boxes}), a.box_indices);
+    return ShapeError(op, "box_indices", "[R]", ToString({g.boxes}), a.box_indices);
   }
   if (a.offsets) {
     if (Differ(offsets.dim(0), g.boxes) || offsets.dim(1) == 0 || offsets.dim(2) == 0 ||
         offsets.dim(3) == 0 || Differ(offsets.dim(4), 2)) {
-      return ShapeMessage(a, "offsets", "[R,part_h,part_w,classes,2]",
-                          "[" + DimensionToString(g.boxes) + ",>=1,>=1,>=1,2]", offsets);
+      return ShapeError(op, "offsets", "[R,part_h,part_w,classes,2]",
+                        "[" + DimensionToString(g.boxes) + ",>=1,>=1,>=1,2]", offsets);
     }
     g.part_height = offsets.dim(1);
     g.part_width = offsets.dim(2);
@@ -137,15 +132,14 @@ std::string FillGeometry(const Arguments& a, Geometry* geometry) {
            Differ(shape.dim(2), g.pooled_width);
   };
   if (a.mask && pooled_differs(mask)) {
-    return ShapeMessage(a, "mask", "[R,ph,pw]",
-                        ToString({g.boxes, g.pooled_height, g.pooled_width}), mask);
+    return ShapeError(op, "mask", "[R,ph,pw]", ToString({g.boxes, g.pooled_height, g.pooled_width}),
+                      mask);
   }
   if (a.grad_output && (pooled_differs(grad_output) || Differ(grad_output.dim(3), g.depth))) {
-    return ShapeMessage(a, "grad_output", "[R,ph,pw,D]",
-                        ToString({g.boxes, g.pooled_height, g.pooled_width, g.depth}), grad_output);
+    return ShapeError(op, "grad_output", "[R,ph,pw,D]",
+                      ToString({g.boxes, g.pooled_height, g.pooled_width, g.depth}), grad_output);
   }
-  return OutputError(OperatorName(a.group_size),
-                     {g.boxes, g.pooled_height, g.pooled_width, g.depth});
+  return OutputError(op, {g.boxes, g.pooled_height, g.pooled_width, g.depth});
 }
 
 }  // namespace
