@@ -194,6 +194,7 @@ FILES: tuple[File, ...] = (
         (
             "queries=«locations_dims[1] if known(locations_dims[1]) else weights_dims[1]»,",
             "locations_dims[1]",
+            "the same number; LiteRT alone takes the one and not the other",
         ),
         ("axes_of_points: list[Dim] = [«sum(num_points)»]", "len(num_points)"),
     ),
