@@ -231,6 +231,11 @@ SHAPES: dict[str, tuple[Operator, dict[str, Any], list[Shape]]] = {
         _unknown(BRANCH, "inputs"),
         [[None, None, None, 24], [None, None, None, 12]],
     ),
+    "branch, a width of the kernel unknown": (
+        BRANCH,
+        {"filters": [3, None, 6, 36]},
+        [[2, 4, None, None], [2, 4, None, None]],
+    ),
     "branch's gradient": (BRANCH_GRADIENT, {}, [[2, 9, 12, 6], [3, 2, 6, 36], [36]]),
     "branch's gradient, filters unknown": (
         BRANCH_GRADIENT,
@@ -286,6 +291,11 @@ SHAPES: dict[str, tuple[Operator, dict[str, Any], list[Shape]]] = {
         ROI_POOL_GRADIENT,
         _unknown(ROI_POOL_GRADIENT, "inputs"),
         [[None] * 4, [5, 1, 3, 2, 2], [5, 4, 3]],
+    ),
+    "pooling's gradient, inputs of any rank": (
+        ROI_POOL_GRADIENT,
+        {"inputs": None},
+        [None, [5, 1, 3, 2, 2], [5, 4, 3]],
     ),
     "attention": (ATTENTION, {}, [[2, 7, 12]]),
     "attention, value unknown": (ATTENTION, _unknown(ATTENTION, "value"), [[2, 7, None]]),
