@@ -115,7 +115,7 @@ FILES: tuple[File, ...] = (
     ),
     file(
         "cc/adapters/tensorflow/tensors.h",
-        ["shapes", "conv2d", "attention"],
+        ["shapes", "raw_operators", "conv2d", "attention"],
         ("if («!shape.known_rank») return c->UnknownShape();", "false"),
         (
             "dims[i] = «c->ValueKnown(dim)» ? c->Value(dim) : kUnknown;",
